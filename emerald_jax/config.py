@@ -1,0 +1,400 @@
+"""Every setting of emerald_jax as typed, frozen dataclasses, and the rules they must obey.
+
+Where a default comes from is marked in each help text:
+(P) the EMERALD paper, arXiv 2507.04075; (R) the authors' released defaults as public reproductions
+record them; (D) DreamerV3, arXiv 2301.04104; (O) our own choice where the sources are silent.
+
+The named configurations live in ``presets.py``. This module imports nothing heavy, so that a misspelt setting is refused before JAX wakes up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting, or a combination of settings, that cannot work; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvsConfig:
+    """How environments are stepped. Which one is the top-level setting ``env``."""
+
+    count: int = 16
+    """Environments stepped side by side. Crafter 16, Atari 100k 1. (P)"""
+    image_size: int = 64
+    """Height and width of the square RGB image the agent sees, in pixels. (P)"""
+    time_limit: int = 0
+    """Agent steps after which an episode is cut (not a death); 0 keeps the environment's own."""
+    workers: Literal["auto", "process", "inline"] = "auto"
+    """Host environments: one process each (`process`), or all in this one (`inline`)."""
+    frame_skip: int = 0
+    """Frames each action lasts in `atari:` and `gym:` environments and your own; 0 keeps the
+    environment's own: 4 for Atari, 1 elsewhere. (P)"""
+    image_key: str = ""
+    """Entry of a dict observation that is the image, in `gym:` environments and your own; empty
+    takes the only one there is, `render` what the environment draws."""
+    worker_timeout: float = 120.0
+    """Seconds a worker process may take to start, reset or step before it is replaced. (O)"""
+    max_worker_failures: int = 10
+    """Environments that raised, hung or were killed and are replaced before the run ends. (O)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the networks. The grid, groups and classes shape the latent state z [h, w, G, K]."""
+
+    grid: int = 4
+    """Latent positions per side, h = w. (P)"""
+    groups: int = 32
+    """Categorical variables per position, G. (P)"""
+    classes: int = 32
+    """Classes of each categorical, K. (P)"""
+    channels: int = 32
+    """Channels of the encoder's first stage; doubled at every stage. (R)"""
+    width: int = 512
+    """Width D of the temporal transformer, of h_t and of the head MLPs. (P)"""
+    latent_width: int = 128
+    """Channels a position's one-hot latent is embedded to before it is flattened. (R)"""
+    blocks: int = 4
+    """Blocks of the temporal transformer. (R)"""
+    heads: int = 8
+    """Attention heads, in the temporal transformer and in the MaskGIT predictor. (R)"""
+    ff_ratio: int = 2
+    """Hidden width of the feed-forward layers as a multiple of the transformer's width. (R)"""
+    context: int = 64
+    """Left attention context C of the temporal transformer, in steps. (R)"""
+    predictor_width: int = 256
+    """Width of the spatial MaskGIT predictor. (R)"""
+    predictor_blocks: int = 2
+    """Bidirectional transformer blocks of the MaskGIT predictor. (R)"""
+    token_width: int = 32
+    """Width of one embedded token (a class or MASK) in the MaskGIT predictor. (R)"""
+    head_layers: int = 2
+    """Hidden layers of the reward, continue, actor and critic MLPs. (D)"""
+    bins: int = 255
+    """Bins of the two-hot reward and value distributions, over symlog [-20, 20]. (D)"""
+    unimix: float = 0.01
+    """Share of the uniform distribution mixed into every categorical. (D)"""
+    dropout: float = 0.1
+    """Dropout rate of both transformers, in the world-model loss only. (R)"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; parameters, logits, KLs and returns stay float32. `auto`: bfloat16 on a GPU
+    or TPU, float32 on a CPU. (O)"""
+    remat: bool = False
+    """Recompute the world model's activations in the backward pass: less memory, more time. (O)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the world-model losses and the floors below which a KL earns no gradient."""
+
+    image: float = 1.0
+    """Weight of the squared image error, summed over pixels and channels. (P)"""
+    reward: float = 1.0
+    """Weight of the two-hot reward cross-entropy. (P)"""
+    cont: float = 1.0
+    """Weight of the continue cross-entropy. (P)"""
+    dyn: float = 0.5
+    """Weight of KL(sg(posterior) || dynamics). (P)"""
+    rep: float = 0.1
+    """Weight of KL(posterior || sg(dynamics)). (P)"""
+    mask: float = 0.5
+    """Weight of the MaskGIT predictor's KL. (P)"""
+    free_nats: float = 1.0
+    """Floor of the dynamics and representation KL, nats per latent position. (P)"""
+    mask_free_nats: float = 1.0
+    """Floor of the MaskGIT KL, nats per latent position. (P)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviorConfig:
+    """Imagination, and the actor and critic that learn inside it."""
+
+    horizon: int = 15
+    """Imagined steps H per rollout. (P)"""
+    start_stride: int = 4
+    """Every how many posterior states a rollout starts. (R)"""
+    decode_steps: int = 3
+    """MaskGIT decoding steps S; 0 samples the linear dynamics head instead. (P)"""
+    gamma: float = 0.997
+    """Discount per agent step. (D)"""
+    lam: float = 0.95
+    """Lambda of the lambda-return. (D)"""
+    entropy: float = 3e-4
+    """Weight of the policy entropy bonus. (D)"""
+    return_decay: float = 0.99
+    """Decay per update of the return range's moving average. (D)"""
+    slow_rate: float = 0.02
+    """Share of the critic that moves into the slow critic per update. (D)"""
+    slow_weight: float = 1.0
+    """Weight of the critic's cross-entropy to the slow critic's mean. (D)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Three Adam optimisers, no weight decay."""
+
+    model_lr: float = 1e-4
+    """Learning rate of the world model. (D)"""
+    actor_lr: float = 3e-5
+    """Learning rate of the actor. (D)"""
+    critic_lr: float = 3e-5
+    """Learning rate of the critic. (D)"""
+    model_eps: float = 1e-8
+    """Adam epsilon of the world model. (D)"""
+    agent_eps: float = 1e-5
+    """Adam epsilon of the actor and the critic. (D)"""
+    model_clip: float = 1000.0
+    """Largest global gradient norm of the world model. (D)"""
+    agent_clip: float = 100.0
+    """Largest global gradient norm of the actor and of the critic. (D)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What is remembered and how batches are drawn from it."""
+
+    capacity: int = 1_000_000
+    """Records kept, over all environments; the oldest go first. One record is one frame. (P)"""
+    sampler: Literal["streams", "windows"] = "streams"
+    """`streams`: successive chunks of whole episodes with the transformer's memory carried along
+    (P); `windows`: independent windows with an empty memory, kept for comparison (O)."""
+    batch: int = 16
+    """Sequences per batch, B. (P)"""
+    length: int = 64
+    """Steps per sequence, L. (P)"""
+    prefill: int = 1024
+    """Environment steps of random play before the first update. (O)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes, and how often."""
+
+    every: int = 50
+    """Updates between two rows of metrics.jsonl and TensorBoard scalars. (O)"""
+    pictures: int = 2000
+    """Updates between two pictures; one more is drawn at the end; 0 draws none. (O)"""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints; one more is written at the end. (O)"""
+    keep: int = 3
+    """Checkpoints kept. (O)"""
+    max_bad_updates: int = 5
+    """Non-finite updates in a row after which the run stops. (O)"""
+    quiet: bool = False
+    """No progress bar and no narration: only the result line. (O)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. `emerald-jax presets` lists the named ones."""
+
+    preset: str = "crafter"
+    """Name of the preset this configuration started from."""
+    env: str = "crafter"
+    """Environment: `crafter`, `gymnax:Catch-bsuite`, … (`emerald-jax envs` lists them)."""
+    steps: int = 10_000_000
+    """Environment steps of the whole run, prefill included, over all environments. (P)"""
+    max_minutes: float = 0.0
+    """Wall-clock minutes after which the run ends cleanly; 0 sets no limit."""
+    train_ratio: float = 64.0
+    """Replayed steps per environment step; 64 at 16 x 64 batches and 16 environments is one update
+    per vector step. Atari 100k: 1024. (P)"""
+    seed: int = 0
+    """Seed of parameters, sampling, replay and environments."""
+    logdir: str = ""
+    """Run directory; empty makes runs/PRESET-SEED. The same directory continues its run."""
+    devices: int = 0
+    """Local devices to train on with pmap; 0 takes all that JAX finds."""
+    envs: EnvsConfig = field(default_factory=EnvsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per latent state, N = h * w * G."""
+        return self.model.grid**2 * self.model.groups
+
+    @property
+    def stages(self) -> int:
+        """Down-sampling stages of the encoder: each halves the image until it meets the grid."""
+        return int(math.log2(self.envs.image_size // self.model.grid))
+
+    @property
+    def updates_per_vector_step(self) -> float:
+        """Gradient updates owed for one step of all environments."""
+        return self.train_ratio * self.envs.count / (self.replay.batch * self.replay.length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of :meth:`to_dict`.
+
+        Args:
+            values: nested dict; missing keys take their defaults.
+
+        Raises:
+            ConfigError: on a key that is no setting, naming the nearest one.
+        """
+        return _build(cls, values, "")
+
+    def validate(self, num_devices: int = 1) -> None:
+        """Refuse impossible combinations with one line that says what to do.
+
+        Args:
+            num_devices: local devices the batch is split over.
+
+        Raises:
+            ConfigError: on the first impossible combination found.
+        """
+        for rule in _RULES:
+            message = rule(self)
+            if message:
+                raise ConfigError(message)
+        if self.replay.batch % num_devices:
+            raise ConfigError(
+                f"replay.batch {self.replay.batch} does not divide over {num_devices} devices: "
+                f"choose a multiple of {num_devices}, or set --devices"
+            )
+
+
+def _build(cls: type, values: dict[str, Any], path: str) -> Any:
+    """Dataclass ``cls`` from a nested dict; ``path`` names where we are, for messages."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; nearest: {path}{near[0]}" if near else ""
+            raise ConfigError(f"unknown setting {path}{key}{hint}")
+        nested = _GROUPS.get(key) if cls is Config else None
+        kwargs[key] = _build(nested, value, f"{path}{key}.") if nested else value
+    return cls(**kwargs)
+
+
+_GROUPS: dict[str, type] = {
+    "envs": EnvsConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "behavior": BehaviorConfig,
+    "optim": OptimConfig,
+    "replay": ReplayConfig,
+    "log": LogConfig,
+}
+
+
+def _positive(config: Config) -> str | None:
+    """Counts that must be at least one, probabilities that must lie in [0, 1)."""
+    at_least_one = {
+        "envs.count": config.envs.count,
+        "model.grid": config.model.grid,
+        "model.groups": config.model.groups,
+        "model.channels": config.model.channels,
+        "model.blocks": config.model.blocks,
+        "model.heads": config.model.heads,
+        "model.context": config.model.context,
+        "behavior.horizon": config.behavior.horizon,
+        "behavior.start_stride": config.behavior.start_stride,
+        "replay.batch": config.replay.batch,
+        "log.every": config.log.every,
+        "log.keep": config.log.keep,
+        "steps": config.steps,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            return f"{name} is {value}: it must be at least 1"
+    if config.model.classes < 2 or config.replay.length < 2:
+        return "model.classes and replay.length must be at least 2"
+    if not 0 <= config.model.dropout < 1 or not 0 <= config.model.unimix < 1:
+        return "model.dropout and model.unimix must lie in [0, 1)"
+    if config.train_ratio <= 0:
+        return f"train_ratio is {config.train_ratio}: it must be positive"
+    return None
+
+
+def _envs(config: Config) -> str | None:
+    envs = config.envs
+    for name in ("time_limit", "frame_skip", "max_worker_failures"):
+        if getattr(envs, name) < 0:
+            return f"envs.{name} is {getattr(envs, name)}: it must not be negative"
+    if not envs.worker_timeout > 0:
+        return f"envs.worker_timeout is {envs.worker_timeout}: it must be positive"
+    return None
+
+
+def _grid_reachable(config: Config) -> str | None:
+    size, grid = config.envs.image_size, config.model.grid
+    ratio = size // grid
+    if size % grid or ratio < 2 or ratio & (ratio - 1):
+        return (
+            f"envs.image_size {size} cannot reach model.grid {grid} by halving: "
+            f"choose an image size of grid times a power of two, such as {grid * 16}"
+        )
+    return None
+
+
+def _widths_divide(config: Config) -> str | None:
+    m = config.model
+    for name, width in (("width", m.width), ("predictor_width", m.predictor_width)):
+        if width % m.heads:
+            return f"model.{name} {width} does not divide by model.heads {m.heads}"
+    if m.width % 2:
+        return f"model.width {m.width} must be even: its positions are sines and cosines"
+    return None
+
+
+def _decode_steps(config: Config) -> str | None:
+    if not 0 <= config.behavior.decode_steps <= config.tokens:
+        return (
+            f"behavior.decode_steps {config.behavior.decode_steps} must lie between 0 and the "
+            f"{config.tokens} tokens of a latent state"
+        )
+    return None
+
+
+def _starts_exist(config: Config) -> str | None:
+    if config.behavior.start_stride > config.replay.length:
+        return (
+            f"behavior.start_stride {config.behavior.start_stride} leaves no start in sequences of "
+            f"replay.length {config.replay.length}: choose a smaller stride"
+        )
+    return None
+
+
+def _replay_holds_a_batch(config: Config) -> str | None:
+    rows = config.replay.capacity // config.envs.count
+    if rows <= config.replay.length:
+        return (
+            f"replay.capacity {config.replay.capacity} keeps {rows} steps of each of "
+            f"{config.envs.count} environments, fewer than replay.length {config.replay.length}: "
+            f"choose at least {(config.replay.length + 1) * config.envs.count}"
+        )
+    if config.replay.prefill < config.replay.length * config.envs.count:
+        return (
+            f"replay.prefill {config.replay.prefill} is less than one sequence per environment: "
+            f"choose at least {config.replay.length * config.envs.count}"
+        )
+    return None
+
+
+_RULES = (
+    _positive,
+    _envs,
+    _grid_reachable,
+    _widths_divide,
+    _decode_steps,
+    _starts_exist,
+    _replay_holds_a_batch,
+)

@@ -1,0 +1,224 @@
+"""Does an environment keep the rules of ``base.py``? Plays it at random and says what it breaks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emerald_jax.config import EnvsConfig
+from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv, VectorStep
+from emerald_jax.envs.registry import make_vector_env, make_vector_env_of
+
+if TYPE_CHECKING:
+    import gymnasium
+
+#: Two environments, episodes short enough to see many of them end.
+DEFAULT = EnvsConfig(count=2, time_limit=25)
+_DARK = 32
+
+
+def check_env(
+    env: str | Callable[[], gymnasium.Env] | VectorEnv,
+    envs: EnvsConfig = DEFAULT,
+    *,
+    steps: int = 100,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """Play an environment at random and compare everything it says with the rules.
+
+    Checked are the spec, the shape and type of every record, that numbers are finite, where
+    episodes begin and end and what their records say, resets in the middle of an episode, and that
+    a seed decides everything. A host environment is played both where ``envs.workers`` says and
+    in this process, which must agree.
+
+    Args:
+        env: a name, a factory of a Gymnasium environment, or a vector environment. The last is
+            not made anew, so whether its seed decides everything is not checked.
+        envs: how the environment is made; the time limit is short so that episodes end.
+        steps: vector steps to play.
+        seed: of the environment and of the play.
+
+    Returns:
+        One line per finding; empty when all is well.
+    """
+    if isinstance(env, VectorEnv):
+        return tuple(_unique(_play(env, steps, seed)[1]))
+    findings, runs = [], []
+    for settings in (envs, dataclasses.replace(envs, workers="inline")):
+        try:
+            with contextlib.closing(_make(env, settings, seed)) as made:
+                records, found = _play(made, steps, seed)
+                findings += found
+                runs.append(records)
+                findings += _check_state(made, seed)
+        except EnvError as error:
+            findings.append(f"it fails: {error}")
+            break
+    if len(runs) == 2 and not findings:
+        findings += _compare(*runs, what=f"two runs with seed {seed}")
+    return tuple(_unique(findings))
+
+
+def _make(env: Any, envs: EnvsConfig, seed: int) -> VectorEnv:
+    if isinstance(env, str):
+        return make_vector_env(env, envs, seed=seed)
+    if not callable(env):
+        raise EnvError(
+            f"{type(env).__name__} is neither a name, a factory nor a vector environment"
+        )
+    return make_vector_env_of(getattr(env, "__name__", "factory"), env, envs, seed=seed)
+
+
+def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list[str]]:
+    """The records of random play with a reset halfway, and what is wrong with them."""
+    findings = list(_check_spec(env.spec, env.num_envs))
+    if findings:
+        return [], findings
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(env.spec.num_actions, size=(steps, env.num_envs))
+    half = steps // 2
+    parts = [
+        [env.reset(), *(env.step(a) for a in part)] for part in (actions[:half], actions[half:])
+    ]
+    for part, played in zip(parts, (actions[:half], actions[half:]), strict=True):
+        findings += _check_part(env.spec, part, played)
+    records = list(itertools.chain(*parts))
+    if not findings:
+        findings += _check_images(records)
+    return records, findings
+
+
+def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
+    """What is wrong with a spec."""
+    shape = spec.image_shape
+    if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
+        yield f"spec.image_shape is {shape}, not (height, width, 3)"
+    if spec.num_actions < 2:
+        yield f"spec.num_actions is {spec.num_actions}: there is nothing to choose"
+    if len(spec.action_names) not in (0, spec.num_actions):
+        yield f"spec.action_names has {len(spec.action_names)} names, not {spec.num_actions}"
+    if spec.time_limit < 0:
+        yield f"spec.time_limit is {spec.time_limit}"
+    if count < 1:
+        yield f"num_envs is {count}"
+
+
+def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -> list[str]:
+    """What is wrong with the records that follow one reset."""
+    findings = []
+    for record in records:
+        findings += _check_arrays(spec, record, actions.shape[1])
+    if findings:
+        return findings
+    begin = records[0]
+    if not begin.is_first.all() or begin.is_last.any():
+        findings.append("reset: not every record is a first frame and only that")
+    for before, record, action in zip(records, records[1:], actions, strict=False):
+        findings += _check_step(before, record, action)
+    findings += _check_episodes(spec, records)
+    return findings
+
+
+def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str]:
+    """Shapes, types and finiteness of one record."""
+    wanted = {
+        "image": (np.uint8, (count, *spec.image_shape)),
+        "action": (np.int32, (count,)),
+        "reward": (np.float32, (count,)),
+        "is_first": (np.bool_, (count,)),
+        "is_last": (np.bool_, (count,)),
+        "is_terminal": (np.bool_, (count,)),
+    }
+    for name, (dtype, shape) in wanted.items():
+        value = getattr(record, name)
+        if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
+            found = f"{getattr(value, 'dtype', type(value))} {getattr(value, 'shape', '')}"
+            yield f"{name} is {found}, not {np.dtype(dtype)} {shape}"
+    if not np.isfinite(record.reward).all():
+        yield "a reward is not finite"
+
+
+def _check_step(before: VectorStep, record: VectorStep, action: np.ndarray) -> Iterator[str]:
+    """What is wrong with one record, given the one before and the action in between."""
+    first = record.is_first
+    if (first != before.is_last).any():
+        yield "is_first does not follow is_last, and only it"
+    if (record.action != np.where(first, -1, action)).any():
+        yield "action is not the one that was given, or not -1 on a first frame"
+    if record.reward[first].any():
+        yield "a first frame has a reward"
+    if (first & record.is_last).any():
+        yield "a first frame is a last frame too"
+    if (record.is_terminal & ~record.is_last).any():
+        yield "is_terminal without is_last"
+
+
+def _check_episodes(spec: EnvSpec, records: list[VectorStep]) -> Iterator[str]:
+    """Compare the episodes' records with a count of our own."""
+    count = len(records[0].is_first)
+    score, length = np.zeros(count), np.zeros(count, int)
+    for record in records:
+        score = np.where(record.is_first, 0, score + record.reward)
+        length = np.where(record.is_first, 0, length + 1)
+        ended = {episode.env: episode for episode in record.episodes}
+        if sorted(ended) != np.flatnonzero(record.is_last).tolist():
+            yield "episodes do not match is_last"
+            continue
+        if spec.time_limit and (length > spec.time_limit).any():
+            yield f"an episode outlasts spec.time_limit {spec.time_limit}"
+        for env, episode in ended.items():
+            if episode.length != length[env]:
+                yield f"an episode of {length[env]} steps says length {episode.length}"
+            if not np.isclose(episode.score, score[env], rtol=1e-4, atol=1e-4):
+                yield f"an episode's rewards add up to {score[env]}, it says {episode.score}"
+            if episode.terminal != record.is_terminal[env]:
+                yield "an episode's `terminal` is not its last frame's is_terminal"
+            try:
+                json.dumps(episode.extra, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                yield f"an episode's `extra` is not plain JSON: {error}"
+
+
+def _check_images(records: list[VectorStep]) -> Iterator[str]:
+    """What an agent could not learn from."""
+    images = np.stack([record.image for record in records])
+    if (images == images[0]).all():
+        yield "the image never changes"
+    elif images.max() < _DARK:
+        yield (
+            f"no pixel is above {images.max()} of 255: these look like symbols, not colours "
+            "(envs.image_key `render` takes what the environment draws)"
+        )
+
+
+def _check_state(env: VectorEnv, seed: int) -> list[str]:
+    """Whether a saved state leads to the same future; nothing when it cannot be saved."""
+    state = env.get_state()
+    if state is None:
+        return []
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(env.spec.num_actions, size=(10, env.num_envs))
+    runs = []
+    for _ in range(2):
+        runs.append([env.set_state({k: v.copy() for k, v in state.items()})])
+        runs[-1] += [env.step(a) for a in actions]
+    return list(_compare(*runs, what="two runs from one saved state"))
+
+
+def _compare(one: list[VectorStep], other: list[VectorStep], what: str) -> Iterator[str]:
+    """The first step at which two runs differ, and in what."""
+    for t, (a, b) in enumerate(zip(one, other, strict=True)):
+        for name in VectorStep._fields:
+            if not np.array_equal(getattr(a, name), getattr(b, name)):
+                yield f"{what} differ in {name} at record {t}"
+                return
+
+
+def _unique(findings: list[str]) -> list[str]:
+    return list(dict.fromkeys(findings))

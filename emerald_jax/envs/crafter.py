@@ -1,0 +1,125 @@
+"""Crafter, https://github.com/danijar/crafter, behind the Gymnasium interface."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import crafter
+import gymnasium
+import numpy as np
+
+from emerald_jax.config import EnvsConfig
+from emerald_jax.envs.base import EnvError, EnvSpec
+
+TIME_LIMIT = 10_000
+SMALLEST_IMAGE = 18
+
+
+class _ReproducibleWorld(crafter.Env):
+    """Crafter whose random choices depend on its seed alone."""
+
+    def _balance_chunk(self, chunk: tuple[int, ...], objs: set[Any]) -> None:
+        # The original draws the creature to remove from a Python set, whose order follows memory
+        # addresses: two processes with one seed drift apart. Every position holds one object.
+        super()._balance_chunk(chunk, sorted(objs, key=lambda obj: tuple(obj.pos)))
+
+
+class CrafterEnv(gymnasium.Env):
+    """Survive, gather and build in an open 64 x 64 world seen from above.
+
+    Observation: `[size, size, 3]` uint8, the 9 x 7 tiles around the player and the inventory.
+    Actions (17): noop, move_left, move_right, move_up, move_down, do, sleep, place_stone,
+    place_table, place_furnace, place_plant, make_wood_pickaxe, make_stone_pickaxe,
+    make_iron_pickaxe, make_wood_sword, make_stone_sword, make_iron_sword.
+    Reward: +1 when one of the 22 achievements is unlocked for the first time in an episode, and
+    0.1 per point of health gained or lost.
+    Terminated: the player's health reached 0, on the limit's own step too. Truncated: ``length``
+    steps are over.
+    Seeds: ``reset(seed=s)`` begins the series of worlds (s, 1), (s, 2), …; each later ``reset()``
+    moves on to the next one.
+    Info: Crafter's own, less ``discount`` and ``semantic``; on the final step also ``extra``,
+    ``{"achievements": name -> times unlocked}``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(self, size: int = 64, length: int = TIME_LIMIT, render_mode: str | None = None):
+        """Nothing is generated before the first reset.
+
+        Args:
+            size: height and width of the image in pixels.
+            length: steps after which an episode is cut.
+            render_mode: None or ``rgb_array``.
+
+        Raises:
+            EnvError: when the image is too small to draw the inventory.
+        """
+        check_size(size)
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(crafter.constants.actions))
+        self._size = size
+        self._length = length
+        self._world: crafter.Env | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """First frame of the next world; see the class for what ``seed`` means."""
+        del options
+        super().reset(seed=seed)
+        if seed is None and self._world is None:
+            seed = int(self.np_random.integers(2**31 - 1))
+        if seed is not None:
+            self._world = _ReproducibleWorld(
+                size=(self._size, self._size), length=self._length, seed=int(seed)
+            )
+        return self._world.reset(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One action; see the class for reward, termination and info."""
+        image, reward, over, info = self._world.step(int(action))
+        # Crafter says `done` for death and for the limit alike; only death has discount 0.
+        terminated = info.pop("discount") == 0
+        truncated = bool(over) and not terminated
+        del info["semantic"]
+        if over:
+            info["extra"] = {"achievements": dict(info["achievements"])}
+        return image, float(reward), bool(terminated), truncated, info
+
+    def render(self) -> np.ndarray | None:
+        """The current frame, or None without ``render_mode``."""
+        return self._world.render() if self.render_mode else None
+
+
+def check_size(size: int) -> None:
+    """Refuse images in which Crafter cannot draw the inventory.
+
+    Raises:
+        EnvError: when ``size`` (pixels) is below 18.
+    """
+    if size < SMALLEST_IMAGE:
+        raise EnvError(
+            f"crafter cannot be drawn in {size} pixels: "
+            f"choose envs.image_size of at least {SMALLEST_IMAGE}"
+        )
+
+
+def crafter_spec(name: str, envs: EnvsConfig) -> EnvSpec:
+    """Spec of Crafter under ``envs``.
+
+    Args:
+        name: as the user wrote it.
+        envs: image size and time limit.
+
+    Raises:
+        EnvError: when the image is too small.
+    """
+    check_size(envs.image_size)
+    return EnvSpec(
+        name=name,
+        image_shape=(envs.image_size, envs.image_size, 3),
+        num_actions=len(crafter.constants.actions),
+        action_names=tuple(crafter.constants.actions),
+        time_limit=envs.time_limit or TIME_LIMIT,
+    )

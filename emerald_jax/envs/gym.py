@@ -1,0 +1,247 @@
+"""Any Gymnasium environment with an image observation and discrete actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+from emerald_jax.config import EnvsConfig
+from emerald_jax.envs.area import resize_area
+from emerald_jax.envs.base import EnvError, EnvSpec
+
+RENDER = "render"
+
+
+class ImageEnv(gymnasium.Wrapper):
+    """Shows any image observation as a square RGB image, and repeats actions.
+
+    Observation: `[size, size, 3]` uint8. Grey images become RGB, channels may come first or last;
+    numbers other than uint8 are scaled by the bounds of their space; every image is resized by
+    area, so its aspect ratio may change.
+    Actions: from 0, whatever number the environment begins with.
+    Reward: the sum over the frames that an action lasts. Terminated, truncated and info: the last
+    frame's; truncated also after ``time_limit`` steps of the agent.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        name: str,
+        *,
+        size: int,
+        frame_skip: int = 1,
+        image_key: str = "",
+        time_limit: int = 0,
+    ):
+        """Wrap ``env``, after a look at its spaces.
+
+        Args:
+            env: the environment.
+            name: as the user wrote it, for messages.
+            size: height and width of the image in pixels.
+            frame_skip: frames an action lasts.
+            image_key: entry of a dict observation; empty takes the only image there is,
+                ``render`` what ``env.render()`` returns.
+            time_limit: steps of the agent after which an episode is cut; 0 sets no limit.
+
+        Raises:
+            EnvError: when there is no image, or actions are not discrete.
+        """
+        super().__init__(env)
+        if not isinstance(env.action_space, Discrete):
+            raise EnvError(f"{name} takes {env.action_space}: only discrete actions are supported")
+        self._start = int(env.action_space.start)
+        self._key, self._image = _find_image(name, env, image_key)
+        self._size, self._skip, self._limit = size, frame_skip, time_limit
+        self._steps = 0
+        self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = Discrete(env.action_space.n)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """First image of an episode."""
+        self._steps = 0
+        observation, info = self.env.reset(**kwargs)
+        return self._convert(observation), info
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One action, for as many frames as it lasts."""
+        total = 0.0
+        for _ in range(self._skip):
+            observation, reward, terminated, truncated, info = self.env.step(
+                self._start + int(action)
+            )
+            total += float(reward)
+            if terminated or truncated:
+                break
+        self._steps += 1
+        truncated = bool(truncated) or self._steps == self._limit
+        return self._convert(observation), total, bool(terminated), truncated, info
+
+    def _convert(self, observation: Any) -> np.ndarray:
+        """The square RGB image of an observation."""
+        if self._key == RENDER:
+            observation = self.env.render()
+        elif self._key:
+            observation = observation[self._key]
+        image = np.asarray(observation)
+        if image.ndim == 2:
+            image = image[:, :, None]
+        elif _channels_first(image.shape):
+            image = np.moveaxis(image, 0, -1)
+        if image.shape[:2] != (self._size, self._size) or image.dtype != np.uint8:
+            low, high = _range(self._image)
+            image = (resize_area(image, self._size) - low) * (255 / (high - low))
+            if not np.isfinite(image).all():
+                raise ValueError("an image holds a number that is not finite")
+            image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def gym_factory(name: str, game: str, envs: EnvsConfig) -> ImageEnv:
+    """One environment of Gymnasium's registry.
+
+    Args:
+        name: as the user wrote it.
+        game: Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that registers it,
+            ``minigrid:MiniGrid-Empty-5x5-v0``.
+        envs: image size and key, frame skip and time limit.
+
+    Raises:
+        EnvError: when Gymnasium cannot make it, or it cannot be shown or controlled.
+    """
+    limit = {"max_episode_steps": -1} if envs.time_limit else {}
+    render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
+    try:
+        env = gymnasium.make(game, disable_env_checker=True, **limit, **render)
+    except gymnasium.error.UnregisteredEnv as error:
+        hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
+        raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error
+    except ModuleNotFoundError as error:
+        name = error.name or game.partition(":")[0]
+        raise ModuleNotFoundError(str(error), name=name) from error
+    except Exception as error:  # Constructors of strangers raise anything.
+        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}") from error
+    return _wrap(name, env, envs)
+
+
+def own_factory(name: str, factory: Callable[[], gymnasium.Env], envs: EnvsConfig) -> ImageEnv:
+    """One environment from a user's factory; arguments and errors as in :func:`gym_factory`."""
+    env = factory()
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
+    return _wrap(name, env, envs)
+
+
+def gym_spec(name: str, factory: Callable[[], ImageEnv], envs: EnvsConfig) -> EnvSpec:
+    """Spec of an environment, which is made once for a look at it.
+
+    Args:
+        name: as the user wrote it.
+        factory: makes the environment.
+        envs: image size, frame skip and time limit.
+
+    Raises:
+        EnvError: when it cannot be made, shown or controlled.
+    """
+    env = factory()
+    limit = envs.time_limit
+    if not limit and env.spec is not None and env.spec.max_episode_steps:
+        limit = math.ceil(env.spec.max_episode_steps / (envs.frame_skip or 1))
+    spec = EnvSpec(
+        name=name,
+        image_shape=(envs.image_size, envs.image_size, 3),
+        num_actions=int(env.action_space.n),
+        time_limit=limit,
+    )
+    env.close()
+    return spec
+
+
+def _wrap(name: str, env: gymnasium.Env, envs: EnvsConfig) -> ImageEnv:
+    try:
+        return ImageEnv(
+            env,
+            name,
+            size=envs.image_size,
+            frame_skip=envs.frame_skip or 1,
+            image_key=envs.image_key,
+            time_limit=envs.time_limit,
+        )
+    except EnvError:
+        env.close()
+        raise
+
+
+def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
+    """Where in an observation the image is, and its space.
+
+    Raises:
+        EnvError: when there is none, or more than one to choose from.
+    """
+    space = env.observation_space
+    if key == RENDER:
+        if env.render_mode != "rgb_array":
+            raise EnvError(f"{name} must be made with render_mode rgb_array to show what it draws")
+        return key, Box(0, 255, (2, 2, 3), np.uint8)
+    if isinstance(space, Dict):
+        images = [k for k, entry in space.items() if _is_image(entry)]
+        if key not in ([*images, ""]):
+            raise EnvError(f"{name} has no image {key!r}: {_choices(images)}")
+        if not key and len(images) != 1:
+            raise EnvError(f"{name} observes a dict: {_choices(images)}")
+        key = key or images[0]
+        space = space[key]
+    elif key:
+        raise EnvError(f"{name} observes {_short(space)}, no dict: leave envs.image_key empty")
+    if not _is_image(space):
+        raise EnvError(
+            f"{name} observes {_short(space)}, not a grey or RGB image: other observations are not "
+            f"supported (envs.image_key {RENDER!r} takes what the environment draws)"
+        )
+    if not np.isfinite(_range(space)).all():
+        raise EnvError(f"{name} observes an image without bounds: give its Box finite low and high")
+    return key, space
+
+
+def _is_image(space: gymnasium.Space) -> bool:
+    """A grey or RGB image, its channels first, last, or none."""
+    if not isinstance(space, Box) or len(space.shape) not in (2, 3):
+        return False
+    shape = space.shape
+    if len(shape) == 3:
+        shape = shape[1:] if _channels_first(shape) else shape
+        if len(shape) == 3 and shape[2] not in (1, 3):
+            return False
+    return min(shape[:2]) > 1
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+
+
+def _range(space: Box) -> tuple[float, float]:
+    """What becomes black and what becomes white."""
+    if space.dtype == np.uint8:
+        return 0.0, 255.0
+    low, high = float(space.low.min()), float(space.high.max())
+    return low, max(high, low + 1e-6)
+
+
+def _choices(images: list[str]) -> str:
+    if not images:
+        return "it holds no grey or RGB image"
+    return f"set envs.image_key to one of {', '.join(images)}"
+
+
+def _short(space: gymnasium.Space) -> str:
+    """A space in few words; the bounds of a Box can fill a page."""
+    return f"Box{list(space.shape)} {space.dtype}" if isinstance(space, Box) else _line(space)[:80]
+
+
+def _line(thing: object) -> str:
+    return " ".join(str(thing).split())

@@ -1,0 +1,231 @@
+"""The three losses: world model (section 3), actor and critic (section 6).
+
+Losses stay `[L]` (one sequence) or `[H, n]` (one sequence's rollouts) until the caller takes the
+mean over everything, so that masks and weights are visible where they act. ``sg`` is stop_gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emerald_jax.config import BehaviorConfig, LossConfig
+from emerald_jax.models.agent import Agent
+from emerald_jax.models.world_model import Pass, WorldModel
+from emerald_jax.ops.distributions import entropy, kl_divergence, take_class
+from emerald_jax.ops.maskgit import random_mask
+from emerald_jax.ops.returns import lambda_returns, survival_weights
+from emerald_jax.ops.scalars import two_hot_loss, two_hot_mean
+from emerald_jax.types import Array, Batch, Key, Params, Trajectory
+
+sg = jax.lax.stop_gradient
+
+
+def world_model_losses(
+    params: Params,
+    sequence: Batch,
+    key: Key,
+    *,
+    model: WorldModel,
+    config: LossConfig,
+    deterministic: bool = False,
+) -> tuple[dict[str, Array], tuple[Pass, dict[str, Array]]]:
+    """All loss terms of one sequence, unweighted, and the pass they came from.
+
+    Args:
+        params: the world model's parameters.
+        sequence: :class:`Batch` without its leading B, ``carry`` included.
+        key: consumed.
+        model: the world model.
+        config: weights and floors; its weight names are the keys of the result.
+        deterministic: no dropout.
+
+    Returns:
+        terms `[L]` named as the weights in :class:`LossConfig`; the :class:`Pass` and metrics `[L]`.
+    """
+    latent_key, mask_key, dropout_key = jax.random.split(key, 3)
+    net = model.bind({"params": params}, rngs={"dropout": dropout_key})
+    out = net(sequence, latent_key, deterministic)
+    target = sequence.image.astype(jnp.float32) / 255 - 0.5
+    image = net.reconstruct(out.z, out.state.h)
+    terms = {
+        "image": jnp.sum(jnp.square(image - target), axis=(1, 2, 3)),
+        "reward": two_hot_loss(net.reward(out.z, out.state.h), sequence.reward),
+        "cont": optax.sigmoid_binary_cross_entropy(
+            net.cont(out.z, out.state.h), 1.0 - sequence.is_terminal
+        ),
+        **latent_losses(net, out, mask_key, config, deterministic),
+    }
+    metrics = {
+        "pixel_error": jnp.mean(jnp.square(image - target), axis=(1, 2, 3)),
+        "posterior_entropy": entropy(out.posterior).sum(-1).mean(-1),
+        "prior_entropy": entropy(sg(net.dynamics(out.features))).sum(-1).mean(-1),
+    }
+    return terms, (out, metrics)
+
+
+def latent_losses(
+    net: WorldModel, out: Pass, key: Key, config: LossConfig, deterministic: bool
+) -> dict[str, Array]:
+    """KL terms that tie posterior, dynamics head and MaskGIT predictor together.
+
+    The dynamics and representation KL is summed over a position's G groups and floored per position.
+    The MaskGIT term is G times the mean KL of the masked tokens, floored as a whole: the same unit,
+    nats per position, whatever the number of masked tokens.
+
+    Args:
+        net: the bound world model.
+        out: its forward pass.
+        key: consumed; draws the masks.
+        config: floors.
+        deterministic: no dropout.
+
+    Returns:
+        ``dyn``, ``rep`` and ``mask``, each `[L]`.
+    """
+    prior = net.dynamics(out.features)
+    dyn = kl_divergence(sg(out.posterior), prior).sum(-1)
+    rep = kl_divergence(out.posterior, sg(prior)).sum(-1)
+    length, positions, groups, classes = out.posterior.shape
+    u_key, mask_key = jax.random.split(key)
+    u = jax.random.uniform(u_key, (length,))
+    masked = random_mask(mask_key, positions * groups, u).reshape(length, positions, groups)
+    tokens = jnp.where(masked, classes, out.state.z)
+    predicted = net.masked_prior(out.features, tokens, deterministic)
+    kl = kl_divergence(sg(out.posterior), predicted)
+    mask = groups * jnp.sum(kl * masked, axis=(1, 2)) / jnp.sum(masked, axis=(1, 2))
+    return {
+        "dyn": jnp.maximum(config.free_nats, dyn).mean(-1),
+        "rep": jnp.maximum(config.free_nats, rep).mean(-1),
+        "mask": jnp.maximum(config.mask_free_nats, mask),
+    }
+
+
+def weighted_sum(terms: dict[str, Array], config: LossConfig) -> Array:
+    """Sum of the terms times their weights; every weight of the config must have its term."""
+    weights = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if not field.name.endswith("free_nats")
+    }
+    if weights.keys() != terms.keys():
+        raise ValueError(f"loss terms {sorted(terms)} do not match weights {sorted(weights)}")
+    return sum(weights[name] * terms[name] for name in weights)
+
+
+class Returns(NamedTuple):
+    """What the frozen world model and critic say of a trajectory; no gradient flows through it.
+
+    Attributes:
+        target: `[H, n]` lambda-returns R_0 .. R_{H-1}.
+        value: `[H, n]` critic's values of the same states.
+        weight: `[H, n]` survival weights.
+        reward: `[H, n]` imagined rewards r_1 .. r_H.
+        cont: `[H, n]` imagined continuation c_1 .. c_H, 0 or 1.
+    """
+
+    target: Array
+    value: Array
+    weight: Array
+    reward: Array
+    cont: Array
+
+
+def evaluate_trajectory(
+    params: Params,
+    trajectory: Trajectory,
+    cont_0: Array,
+    *,
+    model: WorldModel,
+    agent: Agent,
+    config: BehaviorConfig,
+) -> Returns:
+    """Rewards, continuation, values and lambda-returns of all imagined states at once.
+
+    Args:
+        params: dict with ``world_model`` and ``critic``.
+        trajectory: :class:`Trajectory`.
+        cont_0: `[n]` real continuation of the starts: 0 where the world had ended.
+        model: the world model.
+        agent: actor and critic.
+        config: discount and lambda.
+
+    Returns:
+        :class:`Returns`.
+    """
+    state, frozen = trajectory.state, {"params": params["world_model"]}
+    reached = jax.tree.map(lambda x: x[1:], state)
+    reward = two_hot_mean(model.apply(frozen, reached.z, reached.h, method=WorldModel.reward))
+    alive = model.apply(frozen, reached.z, reached.h, method=WorldModel.cont) > 0
+    cont = alive.astype(jnp.float32)
+    value = two_hot_mean(agent.value_logits(params["critic"], state))
+    target = lambda_returns(reward, cont, value, gamma=config.gamma, lam=config.lam)
+    cont_t = jnp.concatenate([cont_0[None].astype(jnp.float32), cont])
+    weight = survival_weights(cont_t, gamma=config.gamma)[:-1]
+    return sg(Returns(target, value[:-1], weight, reward, cont))
+
+
+def actor_losses(
+    actor: Params,
+    trajectory: Trajectory,
+    returns: Returns,
+    scale: Array,
+    *,
+    agent: Agent,
+    config: BehaviorConfig,
+) -> tuple[Array, dict[str, Array]]:
+    """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
+
+    -(log pi(a_k | s_k) sg((R_k - v_k) / scale) + eta H[pi]) w_k  (DreamerV3, equation 11).
+
+    Args:
+        actor: the actor's parameters.
+        trajectory: :class:`Trajectory`.
+        returns: :class:`Returns`.
+        scale: `[]` return scale, at least 1.
+        agent: actor and critic.
+        config: entropy weight.
+
+    Returns:
+        `[H, n]` loss and metrics of the same shape.
+    """
+    acted = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
+    log_probs = agent.policy(actor, acted)
+    advantage = (returns.target - returns.value) / scale
+    spread = entropy(log_probs)
+    taken = take_class(log_probs, trajectory.action)
+    loss = -(taken * sg(advantage) + config.entropy * spread) * returns.weight
+    return loss, {"policy_entropy": sg(spread), "advantage": advantage}
+
+
+def critic_losses(
+    critic: Params,
+    slow_critic: Params,
+    trajectory: Trajectory,
+    returns: Returns,
+    *,
+    agent: Agent,
+    config: BehaviorConfig,
+) -> Array:
+    """Cross-entropy to the lambda-return and to the slow critic's mean, weighted by survival.
+
+    Args:
+        critic: the critic's parameters.
+        slow_critic: its slow copy's.
+        trajectory: :class:`Trajectory`.
+        returns: :class:`Returns`.
+        agent: actor and critic.
+        config: weight of the slow critic.
+
+    Returns:
+        `[H, n]`.
+    """
+    seen = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
+    logits = agent.value_logits(critic, seen)
+    slow = sg(two_hot_mean(agent.value_logits(slow_critic, seen)))
+    loss = two_hot_loss(logits, returns.target) + config.slow_weight * two_hot_loss(logits, slow)
+    return loss * returns.weight

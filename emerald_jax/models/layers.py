@@ -1,0 +1,137 @@
+"""Building blocks: latent projection, attention over positions, feed-forward, norms.
+
+Convention: parameters are float32; ``dtype`` is the compute type. Modules accept any leading
+dimensions unless a docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import lecun_normal, normal, zeros
+
+from emerald_jax.types import Array
+
+
+class Dense(nn.Dense):
+    """``nn.Dense`` by another name, so that one line changes every linear layer's defaults."""
+
+
+class Norm(nn.LayerNorm):
+    """Layer normalisation over the last axis, statistics in float32."""
+
+    epsilon: float = 1e-5
+
+
+class NormSilu(nn.Module):
+    """norm, then SiLU: the pair that stands between almost any two linear layers here."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.silu(Norm(dtype=self.dtype)(x))
+
+
+class LatentProjection(nn.Module):
+    """Linear map of one-hot groups, the paper's 1x1 convolution over a latent's G * K channels.
+
+    A latent comes in either of two forms with the same result: class indices, whose rows are looked
+    up and summed (no gradient to z, half the arithmetic of the heads), or one-hot vectors with
+    straight-through gradients, which are multiplied.
+
+    Attributes:
+        groups: G.
+        classes: K.
+        features: output width F.
+        dtype: compute type.
+    """
+
+    groups: int
+    classes: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Args: z `[..., G]` int32, or `[..., G, K]` float. Returns: `[..., F]`."""
+        shape = (self.groups * self.classes, self.features)
+        kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
+        bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        if jnp.issubdtype(z.dtype, jnp.integer):
+            z = jax.nn.one_hot(z, self.classes, dtype=self.dtype)
+        flat = z.astype(self.dtype).reshape(*z.shape[:-2], shape[0])
+        y = flat @ kernel
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+class FeedForward(nn.Module):
+    """Post-norm feed-forward layer: norm(x + W2 relu(W1 x)).
+
+    Attributes:
+        ratio: hidden width as a multiple of the input's.
+        dropout: rate, on the hidden and the output activations.
+        dtype: compute type.
+    """
+
+    ratio: int
+    dropout: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        """Args: x `[..., D]`. Returns: the same shape."""
+        width = x.shape[-1]
+        y = nn.relu(Dense(self.ratio * width, dtype=self.dtype)(x))
+        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = Dense(width, dtype=self.dtype)(y)
+        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        return Norm(dtype=self.dtype)(x + y)
+
+
+class PositionAttention(nn.Module):
+    """Post-norm bidirectional self-attention over the P latent positions.
+
+    Attributes:
+        heads: attention heads.
+        dropout: rate, on the output.
+        dtype: compute type.
+    """
+
+    heads: int
+    dropout: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        """Args: x `[..., P, F]`. Returns: the same shape."""
+        width = x.shape[-1]
+        qkv = Dense(3 * width, dtype=self.dtype)(x)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        query, key, value = (qkv[..., i, :, :] for i in range(3))
+        scores = jnp.einsum("...qhd,...khd->...hqk", query, key).astype(jnp.float32)
+        weights = jax.nn.softmax(scores * (width // self.heads) ** -0.5, axis=-1)
+        mixed = jnp.einsum("...hqk,...khd->...qhd", weights.astype(self.dtype), value)
+        y = Dense(width, dtype=self.dtype)(mixed.reshape(x.shape))
+        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        return Norm(dtype=self.dtype)(x + y)
+
+
+def sinusoids(distances: Array, width: int) -> Array:
+    """Sines and cosines of relative distances (Transformer-XL, arXiv 1901.02860).
+
+    Args:
+        distances: `[M]` steps into the past.
+        width: even.
+
+    Returns:
+        `[M, width]` float32: sines, then cosines.
+    """
+    rates = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = distances.astype(jnp.float32)[:, None] * rates[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+#: Initialiser of learned vectors that stand beside activations: biases of attention, start, places.
+learned_vector = normal(0.02)

@@ -1,0 +1,109 @@
+"""Predictors of the next latent from h_t: the dynamics head and the spatial MaskGIT (section 3.2)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import lecun_normal, normal
+
+from emerald_jax.config import ModelConfig
+from emerald_jax.models.layers import (
+    Dense,
+    FeedForward,
+    NormSilu,
+    PositionAttention,
+    learned_vector,
+)
+from emerald_jax.types import Array
+
+
+class Spread(nn.Module):
+    """h_t spread over the latent positions: what both priors start from."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        """Args: h `[..., D]`. Returns: `[..., P, F]`, F the predictor's width."""
+        c = self.config
+        x = Dense(c.grid**2 * c.latent_width, dtype=self.dtype)(h)
+        x = x.reshape(*h.shape[:-1], c.grid**2, c.latent_width)
+        return Dense(c.predictor_width, dtype=self.dtype)(NormSilu(dtype=self.dtype)(x))
+
+
+class DynamicsHead(nn.Module):
+    """p_dyn(z_t | h_t): one linear layer. It carries the KL, and is the "no MaskGIT" ablation."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        """Args: features `[..., P, F]`. Returns: logits `[..., P, G, K]`."""
+        c = self.config
+        logits = Dense(c.groups * c.classes, dtype=self.dtype)(features)
+        return logits.reshape(*features.shape[:-1], c.groups, c.classes)
+
+
+class MaskGit(nn.Module):
+    """p_mask(z_t | h_t, unmasked tokens): a small bidirectional transformer over the positions.
+
+    The G tokens of a position, each a class or MASK, are embedded (K + 1 words), flattened and
+    projected together with the position's features. Embedding and projection are both linear, so
+    their product is a table of one row per (group, word): a token costs one row instead of a product
+    with its whole embedding, and training and decoding read the same table.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        c = self.config
+        width = c.predictor_width
+        words, flat = (c.classes + 1, c.token_width), (c.groups * c.token_width, width)
+        self.words = self.param("words", normal(1.0), words)
+        self.from_words = self.param("from_words", lecun_normal(), flat)
+        self.from_features = Dense(width, dtype=self.dtype)
+        self.places = self.param("places", learned_vector, (c.grid**2, width))
+        self.attention = [
+            PositionAttention(c.heads, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
+        ]
+        self.feed_forward = [
+            FeedForward(c.ff_ratio, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
+        ]
+        self.out = Dense(c.groups * c.classes, dtype=self.dtype)
+
+    def table(self) -> Array:
+        """`[G, K + 1, F]`: what each word adds to its position's input, group by group."""
+        c = self.config
+        kernel = self.from_words.reshape(c.groups, c.token_width, -1)
+        return jnp.einsum("we,gef->gwf", self.words, kernel).astype(self.dtype)
+
+    def __call__(self, features: Array, tokens: Array | None, deterministic: bool = True) -> Array:
+        """Class logits of every token, masked or not.
+
+        Args:
+            features: `[..., P, F]` from :class:`Spread`.
+            tokens: `[..., P, G]` int32 in [0, K], K meaning MASK; None when every token is MASK,
+                where the embedding is one constant vector.
+            deterministic: no dropout.
+
+        Returns:
+            `[..., P, G, K]` in the compute type.
+        """
+        c = self.config
+        table = self.table()
+        if tokens is None:
+            embedded = jnp.broadcast_to(table[:, -1].sum(0), features.shape)
+        else:
+            hot = jax.nn.one_hot(tokens, c.classes + 1, dtype=self.dtype)
+            flat = hot.reshape(*tokens.shape[:-1], c.groups * (c.classes + 1))
+            embedded = flat @ table.reshape(-1, table.shape[-1])
+        x = embedded + self.from_features(features)
+        x = x + jnp.broadcast_to(self.places.astype(self.dtype), x.shape)
+        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+            x = feed_forward(attention(x, deterministic), deterministic)
+        logits = self.out(x)
+        return logits.reshape(*logits.shape[:-1], c.groups, c.classes)

@@ -1,0 +1,97 @@
+"""MaskGIT's schedule and masks (arXiv 2202.04200; EMERALD section 3.2).
+
+Masks are chosen by *keys*: order-preserving integers whose lowest bits hold the token's own index, so
+that no two keys are equal and one sort of N integers gives a threshold with exactly n keys below it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from emerald_jax.types import Array, Key
+
+
+def mask_counts(num_tokens: int, steps: int) -> tuple[int, ...]:
+    """How many tokens are MASK at the start of each decoding step.
+
+    n_0 = N; n_s = max(1, floor(cos(pi/2 * s/S) * N)). Python's float64 cosine, at trace time: float32
+    gives 255 where 256 is meant. The count never rises, also where N is smaller than S.
+
+    Args:
+        num_tokens: N.
+        steps: S >= 1.
+
+    Returns:
+        S counts, the first N; for N = 512, S = 3: (512, 443, 256).
+    """
+    counts = [num_tokens]
+    for s in range(1, steps):
+        n = max(1, math.floor(math.cos(math.pi / 2 * s / steps) * num_tokens))
+        counts.append(min(n, counts[-1]))
+    return tuple(counts)
+
+
+def distinct_keys(bits: Array) -> Array:
+    """Replace the lowest bits of each integer by its index on the last axis.
+
+    Args:
+        bits: `[..., N]` uint32.
+
+    Returns:
+        `[..., N]` uint32, all different along the last axis; order kept but for the lowest bits.
+    """
+    num_tokens = bits.shape[-1]
+    low = jnp.uint32((1 << max(1, (num_tokens - 1).bit_length())) - 1)
+    index = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.uint32), bits.shape)
+    return (bits & ~low) | index
+
+
+def order_bits(x: Array) -> Array:
+    """Map floats to integers that sort the same way.
+
+    Args:
+        x: `[...]` float32, no NaN; infinities are fine.
+
+    Returns:
+        `[...]` uint32.
+    """
+    raw = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(0x80000000)
+    return jnp.where(raw & sign, ~raw, raw | sign)
+
+
+def random_mask(key: Key, num_tokens: int, u: Array) -> Array:
+    """Training mask: n = max(1, floor(cos(pi u / 2) N)) tokens chosen uniformly at random.
+
+    Args:
+        key: consumed.
+        num_tokens: N.
+        u: `[...]` uniform numbers in [0, 1), one per mask.
+
+    Returns:
+        `[..., N]` bool, True = MASK.
+    """
+    n = jnp.floor(jnp.cos(jnp.pi / 2 * u) * num_tokens).astype(jnp.int32)
+    n = jnp.clip(n, 1, num_tokens)
+    keys = distinct_keys(jax.random.bits(key, (*u.shape, num_tokens), jnp.uint32))
+    threshold = jnp.take_along_axis(jnp.sort(keys, axis=-1), n[..., None] - 1, axis=-1)
+    return keys <= threshold
+
+
+def lowest_confidence(confidence: Array, masked: Array, count: int) -> Array:
+    """The ``count`` least confident tokens among those still masked.
+
+    Args:
+        confidence: `[..., N]` float32, higher is surer.
+        masked: `[..., N]` bool, tokens that were predicted in this step; the others stay kept.
+        count: how many go back to MASK; at most the number of True in ``masked``.
+
+    Returns:
+        `[..., N]` bool with exactly ``count`` True, a subset of ``masked``.
+    """
+    keys = distinct_keys(order_bits(jnp.where(masked, confidence, jnp.inf)))
+    threshold = jnp.sort(keys, axis=-1)[..., count - 1 : count]
+    return keys <= threshold

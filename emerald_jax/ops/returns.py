@@ -1,0 +1,55 @@
+"""Returns over an imagined rollout.
+
+Index convention: ``r_tp1[k]`` and ``c_tp1[k]`` belong to state k + 1, the one action k led to.
+Everything is time-major, `[H, ...]`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from emerald_jax.types import Array
+
+
+def lambda_returns(r_tp1: Array, c_tp1: Array, v_t: Array, *, gamma: float, lam: float) -> Array:
+    """Lambda-returns of an imagined rollout (DreamerV3, arXiv 2301.04104, equation 7).
+
+    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam R_{k+1}),  R_H = v_H
+
+    Args:
+        r_tp1: `[H, ...]` rewards of states 1 .. H.
+        c_tp1: `[H, ...]` continuation of states 1 .. H, 0 or 1.
+        v_t: `[H + 1, ...]` values of states 0 .. H.
+        gamma: discount per step.
+        lam: 0 bootstraps at once, 1 sums discounted rewards up to v_H.
+
+    Returns:
+        `[H, ...]` R_0 .. R_{H-1}.
+    """
+    discount_tp1 = gamma * c_tp1
+    base = r_tp1 + discount_tp1 * (1.0 - lam) * v_t[1:]
+
+    def backward(r_next: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        base_k, discount_k = inputs
+        r_k = base_k + discount_k * lam * r_next
+        return r_k, r_k
+
+    _, returns = jax.lax.scan(backward, v_t[-1], (base, discount_tp1), reverse=True)
+    return returns
+
+
+def survival_weights(c_t: Array, *, gamma: float) -> Array:
+    """How much each imagined state counts: w_0 = c_0, w_k = w_{k-1} gamma c_k.
+
+    c_0 is the real continuation of the start, so a rollout from a real death weighs nothing.
+
+    Args:
+        c_t: `[H + 1, ...]` continuation of states 0 .. H.
+        gamma: discount per step.
+
+    Returns:
+        `[H + 1, ...]`.
+    """
+    factors = jnp.concatenate([c_t[:1], gamma * c_t[1:]], axis=0)
+    return jnp.cumprod(factors, axis=0)

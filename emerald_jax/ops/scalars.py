@@ -1,0 +1,78 @@
+"""Rewards and values as distributions over bins: symlog, two-hot (DreamerV3, arXiv 2301.04104)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from emerald_jax.types import Array
+
+#: Bins cover symlog values from -LIMIT to LIMIT, that is about ±4.9e8 in reward units.
+LIMIT = 20.0
+
+
+def symlog(x: Array) -> Array:
+    """sign(x) * log(1 + |x|): compresses large magnitudes, keeps small ones."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Array) -> Array:
+    """sign(x) * (exp(|x|) - 1), the inverse of :func:`symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+def bin_centers(bins: int) -> Array:
+    """Centres b of the bins, equally spaced in symlog space.
+
+    Returns:
+        `[bins]` float32 from -20 to 20.
+    """
+    return jnp.linspace(-LIMIT, LIMIT, bins, dtype=jnp.float32)
+
+
+def two_hot(x: Array, bins: int) -> Array:
+    """Weights on the two bins around symlog(x), so that their mean is symlog(x).
+
+    Args:
+        x: `[...]` scalars in reward units; clipped to the outermost bins.
+        bins: number of bins.
+
+    Returns:
+        `[..., bins]` float32, sums to 1.
+    """
+    place = (symlog(x.astype(jnp.float32)) + LIMIT) * ((bins - 1) / (2 * LIMIT))
+    place = jnp.clip(place, 0.0, bins - 1.0)
+    # A hat of width one around each bin: 1 - |distance| where that is positive.
+    return jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None] - jnp.arange(bins, dtype=jnp.float32)))
+
+
+def two_hot_loss(logits: Array, target: Array) -> Array:
+    """Cross-entropy between predicted bins and the two-hot target.
+
+    Args:
+        logits: `[..., bins]`.
+        target: `[...]` scalars in reward units.
+
+    Returns:
+        `[...]` float32, nats.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(two_hot(target, logits.shape[-1]) * log_probs, axis=-1)
+
+
+def two_hot_mean(logits: Array) -> Array:
+    """Expected scalar: symexp(sum p b), never sum p symexp(b).
+
+    The mean is taken in symlog space, where the target's two bins were weighted.
+
+    Args:
+        logits: `[..., bins]`.
+
+    Returns:
+        `[...]` float32 in reward units.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    centers = bin_centers(logits.shape[-1])
+    # Summing the mirrored halves makes an untrained (uniform) head predict exactly zero.
+    mean = 0.5 * jnp.sum((probs - probs[..., ::-1]) * jnp.broadcast_to(centers, probs.shape), -1)
+    return symexp(mean)

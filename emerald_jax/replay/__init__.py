@@ -1,0 +1,17 @@
+"""What was experienced, in host memory: the store (``store``) and its two samplers (``samplers``).
+
+The docstring of ``store`` owns the alignment of actions and rewards and the episode boundary.
+"""
+
+from emerald_jax.replay.samplers import Sampler, StreamSampler, WindowSampler, make_sampler
+from emerald_jax.replay.store import COLUMNS, Replay, ReplayError
+
+__all__ = [
+    "COLUMNS",
+    "Replay",
+    "ReplayError",
+    "Sampler",
+    "StreamSampler",
+    "WindowSampler",
+    "make_sampler",
+]

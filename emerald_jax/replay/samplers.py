@@ -1,0 +1,188 @@
+"""How batches are drawn from the store: ``streams`` (the paper's) and ``windows``.
+
+``streams`` is truncated back-propagation through time, algorithm.md sections 7 and 12. Episodes are
+drawn uniformly and each is read whole, so every stored record is read equally often whatever the
+lengths of episodes; drawing a record's neighbourhood by length instead would favour the middles.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from emerald_jax.replay.store import COLUMNS, Replay, ReplayError
+from emerald_jax.types import Batch
+
+
+class Sampler:
+    """What both samplers share: sizes, the random generator, and their saved state.
+
+    Attributes:
+        replay: the store that is read.
+        batch: sequences per batch, B.
+        length: steps per sequence, L.
+        rng: decides every draw; saved with the sampler.
+    """
+
+    def __init__(self, replay: Replay, batch: int, length: int, seed: int) -> None:
+        """Make a sampler; the store may still be empty.
+
+        Args:
+            replay: the store to read.
+            batch: sequences per batch, B.
+            length: steps per sequence, L.
+            seed: of the generator.
+        """
+        self.replay = replay
+        self.batch = batch
+        self.length = length
+        self.rng = np.random.Generator(np.random.PCG64(seed))
+
+    def sample(self) -> Batch:
+        """One batch of numpy arrays `[B, L, ...]`, newly allocated, so it is never overwritten.
+
+        Raises:
+            ReplayError: if the store holds too little.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next batches, ready for JSON."""
+        return {"kind": type(self).__name__, "rng": _rng_to_json(self.rng)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Args:
+            state: what it returned, of a sampler of the same kind and batch size.
+
+        Raises:
+            ReplayError: if it belongs to another kind of sampler.
+        """
+        if state.get("kind") != type(self).__name__:
+            raise ReplayError(
+                f"the saved sampler is a {state.get('kind')}, this run's a {type(self).__name__}: "
+                "keep --replay.sampler as it was"
+            )
+        self.rng = _rng_from_json(state["rng"])
+
+    def _empty(self) -> Batch:
+        """A batch to fill in place; only ``reset`` is initialised."""
+        shape = (self.batch, self.length)
+        columns = {
+            name: np.empty(shape + (self.replay.image_shape if name == "image" else ()), dtype)
+            for name, dtype in COLUMNS.items()
+        }
+        return Batch(**columns, reset=np.zeros(shape, np.bool_))
+
+
+class StreamSampler(Sampler):
+    """Each of B slots reads an endless succession of whole episodes in chunks of L.
+
+    A slot goes on where its last chunk ended (``reset`` False there: the model carries its memory
+    of that slot over). Where its episode ends it draws the next one, in the middle of a chunk too,
+    with ``reset`` True. An episode that is still being played is read up to its newest record; one
+    whose head the ring has overwritten is read from its oldest record held, and a slot whose place
+    has been overwritten draws anew; both begin with ``is_first`` False and the record's own action.
+    The very first episode of a slot is entered at a random record below L, so that the borders
+    between chunks fall anywhere.
+    """
+
+    def __init__(self, replay: Replay, batch: int, length: int, seed: int) -> None:
+        """As :class:`Sampler`; every slot begins with a draw."""
+        super().__init__(replay, batch, length, seed)
+        self._env = np.zeros(batch, np.int64)
+        self._row = np.full(batch, -1, np.int64)  # next row to read; -1: never read yet
+
+    def sample(self) -> Batch:
+        """The next chunk of every slot; see :meth:`Sampler.sample`."""
+        out = self._empty()
+        for slot in range(self.batch):
+            filled = 0
+            while filled < self.length:
+                fresh = self._find_record(slot)
+                env, row = int(self._env[slot]), int(self._row[slot])
+                count = self.replay.run(env, row, self.length - filled)
+                self.replay.copy(env, row, out, slot, filled, count)
+                out.reset[slot, filled] = fresh
+                self._row[slot] = row + count
+                filled += count
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Sampler.state_dict`; each slot's next record is (env, row)."""
+        return super().state_dict() | {"env": self._env.tolist(), "row": self._row.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`Sampler.load_state_dict`; a slot whose record is gone will draw anew."""
+        super().load_state_dict(state)
+        if len(state["row"]) != self.batch:
+            raise ReplayError(
+                f"the saved sampler has {len(state['row'])} slots, this run {self.batch}: "
+                "keep --replay.batch as it was"
+            )
+        self._env = np.array(state["env"], np.int64)
+        self._row = np.array(state["row"], np.int64)
+
+    def _find_record(self, slot: int) -> bool:
+        """Point ``slot`` at a record to read; True if that does not continue what it has read."""
+        env, row = int(self._env[slot]), int(self._row[slot])
+        if row >= 0 and self.replay.continues_at(env, row):
+            return False
+        env, start = self.replay.draw_episode(self.rng)
+        if row < 0:
+            start += int(self.rng.integers(self.replay.run(env, start, self.length)))
+        self._env[slot], self._row[slot] = env, start
+        return True
+
+
+class WindowSampler(Sampler):
+    """Independent windows of L records, uniform over all within one environment's stream.
+
+    A window may hold the border of two episodes (``is_first`` and ``reset`` True there); it never
+    spans the ring's cursor nor rows lost on disk. ``reset`` is True at its start.
+    """
+
+    def sample(self) -> Batch:
+        """B windows; see :meth:`Sampler.sample`."""
+        spans = self.replay.spans()
+        room = np.array([max(0, stop - start - self.length + 1) for start, stop in spans], int)
+        ends = np.cumsum(room)
+        if not ends.size or not ends[-1]:
+            raise ReplayError(
+                f"the replay holds no {self.length} successive steps yet: raise --replay.prefill"
+            )
+        out = self._empty()
+        picks = self.rng.integers(ends[-1] * self.replay.num_envs, size=self.batch)
+        for sequence, (place, env) in enumerate(
+            zip(*np.divmod(picks, self.replay.num_envs), strict=True)
+        ):
+            span = int(np.searchsorted(ends, place, side="right"))
+            start = spans[span][0] + int(place - (ends[span] - room[span]))
+            self.replay.copy(int(env), start, out, sequence, 0, self.length)
+            out.reset[sequence] = self.replay.begins(int(env), start, start + self.length)
+            out.reset[sequence, 0] = True
+        return out
+
+
+def make_sampler(
+    kind: Literal["streams", "windows"], replay: Replay, batch: int, length: int, seed: int
+) -> Sampler:
+    """The sampler that ``--replay.sampler`` names; arguments as :class:`Sampler`."""
+    return {"streams": StreamSampler, "windows": WindowSampler}[kind](replay, batch, length, seed)
+
+
+def _rng_to_json(rng: np.random.Generator) -> dict[str, Any]:
+    """State of a PCG64 generator; its 128-bit words as hex, which every JSON reader keeps exact."""
+    state = rng.bit_generator.state
+    words = {name: hex(word) for name, word in state["state"].items()}
+    return state | {"state": words}
+
+
+def _rng_from_json(state: dict[str, Any]) -> np.random.Generator:
+    """The inverse of :func:`_rng_to_json`."""
+    bits = np.random.PCG64()
+    words = {name: int(word, 16) for name, word in state["state"].items()}
+    bits.state = dict(state) | {"state": words}
+    return np.random.Generator(bits)

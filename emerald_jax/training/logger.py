@@ -1,0 +1,221 @@
+"""What a run tells: rows of JSON, TensorBoard, pictures, and a person at a terminal.
+
+:class:`RunLogger` is the one object the loop talks to. It writes into the run directory that
+``rundir.py`` describes, narrates on standard error, and prints only a run's result on standard
+output. It imports no JAX: values may be JAX scalars, but the caller decides when to wait for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from PIL import Image
+
+from emerald_jax.config import Config
+from emerald_jax.training.progress import ProgressView
+from emerald_jax.training.rundir import (
+    EPISODES_FILE,
+    METRICS_FILE,
+    PICTURES_DIR,
+    TENSORBOARD_DIR,
+    JsonLines,
+    read_config,
+    write_atomic,
+    write_config,
+)
+
+__all__ = ["RunLogger", "read_config", "write_config"]
+
+#: Episodes averaged into the return that progress and results speak of.
+RECENT_EPISODES = 100
+
+
+class RunLogger:
+    """The log of one run; a context manager that closes itself.
+
+    Nothing is written before the first row, picture or scalar. Steps are environment steps.
+
+    Attributes:
+        logdir: the run directory.
+    """
+
+    def __init__(
+        self,
+        logdir: str | Path,
+        config: Config,
+        *,
+        total_steps: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the log.
+
+        Args:
+            logdir: the run directory; made when it is first written in.
+            config: the run's settings; ``log.quiet`` and ``max_minutes`` are heeded here.
+            total_steps: environment steps at which the run ends.
+            clock: seconds from some fixed point; tests bring their own.
+        """
+        self.logdir = Path(logdir)
+        self._config = config
+        self._metrics = JsonLines(self.logdir / METRICS_FILE)
+        self._episodes = JsonLines(self.logdir / EPISODES_FILE)
+        self._scores: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self._unlocked: set[str] = set()
+        self._writer: tensorboardX.SummaryWriter | None = None
+        self._purge_step: int | None = None
+        self._view = ProgressView(
+            total_steps,
+            max_seconds=60 * config.max_minutes,
+            quiet=config.log.quiet,
+            clock=clock,
+        )
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def mean_score(self) -> float:
+        """Mean return of the last 100 finished episodes; NaN before the first."""
+        return float(np.mean(self._scores)) if self._scores else math.nan
+
+    def rewind(self, step: int) -> None:
+        """Forget what lies after ``step``: the run continues from a checkpoint of that step.
+
+        Call it before anything is logged. Rows of metrics.jsonl and episodes.jsonl whose step is
+        later go, pictures of later steps too, and TensorBoard hides later points.
+        """
+        self._metrics.rewind(step)
+        self._scores.clear()
+        for row in self._episodes.rewind(step):
+            self._remember(row)
+        for path in self.logdir.glob(f"{PICTURES_DIR}/*_*.png"):
+            suffix = path.stem.rpartition("_")[2]
+            if suffix.isdigit() and int(suffix) > step:
+                path.unlink()
+        self._close_writer()
+        self._purge_step = step + 1
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log one row of numbers to metrics.jsonl and TensorBoard.
+
+        Args:
+            step: environment steps so far.
+            values: names in groups, such as ``loss/image``, to numbers. NaN and infinity are null
+                in the row and left out of TensorBoard.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        self._metrics.append({"step": int(step), "time": _now(), **numbers})
+        for name, value in numbers.items():
+            if math.isfinite(value):
+                self._tensorboard().add_scalar(name, value, step)
+
+    def episode(self, step: int, record: Mapping[str, Any]) -> None:
+        """Log one finished episode to episodes.jsonl and TensorBoard.
+
+        Args:
+            step: environment steps so far.
+            record: JSON values; ``score`` (the return) must be there, ``length`` and
+                ``achievements`` (name to times unlocked; also inside ``extra``) are understood.
+        """
+        self._episodes.append({"step": int(step), "time": _now(), **record})
+        self._tensorboard().add_scalar("episode/score", float(record["score"]), step)
+        if "length" in record:
+            self._tensorboard().add_scalar("episode/length", float(record["length"]), step)
+        for name in self._remember(record):
+            self.say(f"first {name.replace('_', ' ')} after {step:,} steps")
+
+    def image(self, step: int, name: str, array: np.ndarray) -> Path:
+        """Save a picture to pictures/NAME_STEP.png and TensorBoard.
+
+        Args:
+            step: environment steps so far.
+            name: what it shows; a slash in it becomes a hyphen in the file's name.
+            array: `[height, width, 3]` uint8.
+
+        Returns:
+            Where the picture lies.
+
+        Raises:
+            ValueError: when ``array`` is no such image.
+        """
+        array = np.asarray(array)
+        if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8:
+            raise ValueError(
+                f"a picture is [height, width, 3] uint8, not {array.shape} {array.dtype}"
+            )
+        path = self.logdir / PICTURES_DIR / f"{name.replace('/', '-')}_{step:09d}.png"
+        write_atomic(path, encode_png(array))
+        self._tensorboard().add_image(name, array, step, dataformats="HWC")
+        return path
+
+    def progress(self, step: int, updates: int) -> None:
+        """Show how far the run is; cheap enough to call at every vector step.
+
+        Args:
+            step: environment steps so far.
+            updates: gradient updates so far.
+        """
+        self._view.update(step, updates, self.mean_score)
+
+    def say(self, text: str) -> None:
+        """Narrate one line, above the progress bar; silent under ``log.quiet``."""
+        self._view.say(text)
+
+    def result(self, text: str) -> None:
+        """End the progress bar and print a result on standard output, even under ``log.quiet``."""
+        self._view.result(text)
+
+    def close(self) -> None:
+        """End the progress bar and flush every file; safe to call twice."""
+        self._view.close()
+        self._metrics.close()
+        self._episodes.close()
+        self._close_writer()
+
+    def _remember(self, record: Mapping[str, Any]) -> list[str]:
+        """Count an episode in; the achievements that no earlier one unlocked."""
+        if isinstance(record.get("score"), int | float):
+            self._scores.append(float(record["score"]))
+        achievements = record.get("achievements") or record.get("extra", {}).get("achievements", {})
+        new = [k for k, times in achievements.items() if times and k not in self._unlocked]
+        self._unlocked.update(new)
+        return new
+
+    def _tensorboard(self) -> tensorboardX.SummaryWriter:
+        if self._writer is None:
+            self._writer = tensorboardX.SummaryWriter(
+                str(self.logdir / TENSORBOARD_DIR), purge_step=self._purge_step, flush_secs=10
+            )
+            # Hyper-parameters once; Markdown shows an indented block as it is.
+            text = json.dumps(self._config.to_dict(), indent=2)
+            self._writer.add_text("config", "    " + text.replace("\n", "\n    "), 0)
+        return self._writer
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """``array``, `[height, width, 3]` uint8, as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _now() -> float:
+    """Wall time in seconds since 1970, to the millisecond."""
+    return round(time.time(), 3)

@@ -1,0 +1,98 @@
+"""All multi-device code: ``jax.pmap`` over the local devices, and nothing else.
+
+The state keeps single-device shapes and is the same on every device; the batch, its carry and its
+keys are split along a leading device axis. On one device plain ``jit`` runs the same function.
+Leaving pmap (since JAX 0.10 a ``jit(shard_map)``) means editing this file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from emerald_jax.config import ConfigError
+from emerald_jax.training.state import Learner
+from emerald_jax.training.update import train_step
+from emerald_jax.types import Batch
+
+AXIS = "data"
+
+
+def local_devices(count: int) -> list[jax.Device]:
+    """The first ``count`` local devices; 0 means all.
+
+    Raises:
+        ConfigError: when there are fewer.
+    """
+    devices = jax.local_devices()
+    if count > len(devices):
+        raise ConfigError(f"--devices {count}: this machine has {len(devices)} JAX device(s)")
+    return devices[: count or len(devices)]
+
+
+def compile_train_step(learner: Learner, devices: list[jax.Device]) -> Callable:
+    """The update as one program over ``devices``, its state donated.
+
+    Args:
+        learner: networks, optimisers and settings.
+        devices: from :func:`local_devices`.
+
+    Returns:
+        ``step(state, batch, keys) -> (state, carry, metrics)``. Batch, keys and carry have the
+        leading axes that :func:`split` makes.
+    """
+    if len(devices) == 1:
+        return jax.jit(partial(train_step, learner=learner), donate_argnums=0)
+    return jax.pmap(
+        partial(train_step, learner=learner, axis_name=AXIS),
+        axis_name=AXIS,
+        in_axes=(None, 0, 0),
+        out_axes=(None, 0, None),
+        devices=devices,
+        donate_argnums=0,
+    )
+
+
+def split(tree: Any, num_devices: int) -> Any:
+    """`[B, ...]` -> `[devices, B / devices, ...]`; unchanged for one device.
+
+    Raises:
+        ConfigError: when the devices do not divide B.
+    """
+    if num_devices == 1:
+        return tree
+
+    def one(x: Any) -> Any:
+        if x.shape[0] % num_devices:
+            raise ConfigError(
+                f"a batch of {x.shape[0]} does not divide over {num_devices} devices: "
+                f"choose a multiple of {num_devices}, or set --devices"
+            )
+        return x.reshape(num_devices, x.shape[0] // num_devices, *x.shape[1:])
+
+    return jax.tree.map(one, tree)
+
+
+def join(tree: Any, num_devices: int) -> Any:
+    """The inverse of :func:`split`, so that checkpoints do not know the device count."""
+    if num_devices == 1:
+        return tree
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
+
+
+def put_batch(batch: Batch, devices: list[jax.Device]) -> Batch:
+    """Start copying a host batch to where the next update reads it; returns at once."""
+    if len(devices) == 1:
+        return jax.device_put(batch, devices[0])
+    shards = split(batch, len(devices))
+    return jax.tree.map(lambda x: _put_sharded(np.asarray(x), devices), shards)
+
+
+def _put_sharded(x: np.ndarray, devices: list[jax.Device]) -> jax.Array:
+    """`[devices, ...]` host array, one row to each device."""
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))

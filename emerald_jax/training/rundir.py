@@ -1,0 +1,213 @@
+"""A run directory: where it lies, its config.json, and its rows of JSON.
+
+A run directory is self-describing: ``config.json`` makes it a run, everything else in it can be
+read without the code that wrote it. Nothing here imports JAX, so that a wrong directory is refused
+before anything heavy wakes up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from emerald_jax.config import Config, ConfigError
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+EPISODES_FILE = "episodes.jsonl"
+PICTURES_DIR = "pictures"
+TENSORBOARD_DIR = "tensorboard"
+#: Left by a run that was refused before it wrote anything; ``lock.py`` makes it.
+LOCK_FILE = "lock"
+
+#: Model settings that change no array's shape or meaning, so a run may go on with others.
+_FREE_MODEL_SETTINGS = ("dropout", "dtype", "remat", "unimix")
+
+
+def run_dir(config: Config) -> Path:
+    """The directory of ``config``'s run: ``config.logdir``, or runs/PRESET-SEED."""
+    return Path(config.logdir or f"runs/{config.preset}-{config.seed}")
+
+
+def write_config(logdir: Path, config: Config) -> None:
+    """Write ``config`` to ``logdir/config.json``, whole or not at all."""
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_atomic(Path(logdir) / CONFIG_FILE, text.encode())
+
+
+def read_config(run: str | Path) -> Config:
+    """The configuration a run was made with.
+
+    Args:
+        run: a run directory.
+
+    Raises:
+        ConfigError: when ``run`` is no run directory, or its config.json cannot be read.
+    """
+    run = Path(run)
+    path = run / CONFIG_FILE
+    if not run.exists():
+        raise ConfigError(f"{run} does not exist: give the directory of a run")
+    if not run.is_dir():
+        raise ConfigError(f"{run} is a file: give the directory of a run")
+    if not path.is_file():
+        raise ConfigError(f"{run} is no run: it holds no {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Config.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path} was written by another version: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def check_run_dir(config: Config) -> Path:
+    """Refuse a run directory that ``config`` must not be trained in; write nothing.
+
+    Returns:
+        The directory, which may not exist yet.
+
+    Raises:
+        ConfigError: when it is a file, cannot be written, holds something that is no run, or holds
+            a run whose settings make other array shapes.
+    """
+    logdir = run_dir(config)
+    if logdir.exists() and not logdir.is_dir():
+        raise ConfigError(f"logdir {logdir} is a file: choose another --logdir")
+    _refuse_unwritable(logdir)
+    if not logdir.exists() or all(path.name == LOCK_FILE for path in logdir.iterdir()):
+        return logdir
+    if not (logdir / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"logdir {logdir} holds files but no run ({CONFIG_FILE} is missing): "
+            "choose another --logdir"
+        )
+    before = _shaping_settings(read_config(logdir))
+    for name, value in _shaping_settings(config).items():
+        if before[name] != value:
+            raise ConfigError(
+                f"logdir {logdir} holds a run with {name} {before[name]}, not {value}: "
+                "choose another --logdir, or continue it with its own settings"
+            )
+    return logdir
+
+
+def _refuse_unwritable(logdir: Path) -> None:
+    """Ask the nearest directory that exists whether it can be written."""
+    existing = logdir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"logdir {logdir} cannot be written in: choose another --logdir")
+
+
+def _shaping_settings(config: Config) -> dict[str, Any]:
+    """The settings a run cannot change on its way: they shape its parameters and its records."""
+    model = dataclasses.asdict(config.model)
+    shaping = {
+        "env": config.env,
+        "envs.count": config.envs.count,
+        "envs.image_size": config.envs.image_size,
+    }
+    shaping |= {f"model.{k}": v for k, v in model.items() if k not in _FREE_MODEL_SETTINGS}
+    return shaping
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a kill or a power cut leaves the old one, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two processes from writing into one another's half-made file.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, oldest first; none when there is no file.
+
+    A line that is no JSON object is left out: a run that was killed can leave half a line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return [row for row in map(_parse_row, file) if row is not None]
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _dump_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in JSON's own types; what JSON cannot say (NaN, infinity) becomes null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return _plain(value.tolist())
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+class JsonLines:
+    """Appends rows to a JSON-lines file, each on disk as soon as it is written.
+
+    The file appears with the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; NaN and infinity become null."""
+        if self._file is None:
+            self._open()
+        self._file.write(_dump_rows([row]))
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drop the rows whose ``step`` is later than ``step``, and any half-written line.
+
+        Returns:
+            The rows that stay, oldest first.
+        """
+        self.close()
+        rows = [row for row in read_rows(self.path) if row.get("step", 0) <= step]
+        if self.path.exists():
+            write_atomic(self.path, _dump_rows(rows).encode())
+        return rows
+
+    def close(self) -> None:
+        """Close the file; the next :meth:`append` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            # A killed run's half line would swallow the first row written after it.
+            write_atomic(self.path, _dump_rows(read_rows(self.path)).encode())
+        self._file = self.path.open("a", buffering=1, encoding="utf-8")

@@ -1,0 +1,224 @@
+"""One gradient update: world model, imagination, actor and critic, as one pure function.
+
+:func:`train_step` is what ``parallel.py`` compiles. Its order is the paper's (section 5): the world
+model reads the batch, imagination starts from that very pass, all gradients are taken at the same
+parameters, and only then does anything move. ``axis_name`` is the only trace of parallelism.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emerald_jax.imagination import imagine, starts_from, world_model_step
+from emerald_jax.losses import (
+    Returns,
+    actor_losses,
+    critic_losses,
+    evaluate_trajectory,
+    weighted_sum,
+    world_model_losses,
+)
+from emerald_jax.models.sequence import trim_memory
+from emerald_jax.models.world_model import Pass
+from emerald_jax.ops.distributions import sample_categorical
+from emerald_jax.ops.statistics import moving_average, percentile_range
+from emerald_jax.training.optimizer import apply_gradients
+from emerald_jax.training.state import Learner, TrainState
+from emerald_jax.types import Array, Batch, Carry, Key, Params, Starts, State, Trajectory
+
+Metrics = dict[str, Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: Key,
+    *,
+    learner: Learner,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Carry, Metrics]:
+    """One update of everything.
+
+    Args:
+        state: :class:`TrainState`; donate it.
+        batch: :class:`Batch` `[B, L]` with its ``carry``; under pmap this device's share.
+        key: `[B]` typed keys, one per sequence, so that a sequence's noise does not depend on which
+            device it sits on.
+        learner: networks, optimisers and settings (static).
+        axis_name: the pmap axis, or None.
+
+    Returns:
+        the next state; the carry for each sequence's next chunk; metrics, float32 scalars equal on
+        all devices. An update with a non-finite loss or gradient changes nothing but its counters
+        and empties the carry; ``metrics["finite"]`` is then 0.
+    """
+    keys = jax.vmap(partial(jax.random.split, num=2))(key)
+    model_grads, (passed, metrics) = jax.grad(_model_loss, has_aux=True)(
+        state.params["world_model"], batch, keys[:, 0], learner
+    )
+    trajectory, cont_0 = jax.vmap(partial(_dream, state.params, learner=learner))(
+        passed, batch.is_terminal, keys[:, 1]
+    )
+    returns = jax.vmap(partial(_judge, state.params, learner=learner))(trajectory, cont_0)
+    spread = percentile_range(returns.target, axis_name=axis_name)
+    decay = learner.config.behavior.return_decay
+    return_range = moving_average(state.return_range, spread, decay)
+    scale = jnp.maximum(1.0, return_range)
+    actor_grads, actor_metrics = jax.grad(_actor_loss, has_aux=True)(
+        state.params["actor"], trajectory, returns, scale, learner
+    )
+    critic_grads, critic_metrics = jax.grad(_critic_loss, has_aux=True)(
+        state.params["critic"], state.slow_critic, trajectory, returns, learner
+    )
+    grads = {"world_model": model_grads, "actor": actor_grads, "critic": critic_grads}
+    metrics = {**metrics, **actor_metrics, **critic_metrics, **_dream_metrics(returns)}
+    if axis_name is not None:
+        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    metrics["behavior/return_scale"] = scale
+    carry = next_carry(passed, learner.model.config.context)
+    return _apply(state, grads, return_range, carry, metrics, learner)
+
+
+def _model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tuple:
+    """Mean world-model loss over `[B, L]`; auxiliary: the pass `[B]` and mean metrics."""
+    config = learner.config.loss
+    losses = partial(world_model_losses, model=learner.model, config=config)
+    if learner.config.model.remat:
+        losses = jax.checkpoint(losses)
+    terms, (passed, extra) = jax.vmap(losses, in_axes=(None, 0, 0))(params, batch, keys)
+    total = weighted_sum(terms, config).mean()
+    metrics = {f"loss/{name}": term.mean() for name, term in terms.items()}
+    metrics |= {f"model/{name}": value.mean() for name, value in extra.items()}
+    return total, (jax.lax.stop_gradient(passed), {"loss/model": total, **metrics})
+
+
+def _dream(
+    params: dict[str, Params], passed: Pass, is_terminal: Array, key: Key, *, learner: Learner
+) -> tuple[Trajectory, Array]:
+    """Imagine from every ``start_stride``-th state of one sequence; also the starts' continuation."""
+    behavior = learner.config.behavior
+    positions = start_positions(is_terminal.shape[0], behavior.start_stride)
+    starts = starts_from(passed, positions)
+    trajectory = rollout(params, starts, key, learner=learner)
+    return trajectory, 1.0 - is_terminal[positions]
+
+
+def rollout(
+    params: dict[str, Params], starts: Starts, key: Key, *, learner: Learner
+) -> Trajectory:
+    """EMERALD's imagination: its policy, its world model, the configured H and S.
+
+    Args:
+        params: ``world_model`` and ``actor``.
+        starts: :class:`Starts` of one sequence.
+        key: consumed.
+        learner: networks and settings.
+
+    Returns:
+        :class:`Trajectory` `[H + 1, n]`.
+    """
+    behavior = learner.config.behavior
+
+    def policy(params: Params, state: State, step: Array, key: Key) -> Array:
+        del step
+        return sample_categorical(key, learner.agent.policy(params["actor"], state))
+
+    own, step = world_model_step(
+        learner.model, starts, decode_steps=behavior.decode_steps, horizon=behavior.horizon
+    )
+    return imagine(
+        params, starts.state, own, key, policy=policy, step=step, horizon=behavior.horizon
+    )
+
+
+def start_positions(length: int, stride: int) -> Array:
+    """Steps where imagination starts: stride - 1, 2 stride - 1, … (3, 7, 11, … by default)."""
+    return jnp.arange(stride - 1, length, stride)
+
+
+def next_carry(passed: Pass, context: int) -> Carry:
+    """What the next chunk of each sequence needs: the newest C tokens and the newest latent."""
+    memory = jax.vmap(partial(trim_memory, context=context))(passed.memory)
+    return Carry(memory, passed.state.z[:, -1])
+
+
+def _judge(params: Params, trajectory: Trajectory, cont_0: Array, *, learner: Learner) -> Returns:
+    """:func:`evaluate_trajectory` with the learner's networks."""
+    return evaluate_trajectory(
+        params,
+        trajectory,
+        cont_0,
+        model=learner.model,
+        agent=learner.agent,
+        config=learner.config.behavior,
+    )
+
+
+def _actor_loss(
+    actor: Params, trajectory: Trajectory, returns: Returns, scale: Array, learner: Learner
+) -> tuple[Array, Metrics]:
+    """Mean actor loss over all sequences, steps and starts."""
+    config = learner.config.behavior
+    losses = partial(actor_losses, actor, agent=learner.agent, config=config)
+    loss, extra = jax.vmap(losses, in_axes=(0, 0, None))(trajectory, returns, scale)
+    metrics = {f"behavior/{name}": value.mean() for name, value in extra.items()}
+    return loss.mean(), {"loss/actor": loss.mean(), **metrics}
+
+
+def _critic_loss(
+    critic: Params, slow: Params, trajectory: Trajectory, returns: Returns, learner: Learner
+) -> tuple[Array, Metrics]:
+    """Mean critic loss over all sequences, steps and starts."""
+    config = learner.config.behavior
+    losses = partial(critic_losses, critic, slow, agent=learner.agent, config=config)
+    loss = jax.vmap(losses)(trajectory, returns).mean()
+    return loss, {"loss/critic": loss}
+
+
+def _dream_metrics(returns: Returns) -> Metrics:
+    """What warns of model exploitation: imagined reward, value and continuation."""
+    return {
+        "behavior/imagined_reward": returns.reward.mean(),
+        "behavior/imagined_continue": returns.cont.mean(),
+        "behavior/value": returns.value.mean(),
+        "behavior/return": returns.target.mean(),
+        "behavior/weight": returns.weight.mean(),
+    }
+
+
+def _apply(
+    state: TrainState,
+    grads: dict[str, Params],
+    return_range: Array,
+    carry: Carry,
+    metrics: Metrics,
+    learner: Learner,
+) -> tuple[TrainState, Carry, Metrics]:
+    """Move parameters, slow critic and return range, unless something is not finite."""
+    norms = {name: optax.global_norm(tree) for name, tree in grads.items()}
+    metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
+    params, opt_state = apply_gradients(learner.optimizers, grads, state.opt_state, state.params)
+    rate = learner.config.behavior.slow_rate
+    slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
+    moved = (params, opt_state, slow_critic, return_range)
+    kept = (state.params, state.opt_state, state.slow_critic, state.return_range)
+    params, opt_state, slow_critic, return_range = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), moved, kept
+    )
+    skipped = 1 - finite.astype(jnp.int32)
+    new_state = TrainState(
+        params=params,
+        slow_critic=slow_critic,
+        opt_state=opt_state,
+        return_range=return_range,
+        step=state.step + 1,
+        skipped=state.skipped + skipped,
+        bad_streak=(state.bad_streak + 1) * skipped,
+    )
+    carry = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), carry)
+    return new_state, carry, {**metrics, "finite": finite.astype(jnp.float32)}

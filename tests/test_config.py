@@ -1,0 +1,118 @@
+"""The settings: what is refused, what survives JSON, what the presets promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from emerald_jax.config import Config, ConfigError
+from emerald_jax.presets import PRESETS, get_preset
+
+
+def change(config: Config, **settings: object) -> Config:
+    """``config`` with dotted settings (``model__width=3``) changed."""
+    for name, value in settings.items():
+        group, _, field = name.rpartition("__")
+        if group:
+            value = dataclasses.replace(getattr(config, group), **{field: value})
+        config = dataclasses.replace(config, **{group or field: value})
+    return config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_named_after_themselves(name: str) -> None:
+    config = get_preset(name)
+    config.validate()
+    assert config.preset == name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_round_trip_through_json(name: str) -> None:
+    config = get_preset(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert Config.from_dict({"model": {"width": 64}}) == change(Config(), model__width=64)
+
+
+def test_the_paper_is_the_default() -> None:
+    config = Config()
+    assert config.tokens == 4 * 4 * 32 == 512
+    assert config.stages == 4  # 64 -> 32 -> 16 -> 8 -> 4
+    # 16 environments x ratio 64 over 16 x 64 replayed steps: one update per vector step.
+    assert config.updates_per_vector_step == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, "unknown setting modle; nearest: model"),
+        ({"model": {"widht": 3}}, r"unknown setting model\.widht; nearest: model\.width"),
+        ({"qqqqq": 3}, "unknown setting qqqqq$"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"envs__count": 0}, r"envs\.count is 0"),
+        ({"model__grid": 0}, r"model\.grid is 0"),
+        ({"model__groups": -1}, r"model\.groups is -1"),
+        ({"model__heads": 0}, r"model\.heads is 0"),
+        ({"model__context": 0}, r"model\.context is 0"),
+        ({"behavior__horizon": 0}, r"behavior\.horizon is 0"),
+        ({"behavior__start_stride": 0}, r"behavior\.start_stride is 0"),
+        ({"replay__batch": 0}, r"replay\.batch is 0"),
+        ({"log__every": 0}, r"log\.every is 0"),
+        ({"log__keep": 0}, r"log\.keep is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"model__classes": 1}, r"model\.classes"),
+        ({"replay__length": 1}, r"replay\.length"),
+        ({"model__dropout": 1.0}, r"model\.dropout"),
+        ({"model__unimix": -0.1}, r"model\.unimix"),
+        ({"train_ratio": 0.0}, "train_ratio is 0"),
+        ({"model__grid": 5}, r"image_size 64 cannot reach model\.grid 5 .* such as 80"),
+        ({"envs__image_size": 48}, "image_size 48 cannot reach"),  # 48 = 4 x 12, no power of two
+        ({"envs__image_size": 4}, "image_size 4 cannot reach"),  # no stage at all
+        ({"model__width": 100}, r"model\.width 100 does not divide by model\.heads 8"),
+        ({"model__predictor_width": 100}, r"model\.predictor_width 100 does not divide"),
+        ({"model__width": 65, "model__heads": 1}, r"model\.width 65 must be even"),
+        ({"behavior__decode_steps": 513}, "513 must lie between 0 and the 512 tokens"),
+        ({"behavior__decode_steps": -1}, "-1 must lie between"),
+        ({"behavior__start_stride": 65}, "start_stride 65 leaves no start"),
+        ({"replay__capacity": 1024}, r"keeps 64 steps .* at least 1040"),  # 65 x 16
+        ({"replay__prefill": 1023}, r"prefill 1023 .* at least 1024"),  # 64 x 16
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        change(Config(), **settings).validate()
+
+
+def test_refusals_are_one_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        change(Config(), model__grid=5).validate()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_must_divide_over_the_devices() -> None:
+    Config().validate(num_devices=8)
+    with pytest.raises(ConfigError, match="batch 16 does not divide over 3 devices"):
+        Config().validate(num_devices=3)
+
+
+def test_unknown_presets_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'quikstart'; nearest: quickstart"):
+        get_preset("quikstart")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().steps = 3

@@ -1,0 +1,295 @@
+"""The store and its samplers, against a world whose images say which record they are."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from emerald_jax.replay import COLUMNS, Replay, ReplayError, StreamSampler, WindowSampler, store
+from emerald_jax.replay.host_memory import available_bytes
+from tests.replay_world import SHAPE, World, check_adjacency, fill, records
+
+SAMPLERS = (StreamSampler, WindowSampler)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_batch_has_the_agreed_layout(sampler):
+    replay = Replay(400, 4, SHAPE)
+    fill(replay, World([[7], [90], [3], [11]]), 50)
+    batch = sampler(replay, 5, 8, seed=0).sample()
+    for name, dtype in COLUMNS.items():
+        column = getattr(batch, name)
+        assert column.shape == (5, 8, *(SHAPE if name == "image" else ())), name
+        assert column.dtype == dtype, name
+    assert batch.reset.dtype == bool
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_never_crosses_an_episode_unmarked_while_the_ring_turns(sampler):
+    replay = Replay(3 * 40, 3, SHAPE)
+    world = World([[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]])
+    fill(replay, world, 20)
+    drawn = sampler(replay, 4, 16, seed=3)
+    for _ in range(300):
+        check_adjacency(drawn.sample(), 3)
+        fill(replay, world, 1)
+        assert len(replay) == 3 * min(world.row, 40)
+
+
+def test_streams_visit_every_record_equally_often():
+    """12 episodes of 1 to 400 records; reading n episodes whole visits a record n / 12 times.
+
+    An episode's count is binomial, so the spread of the counts is that of n fair draws; within
+    an episode all records are read the same number of times, up to the ones in hand at the end.
+    """
+    lengths = [[1, 17, 90, 3, 400], [250, 2, 259], [64, 64, 128, 255]]
+    replay = Replay(3 * 511, 3, SHAPE)
+    fill(replay, World(lengths), 511)
+    assert replay.num_episodes == 12
+    sampler = StreamSampler(replay, 8, 32, seed=1)
+    visits: Counter[tuple[int, int]] = Counter()
+    for _ in range(3000):
+        env, row = records(sampler.sample(), 3)
+        visits.update(zip(env.ravel().tolist(), row.ravel().tolist(), strict=True))
+    per_episode = []
+    for env, episodes in enumerate(lengths):
+        edges = np.cumsum([0, *episodes])
+        for start, stop in pairwise(edges.tolist()):
+            counts = [visits[env, row] for row in range(start, stop)]
+            # Whole reads: only the 8 slots' first and last episodes are read in part.
+            assert max(counts) - min(counts) <= 2 * 8
+            per_episode.append(np.mean(counts))
+    mean = sum(per_episode) / 12
+    assert sum(visits.values()) == 3000 * 8 * 32
+    assert max(abs(count - mean) for count in per_episode) < 4 * mean**0.5
+
+
+def test_a_chunk_goes_on_where_the_last_one_ended():
+    replay = Replay(2 * 300, 2, SHAPE)
+    fill(replay, World([[50, 37], [300]]), 300)
+    sampler = StreamSampler(replay, 6, 16, seed=0)
+    before = sampler.sample()
+    joins = 0
+    for _ in range(200):
+        after = sampler.sample()
+        (env0, row0), (env1, row1) = records(before, 2), records(after, 2)
+        for slot in range(6):
+            if before.is_last[slot, -1]:
+                assert after.is_first[slot, 0]  # static store: every episode begins whole
+            if not after.reset[slot, 0]:
+                assert env0[slot, -1] == env1[slot, 0]
+                assert row0[slot, -1] + 1 == row1[slot, 0]
+                joins += 1
+            elif not before.is_last[slot, -1]:
+                assert row0[slot, -1] == replay.written - 1  # only an open episode ends without one
+        before = after
+    assert joins > 0.5 * 200 * 6
+
+
+def test_first_entry_is_in_the_middle_with_the_real_action():
+    replay = Replay(1000, 1, SHAPE)
+    fill(replay, World([[1000]]), 1000)
+    batch = StreamSampler(replay, 64, 32, seed=0).sample()
+    _, row = records(batch, 1)
+    assert batch.reset[:, 0].all()
+    assert not batch.reset[:, 1:].any()
+    assert len(set(row[:, 0])) > 20
+    assert row[:, 0].max() < 32
+    inside = row[:, 0] > 0
+    assert not batch.is_first[inside, 0].any()
+    assert (batch.action[inside, 0] >= 0).all()
+
+
+def test_a_slot_whose_place_was_overwritten_draws_anew_with_reset():
+    replay = Replay(64, 1, SHAPE)
+    world = World([[10_000]])
+    fill(replay, world, 64)
+    sampler = StreamSampler(replay, 4, 8, seed=0)
+    sampler.sample()
+    fill(replay, world, 100)
+    batch = sampler.sample()
+    _, row = records(batch, 1)
+    assert batch.reset[:, 0].all()
+    assert not batch.is_first.any()
+    assert (row[:, 0] == replay.oldest).all()  # the episode's head is gone: from what is left
+    check_adjacency(batch, 1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_newest_and_the_oldest_record_are_drawn(sampler):
+    replay = Replay(2 * 30, 2, SHAPE)
+    world = World([[20], [77]])
+    fill(replay, world, 95)
+    drawn = sampler(replay, 4, 8, seed=0)
+    rows = np.concatenate([records(drawn.sample(), 2)[1].ravel() for _ in range(200)])
+    assert rows.max() == 94
+    assert rows.min() == 65
+
+
+def test_an_open_episode_is_read_once_per_visit_and_grows():
+    replay = Replay(100, 1, SHAPE)
+    world = World([[100]])
+    fill(replay, world, 10)
+    sampler = StreamSampler(replay, 1, 10, seed=0)
+    first = sampler.sample()
+    _, row = records(first, 1)
+    ends = np.flatnonzero(row[0] == 9)
+    assert all(first.reset[0, end + 1] for end in ends if end < 9)
+    fill(replay, world, 5)
+    seen = np.concatenate([records(sampler.sample(), 1)[1].ravel() for _ in range(3)])
+    assert seen.max() == 14
+
+
+def test_windows_are_uniform():
+    """8 windows of 3 in 10 rows of one environment, two environments: 16 equally likely."""
+    replay = Replay(20, 2, SHAPE)
+    fill(replay, World([[4], [50]]), 17)
+    sampler = WindowSampler(replay, 16, 3, seed=0)
+    starts: Counter[tuple[int, int]] = Counter()
+    for _ in range(1000):
+        env, row = records(sampler.sample(), 2)
+        starts.update(zip(env[:, 0].tolist(), row[:, 0].tolist(), strict=True))
+    assert set(starts) == {(env, row) for env in range(2) for row in range(7, 15)}
+    assert max(abs(count - 1000) for count in starts.values()) < 4 * 1000**0.5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_same_seed_and_a_restored_state_give_the_same_batches(sampler):
+    def run(steps: int, state: str | None = None, skip: int = 0) -> list:
+        replay, world = Replay(60, 3, SHAPE), World([[5, 13], [200], [2, 30]])
+        fill(replay, world, 10 + skip)
+        drawn = sampler(replay, 3, 5, seed=7)
+        if state:
+            drawn.load_state_dict(json.loads(state))
+        batches = []
+        for _ in range(steps):
+            batches.append(drawn.sample())
+            fill(replay, world, 1)
+        return [batches, json.dumps(drawn.state_dict())]
+
+    whole, _ = run(40)
+    head, state = run(25)
+    tail, _ = run(15, state, skip=25)
+    for a, b in zip(whole, head + tail, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_a_saved_sampler_of_another_kind_or_size_is_refused():
+    replay = Replay(60, 3, SHAPE)
+    state = StreamSampler(replay, 4, 5, seed=0).state_dict()
+    with pytest.raises(ReplayError, match=r"--replay\.sampler"):
+        WindowSampler(replay, 4, 5, seed=0).load_state_dict(state)
+    with pytest.raises(ReplayError, match=r"--replay\.batch"):
+        StreamSampler(replay, 8, 5, seed=0).load_state_dict(state)
+
+
+def test_restore_rebuilds_the_index_of_a_turned_ring():
+    replay, world = Replay(3 * 25, 3, SHAPE), World([[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]])
+    fill(replay, world, 60)
+    twin = Replay(3 * 25, 3, SHAPE)
+    for name, column in replay.columns.items():
+        twin.columns[name][:] = column
+    twin.restore(written=replay.written, oldest=replay.oldest, holes=())
+    for other in (replay, twin):
+        fill(other, World([[4], [4], [4]]), 3)
+    assert twin.num_episodes == replay.num_episodes
+    a, b = (StreamSampler(r, 4, 16, seed=0) for r in (replay, twin))
+    for _ in range(50):
+        for left, right in zip(a.sample(), b.sample(), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("hole", [(0, 6), (20, 33), (52, 60), (0, 0)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_lost_rows_are_never_drawn_nor_joined_over(sampler, hole):
+    replay, world = Replay(3 * 60, 3, SHAPE), World([[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]])
+    fill(replay, world, 60)
+    lost = slice(*hole)
+    replay.columns["image"][lost] = 255
+    replay.restore(written=60, oldest=0, holes=[hole] if hole[1] else [])
+    assert len(replay) == 3 * (60 - (hole[1] - hole[0]))
+    drawn = sampler(replay, 4, 9, seed=3)
+    for turn in range(150):
+        check_adjacency(drawn.sample(), 3)
+        if turn > 20:
+            fill(replay, world, 1)
+    assert len(replay) == 3 * 60
+    assert not replay.holes
+
+
+def test_an_episode_cut_without_an_end_is_closed_as_truncated():
+    replay = Replay(30, 1, SHAPE)
+    fill(replay, World([[100]]), 4)
+    fill(replay, World([[100]]), 4)  # a resumed run: a new episode, the old one never ended
+    assert replay.columns["is_last"][:8, 0].tolist() == [False] * 3 + [True] + [False] * 4
+    assert not replay.columns["is_terminal"].any()
+    assert replay.num_episodes == 2
+
+
+def test_empty_or_too_short_a_store_says_so():
+    replay = Replay(60, 3, SHAPE)
+    with pytest.raises(ReplayError, match="empty"):
+        StreamSampler(replay, 2, 8, seed=0).sample()
+    fill(replay, World([[5], [5], [5]]), 7)
+    with pytest.raises(ReplayError, match=r"--replay\.prefill"):
+        WindowSampler(replay, 2, 8, seed=0).sample()
+    assert StreamSampler(replay, 2, 8, seed=0).sample().reset[:, 0].all()
+
+
+def test_append_refuses_another_shape_or_type():
+    replay = Replay(60, 3, SHAPE)
+    step = World([[5]]).step()
+    with pytest.raises(ReplayError, match="takes images"):
+        replay.append(step)  # one environment would broadcast over three
+    step = World([[5]] * 3).step()
+    step.image = step.image.astype(np.float32)
+    with pytest.raises(ReplayError, match="uint8"):
+        replay.append(step)
+
+
+def test_a_store_beyond_the_ram_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(store, "available_bytes", lambda: 10**9)
+    with pytest.raises(ReplayError, match=r"GiB.*--replay.capacity to (\d+) or less") as caught:
+        Replay(1_000_000, 16, (64, 64, 3))
+    message = str(caught.value)
+    assert "\n" not in message
+    fits = int(message.split("--replay.capacity to ")[1].split()[0])
+    assert fits % 16 == 0
+    assert 70_000 < fits < 10**9 / 12_300
+    Replay(fits, 16, (64, 64, 3))
+    with pytest.raises(ReplayError):
+        Replay(fits + 16, 16, (64, 64, 3))
+    with pytest.raises(ReplayError, match="at least 16"):
+        Replay(15, 16, (64, 64, 3))
+
+
+def test_available_memory_is_plausible():
+    assert 2**20 < available_bytes() < 2**50
+
+
+def test_append_neither_copies_nor_grows():
+    replay, world = Replay(8 * 2000, 8, (32, 32, 3)), World([[50]] * 8)
+    step = world.step()
+    step.image = np.zeros((8, 32, 32, 3), np.uint8)
+    pointers = {name: column.ctypes.data for name, column in replay.columns.items()}
+    tracemalloc.start()
+    for row in range(5000):
+        step.is_first = np.full(8, row % 50 == 0)
+        replay.append(step)
+        if row == 2500:
+            settled, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The store is 49 MB; an append may allocate a few small arrays, and nothing may stay.
+    assert peak - settled < 100_000
+    assert now - settled < 20_000
+    assert pointers == {name: column.ctypes.data for name, column in replay.columns.items()}
+    needed = Replay.nbytes_needed(8 * 2000, 8, (32, 32, 3))
+    assert needed == sum(c.nbytes for c in replay.columns.values()) + 8 * 2000
