@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from emerald_jax.models.sequence import OwnMemory, empty_own_memory
 from emerald_jax.models.world_model import Pass, WorldModel
-from emerald_jax.ops.distributions import sample_categorical, take_class
+from emerald_jax.ops.distributions import choose, gumbel, sample_categorical, take_class
 from emerald_jax.ops.maskgit import lowest_confidence, mask_counts
 from emerald_jax.types import (
     Array,
@@ -66,19 +66,20 @@ def maskgit_decode(log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple
         :class:`Decoded`.
     """
     counts = mask_counts(shape[-2] * shape[-1], steps)
-    keys = jax.random.split(key, 2 * steps)
+    # All random numbers in one draw: a call of the generator costs more than its numbers do.
+    u = jax.random.uniform(key, (2 * steps - 1, *shape))
     log_probs = log_probs_fn(None)
-    z = sample_categorical(keys[0], log_probs)
+    z = choose(u[0], log_probs)
     sure = take_class(log_probs, z)
     masked = jnp.ones(shape, bool)
     history = [masked]
+    flat = (*shape[:-2], shape[-2] * shape[-1])
     for s in range(1, steps):
-        noisy = sure + jax.random.gumbel(keys[2 * s - 1], shape)
-        flat = (*shape[:-2], shape[-2] * shape[-1])
+        noisy = sure + gumbel(u[2 * s - 1])
         masked = lowest_confidence(noisy.reshape(flat), masked.reshape(flat), counts[s])
         masked = masked.reshape(shape)
         log_probs = log_probs_fn(jnp.where(masked, log_probs.shape[-1], z))
-        drawn = sample_categorical(keys[2 * s], log_probs)
+        drawn = choose(u[2 * s], log_probs)
         z = jnp.where(masked, drawn, z)
         sure = jnp.where(masked, take_class(log_probs, drawn), sure)
         history.append(masked)

@@ -49,7 +49,11 @@ _QUICKSTART = Config(
     train_ratio=8.0,
     envs=EnvsConfig(image_size=16),
     model=_small_model(),
-    loss=LossConfig(free_nats=0.1, mask_free_nats=0.1),
+    # The image loss is a sum over pixels: 16 restores the weight it has at 64x64. The dynamics must
+    # grow with it, or the pixels alone decide what h_t learns and the dream loses the ball.
+    loss=LossConfig(
+        image=16.0, reward=4.0, cont=4.0, dyn=8.0, mask=8.0, free_nats=0.1, mask_free_nats=0.1
+    ),
     behavior=BehaviorConfig(horizon=9, entropy=3e-2),
     optim=OptimConfig(model_lr=3e-3, actor_lr=1e-3, critic_lr=1e-3),
     replay=ReplayConfig(capacity=100_000, batch=8, length=16, prefill=512),

@@ -19,6 +19,7 @@ from emerald_jax.envs.vector import env_seeds
 
 FRAME_SKIP = 4
 MAX_FRAMES = 108_000
+_NEVER = 2**31 - 1
 #: The rest of the protocol, and what ale_py would do instead: 84 x 84 grey images, four of them
 #: stacked, rewards clipped to their sign, FIRE pressed after every reset.
 PROTOCOL: Mapping[str, Any] = {
@@ -43,7 +44,9 @@ class AtariGames:
     Actions: the game's minimal set; one lasts ``envs.frame_skip`` frames, 4 by default.
     Reward: the change of the game's score, not clipped. Terminated: the game is over; a lost life
     is not. Truncated: 108 000 frames are over, or ``envs.time_limit`` actions.
-    Every episode begins with up to 30 frames of no action. No action is ever repeated by chance.
+    Every episode begins with 0 to 29 frames of no action. No action is repeated by chance.
+    Final frame: after a limit the game's own. After a game over it is what ale_py (0.12) shows,
+    as Gymnasium's wrapper does: the last screens taken before the frame that ended the game.
     Seeds: environment i has its own, which does not depend on E; it decides the idle frames, the
     game itself is deterministic.
     """
@@ -68,6 +71,8 @@ class AtariGames:
         self.num_envs = envs.count
         self._seeds: np.ndarray | None = np.array(env_seeds(seed, envs.count))
         self._tracker = EpisodeTracker(envs.count, self.spec.num_actions)
+        self._steps = np.zeros(envs.count, np.int64)
+        self._cut = np.zeros(envs.count, bool)
         self._pending: np.ndarray | None = None
 
     def reset(self) -> VectorStep:
@@ -76,6 +81,7 @@ class AtariGames:
             self.step_wait()
         image, _ = self._pool.reset(seed=self._seeds)
         self._seeds = None
+        self._steps[:], self._cut[:] = 0, False
         return self._tracker.first(image[:, 0])
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -91,7 +97,15 @@ class AtariGames:
             raise EnvError("step_wait without step_async: nothing is under way")
         actions, self._pending = self._pending, None
         image, reward, terminated, truncated, _ = self._pool.recv()
-        return self._tracker.step(image[:, 0], actions, reward, terminated, truncated, {})
+        if self._cut.any():
+            # Only we know that these episodes ended; ale_py has played on for one action.
+            begun, _ = self._pool.reset(options={"reset_mask": self._cut})
+            image[self._cut] = begun
+        self._steps = np.where(self._tracker.newest.is_last, 0, self._steps + 1)
+        truncated = truncated | (self._steps >= self.spec.time_limit)
+        record = self._tracker.step(image[:, 0], actions, reward, terminated, truncated, {})
+        self._cut = record.is_last & ~record.is_terminal
+        return record
 
     def step(self, actions: np.ndarray) -> VectorStep:
         """See :class:`VectorEnv`."""
@@ -152,8 +166,8 @@ def _make_pool(name: str, game: str, envs: EnvsConfig, count: int) -> ale_py.Ata
         img_height=envs.image_size,
         img_width=envs.image_size,
         frameskip=skip,
-        # Counted after the idle frames, so this is a number of actions.
-        max_num_frames_per_episode=envs.time_limit * skip or MAX_FRAMES,
+        # We count ourselves: ale_py (0.12) does not take the screen of the frame it stops at.
+        max_num_frames_per_episode=_NEVER,
         num_threads=min(count, os.cpu_count() or 1),
         **PROTOCOL,
     )

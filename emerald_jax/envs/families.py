@@ -137,6 +137,18 @@ def _atari_knows(game: str) -> bool:
     return rom_of(game) is not None
 
 
+def _craftax_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
+    from emerald_jax.envs.craftax import craftax_spec
+
+    return craftax_spec(name, game, envs)
+
+
+def _make_craftax(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
+    from emerald_jax.envs.craftax import CraftaxVectorEnv
+
+    return CraftaxVectorEnv(name, game, envs, seed=seed)
+
+
 FAMILIES = {
     "atari": Family(
         package="ale_py",
@@ -152,6 +164,13 @@ FAMILIES = {
         pip="pip install crafter numba",
         spec=_crafter_spec,
         make=_make_crafter,
+    ),
+    "craftax": Family(
+        package="craftax",
+        pip="pip install 'emerald-jax[craftax]'",
+        spec=_craftax_spec,
+        make=_make_craftax,
+        games=("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1"),
     ),
     "gym": Family(
         package="gymnasium",

@@ -53,7 +53,7 @@ def check_grid(name: str, shape: tuple[int, ...], size: int) -> None:
 
 
 def render_grid(grid: jax.Array, size: int) -> jax.Array:
-    """Picture of a grid, each axis enlarged by the largest whole factor that fits, centred on black.
+    """Picture of a grid on black, each axis enlarged by the largest whole factor that fits.
 
     The axes have factors of their own: a 10 x 5 board then fills a 16 x 16 image well enough that
     its few pieces weigh something in the image loss.

@@ -80,7 +80,7 @@ def make_vector_env_of(
 
 
 def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of an environment without starting it; arguments and errors as above."""
+    """Spec of an environment without starting workers; arguments and errors as above."""
     family, game = _find(name)
     _check_settings(name, family, envs)
     try:

@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Discrete
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorStep
 from emerald_jax.envs.episodes import EpisodeTracker
-from emerald_jax.envs.seats import EnvFactory, SeatError, InlineSeat, Reply, Seat, Spaces
+from emerald_jax.envs.seats import EnvFactory, InlineSeat, Reply, Seat, SeatError, Spaces
 from emerald_jax.envs.workers import WorkerSeat
 
 _LOG = logging.getLogger(__name__)

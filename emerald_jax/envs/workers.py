@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from emerald_jax.envs.seats import EnvFactory, SeatError, Reply, Spaces, describe, fault_of, play
+from emerald_jax.envs.seats import EnvFactory, Reply, SeatError, Spaces, describe, fault_of, play
 
 _THREADS = (
     "OMP_NUM_THREADS",

@@ -18,6 +18,9 @@ from emerald_jax.types import Array
 
 #: Input channels from which one matrix product per tap beats XLA's own CPU convolution (measured).
 _WIDE = 128
+#: Numbers up to which all taps' views are gathered for one product: few long operations, for small
+#: images, rather than no copies, for large ones.
+_FEW = 1_000_000
 
 
 def space_to_depth(x: Array) -> Array:
@@ -84,7 +87,10 @@ def _conv_cpu_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Ar
     padded = jnp.pad(dy, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     dx = _valid_cpu(padded, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     views = _shifts(x, kernel.shape[0])
-    dk = jnp.stack([jnp.einsum("thwc,thwf->cf", view, dy) for view in views])
+    if x.size * len(views) <= _FEW:
+        dk = jnp.einsum("thwc,thwf->cf", jnp.concatenate(views, axis=-1), dy)
+    else:
+        dk = jnp.stack([jnp.einsum("thwc,thwf->cf", view, dy) for view in views])
     return dx, dk.reshape(kernel.shape)
 
 

@@ -71,7 +71,7 @@ class FeedForward(nn.Module):
 
     Attributes:
         ratio: hidden width as a multiple of the input's.
-        dropout: rate, on the hidden and the output activations.
+        dropout: rate, on the output.
         dtype: compute type.
     """
 
@@ -84,7 +84,6 @@ class FeedForward(nn.Module):
         """Args: x `[..., D]`. Returns: the same shape."""
         width = x.shape[-1]
         y = nn.relu(Dense(self.ratio * width, dtype=self.dtype)(x))
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
         y = Dense(width, dtype=self.dtype)(y)
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
         return Norm(dtype=self.dtype)(x + y)

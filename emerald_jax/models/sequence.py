@@ -240,6 +240,8 @@ class Tssm(nn.Module):
             tokens of each step's own episode up to itself, however far back.
         """
         c = self.config
+        # A memory that does not hold the newest token knows nothing of z_{t-1}: an emptied carry.
+        reset = reset | (~memory.valid[-1] & (jnp.arange(reset.shape[0]) == 0))
         x = self.embed(z_prev, action, reset)
         same_episode = episode_mask(memory.valid, reset)
         length = x.shape[0]

@@ -32,8 +32,8 @@ def mixed_log_probs(logits: Array, unimix: float) -> Array:
     return jnp.log((1.0 - unimix) * probs + unimix / logits.shape[-1])
 
 
-def sample_categorical(key: Key, log_probs: Array) -> Array:
-    """Draw class indices by inverting the cumulative distribution.
+def choose(u: Array, log_probs: Array) -> Array:
+    """Class indices by inverting the cumulative distribution at given points.
 
     One uniform number per draw instead of the K Gumbel numbers of ``jax.random.categorical``: at 512
     tokens of 32 classes per imagined state the random bits would otherwise cost as much as the
@@ -41,7 +41,7 @@ def sample_categorical(key: Key, log_probs: Array) -> Array:
     matrix, which every back end does well.
 
     Args:
-        key: consumed.
+        u: `[...]` float32 uniform in [0, 1).
         log_probs: `[..., K]` float32, normalised.
 
     Returns:
@@ -51,9 +51,30 @@ def sample_categorical(key: Key, log_probs: Array) -> Array:
     upper = jnp.triu(jnp.ones((classes, classes), jnp.float32))
     cumulative = jnp.matmul(jnp.exp(log_probs), upper, precision=jax.lax.Precision.HIGHEST)
     # Scaling by the total keeps rounding from ever drawing past the last class.
-    u = jax.random.uniform(key, log_probs.shape[:-1]) * cumulative[..., -1]
-    index = jnp.sum(cumulative <= u[..., None], axis=-1, dtype=jnp.int32)
-    return jnp.minimum(index, classes - 1)
+    below = cumulative <= (u * cumulative[..., -1])[..., None]
+    return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), classes - 1)
+
+
+def sample_categorical(key: Key, log_probs: Array) -> Array:
+    """Draw class indices; see :func:`choose`.
+
+    Args:
+        key: consumed.
+        log_probs: `[..., K]` float32, normalised.
+
+    Returns:
+        `[...]` int32 in [0, K).
+    """
+    return choose(jax.random.uniform(key, log_probs.shape[:-1]), log_probs)
+
+
+def gumbel(u: Array) -> Array:
+    """Standard Gumbel noise from uniform numbers: -log(-log u).
+
+    Args:
+        u: `[...]` float32 in [0, 1); 0 is moved to the smallest normal number.
+    """
+    return -jnp.log(-jnp.log(jnp.maximum(u, jnp.finfo(jnp.float32).tiny)))
 
 
 def straight_through(index: Array, log_probs: Array) -> Array:

@@ -92,6 +92,6 @@ def lowest_confidence(confidence: Array, masked: Array, count: int) -> Array:
     Returns:
         `[..., N]` bool with exactly ``count`` True, a subset of ``masked``.
     """
-    keys = distinct_keys(order_bits(jnp.where(masked, confidence, jnp.inf)))
+    keys = jnp.where(masked, distinct_keys(order_bits(confidence)), jnp.uint32(0xFFFFFFFF))
     threshold = jnp.sort(keys, axis=-1)[..., count - 1 : count]
     return keys <= threshold

@@ -43,7 +43,8 @@ def two_hot(x: Array, bins: int) -> Array:
     place = (symlog(x.astype(jnp.float32)) + LIMIT) * ((bins - 1) / (2 * LIMIT))
     place = jnp.clip(place, 0.0, bins - 1.0)
     # A hat of width one around each bin: 1 - |distance| where that is positive.
-    return jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None] - jnp.arange(bins, dtype=jnp.float32)))
+    center = jax.lax.broadcasted_iota(jnp.float32, (*x.shape, bins), x.ndim)
+    return jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None] - center))
 
 
 def two_hot_loss(logits: Array, target: Array) -> Array:

@@ -199,7 +199,7 @@ def _apply(
     learner: Learner,
 ) -> tuple[TrainState, Carry, Metrics]:
     """Move parameters, slow critic and return range, unless something is not finite."""
-    norms = {name: optax.global_norm(tree) for name, tree in grads.items()}
+    norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
     metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
     finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
     params, opt_state = apply_gradients(learner.optimizers, grads, state.opt_state, state.params)

@@ -14,15 +14,17 @@ SMALL = EnvsConfig(count=2, image_size=4, workers="inline")
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 
 
-def sizes(name):
-    return EnvsConfig(count=2, time_limit=12, image_size=64 if name.startswith("craf") else 32)
+def settings(name):
+    return EnvsConfig(count=2, time_limit=12, image_size=64 if name == "crafter" else 32)
 
 
 @pytest.mark.parametrize(
     "name", [e.name for e in list_envs() if e.available and "ANY" not in e.name]
 )
 def test_every_registered_environment_passes(name):
-    assert check_env(name, sizes(name), steps=40) == ()
+    if name.startswith("craftax:"):
+        pytest.skip("compiles for minutes: test_craftax.py checks it")
+    assert check_env(name, settings(name), steps=40) == ()
 
 
 def test_a_factory_passes(scripted_env):
@@ -105,6 +107,14 @@ def test_broken_specs_are_found(scripted_env, changes, message):
     env.spec = dataclasses.replace(env.spec, **changes)
     (finding, *_) = check_env(env, steps=20)
     assert message in finding
+
+
+def test_a_picture_that_never_changes_is_found(scripted_env):
+    class Still(scripted_env):
+        def image(self, action):
+            return np.full((4, 4, 3), 99, np.uint8)
+
+    assert check_env(Still, SMALL, steps=9) == ("the image never changes",)
 
 
 def test_randomness_beside_the_seed_is_found(scripted_env):

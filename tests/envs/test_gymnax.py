@@ -17,7 +17,7 @@ def make(name=CATCH, *, seed=0, **settings):
 
 def ball_and_paddle(image):
     """Columns 0..4 of the ball and of the paddle, and the ball's row, in a 16-pixel image."""
-    board = image[3:13, 5:10, 0] > 0
+    board = image[3:13, :15:3, 0] > 0  # 10 x 5 cells of 1 x 3 pixels
     rows, columns = np.nonzero(board)
     return columns[0], columns[-1], rows[0]
 

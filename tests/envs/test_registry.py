@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emerald_jax.config import EnvsConfig
+from emerald_jax.config import Config, ConfigError, EnvsConfig
 from emerald_jax.envs import EnvError, check_env, list_envs, make_vector_env, register, spec_of
 from emerald_jax.envs.registry import _OWN
 
@@ -133,3 +133,18 @@ def test_importable_factories_from_where_the_command_is_called(tmp_path, monkeyp
     }.items():
         with pytest.raises(EnvError, match=re.escape(message)):
             spec_of(wrong, ENVS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"time_limit": -1}, r"envs.time_limit is -1: it must not be negative"),
+        ({"frame_skip": -2}, r"envs.frame_skip is -2: it must not be negative"),
+        ({"max_worker_failures": -1}, r"envs.max_worker_failures is -1"),
+        ({"worker_timeout": 0.0}, r"envs.worker_timeout is 0.0: it must be positive"),
+        ({"worker_timeout": float("nan")}, r"envs.worker_timeout is nan"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(envs=EnvsConfig(**settings)).validate()

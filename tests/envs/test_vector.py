@@ -180,7 +180,7 @@ def test_too_many_failures_end_the_run(make, scripted_env):
     env.step(np.zeros(2, int))
     message = (
         r"^scripted: environment 1 raised ValueError: the cable is unplugged "
-        r"\(failure 3, envs.max_worker_failures is 2\)$"
+        r"\(failure 3, envs.max_worker_failures is 2\)\n"
     )
     with pytest.raises(EnvError, match=message) as caught:
         env.step(np.zeros(2, int))
@@ -215,7 +215,7 @@ def test_one_that_never_resets_ends_the_run(make, scripted_env):
             raise OSError("no room")
 
     env = make(Broken)
-    with pytest.raises(EnvError, match="environment 0 raised OSError: no room .failure 11"):
+    with pytest.raises(EnvError, match=r"environment 0 raised OSError: no room .failure 11"):
         env.reset()
 
 

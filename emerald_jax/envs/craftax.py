@@ -1,0 +1,124 @@
+"""Craftax and Craftax-Classic as pixels, stepped on the device.
+
+Written for craftax 1.6, https://github.com/MichaelTMatthews/Craftax, an optional package. Its own
+auto-resets are not used: they lose the final frame, and make a world per environment and step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from craftax.craftax_env import make_craftax_env_from_name
+
+from emerald_jax.config import EnvsConfig
+from emerald_jax.envs.area import area_weights
+from emerald_jax.envs.base import EnvSpec
+from emerald_jax.envs.device import DeviceVectorEnv, Outcome
+
+_CONSTANTS = {
+    "Craftax-Classic-Pixels-v1": "craftax.craftax_classic.constants",
+    "Craftax-Pixels-v1": "craftax.craftax.constants",
+}
+_NEVER = 2**31 - 1
+
+
+class CraftaxVectorEnv(DeviceVectorEnv):
+    """E worlds of Craftax-Classic (Crafter's rules, 17 actions) or Craftax (nine floors, 43).
+
+    Observation: the game's pixels; an image that fits is centred on black at its own size (63 x 63
+    in 64 x 64), a larger one (130 x 110) is resized by area. Reward: the game's own. Terminated:
+    death, or the last boss is beaten. Truncated: ``EnvsConfig.time_limit`` steps, or the game's
+    limit (10 000, Craftax 100 000) are over; death on that very step is terminal.
+    Every episode's record tells ``achievements``, name -> 0 or 1, as the state has them: the
+    package's own ``info`` multiplies them by 100.
+    """
+
+    costly_worlds = True
+
+    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int):
+        """Build the game; its programs compile, in a minute or so, on the first reset and step.
+
+        Args:
+            name: as the user wrote it, such as ``craftax:Craftax-Pixels-v1``.
+            game: what follows the colon.
+            envs: count, image size and time limit.
+            seed: of all that is random in the worlds.
+        """
+        self._game = make_craftax_env_from_name(game, auto_reset=False)
+        # The limit is ours to count, so that the game says `done` only when it ended.
+        self._params = self._game.default_params.replace(max_timesteps=_NEVER)
+        self._size = envs.image_size
+        achievements = importlib.import_module(_CONSTANTS[game]).Achievement
+        self._achievements = {a.name.lower(): a.value for a in achievements}
+        super().__init__(craftax_spec(name, game, envs), envs.count, seed)
+
+    def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
+        """See :class:`DeviceVectorEnv`."""
+        observation, state = self._game.reset_env(key, self._params)
+        return fit_image(observation, self._size), state
+
+    def _next(
+        self, key: jax.Array, state: Any, action: jax.Array, steps: jax.Array
+    ) -> tuple[Any, Outcome]:
+        """See :class:`DeviceVectorEnv`."""
+        observation, state, reward, done, _ = self._game.step_env(key, state, action, self._params)
+        return state, Outcome(
+            fit_image(observation, self._size),
+            jnp.float32(reward),
+            jnp.bool_(done),
+            steps >= self.spec.time_limit,
+            state.achievements,
+        )
+
+    def _extra(self, facts: np.ndarray) -> dict[str, Any]:
+        """See :class:`DeviceVectorEnv`."""
+        return {"achievements": {name: int(facts[i]) for name, i in self._achievements.items()}}
+
+
+def craftax_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
+    """Spec of a game.
+
+    Args:
+        name: as the user wrote it, such as ``craftax:Craftax-Pixels-v1``.
+        game: what follows the colon.
+        envs: image size and time limit.
+    """
+    made = make_craftax_env_from_name(game, auto_reset=False)
+    actions = importlib.import_module(_CONSTANTS[game]).Action
+    return EnvSpec(
+        name=name,
+        image_shape=(envs.image_size, envs.image_size, 3),
+        num_actions=int(made.num_actions),
+        action_names=tuple(action.name.lower() for action in actions),
+        time_limit=envs.time_limit or int(made.default_params.max_timesteps),
+    )
+
+
+def fit_image(pixels: jax.Array, size: int) -> jax.Array:
+    """Pixels as a square image: centred on black where they fit, or else resized by area.
+
+    Args:
+        pixels: `[height, width, 3]` floats in [0, 1].
+        size: height and width wanted.
+
+    Returns:
+        `[size, size, 3]` uint8.
+    """
+    height, width, _ = pixels.shape
+    if max(height, width) <= size:
+        top, left = (size - height) // 2, (size - width) // 2
+        rows, columns = (top, size - height - top), (left, size - width - left)
+        pixels = jnp.pad(pixels, (rows, columns, (0, 0)))
+    else:
+        pixels = jnp.einsum(
+            "rh,hwc,kw->rkc",
+            area_weights(height, size),
+            pixels,
+            area_weights(width, size),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+    return jnp.round(jnp.clip(pixels, 0, 1) * 255).astype(jnp.uint8)

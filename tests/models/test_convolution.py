@@ -1,0 +1,126 @@
+"""Our strided convolutions against the plain ones they stand for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emerald_jax.models.convolution import (
+    Conv,
+    DownConv,
+    UpConv,
+    conv_cpu,
+    depth_to_space,
+    space_to_depth,
+)
+from tests.model_cases import compiled
+
+C, F = 3, 5
+
+
+@pytest.fixture(scope="module")
+def rng():
+    return np.random.default_rng(0)
+
+
+def lax_conv(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def apply(module, kernel, bias, x):
+    params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    return module.apply({"params": params if isinstance(module, Conv) else {"Conv_0": params}}, x)
+
+
+def test_space_to_depth_by_hand():
+    # Four pixels become four channels in row-major order, each with its own two channels.
+    x = jnp.arange(8.0).reshape(2, 2, 2)
+    np.testing.assert_array_equal(space_to_depth(x), np.arange(8.0).reshape(1, 1, 8))
+    # Two blocks side by side: pixels 0 1 | 2 3 above 4 5 | 6 7.
+    blocks = space_to_depth(jnp.arange(8.0).reshape(2, 4, 1))
+    np.testing.assert_array_equal(blocks, [[[0, 1, 4, 5], [2, 3, 6, 7]]])
+
+
+def test_depth_to_space_is_the_inverse(rng):
+    x = jnp.asarray(rng.normal(size=(2, 6, 4, C)))
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(x)), x)
+
+
+def test_conv_is_lax_conv(rng):
+    x = rng.normal(size=(2, 6, 5, C)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, C, F)).astype(np.float32)
+    bias = rng.normal(size=F).astype(np.float32)
+    result = apply(Conv(F), kernel, bias, jnp.asarray(x))
+    expected = np.asarray(lax_conv(x, kernel, 1, ((1, 1), (1, 1)))) + bias
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_down_conv_is_a_strided_convolution(rng):
+    # Output i reads pixels 2i - 1 .. 2i + 2: tap u = 2a + s is sub-pixel s of block a.
+    plain = rng.normal(size=(4, 4, C, F)).astype(np.float32)
+    bias = rng.normal(size=F).astype(np.float32)
+    blocks = np.zeros((2, 2, 4 * C, F), np.float32)
+    for u in range(4):
+        for v in range(4):
+            at = C * (2 * (u % 2) + v % 2)
+            blocks[u // 2, v // 2, at : at + C] = plain[u, v]
+    x = rng.normal(size=(2, 8, 6, C)).astype(np.float32)
+    result = apply(DownConv(F), blocks, bias, jnp.asarray(x))
+    expected = np.asarray(lax_conv(x, plain, 2, ((1, 1), (1, 1)))) + bias
+    assert result.shape == (2, 4, 3, F)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_up_conv_is_a_transposed_convolution(rng):
+    # The transpose of the above: pixel i of the input adds w[u] x[i] to pixel 2i + u - 1.
+    height, width = 4, 3
+    plain = rng.normal(size=(4, 4, C, F)).astype(np.float32)
+    bias = rng.normal(size=F).astype(np.float32)
+    x = rng.normal(size=(2, height, width, C)).astype(np.float32)
+    expected = np.zeros((2, 2 * height, 2 * width, F)) + bias
+    for i in range(height):
+        for j in range(width):
+            for u in range(4):
+                for v in range(4):
+                    y, z = 2 * i + u - 1, 2 * j + v - 1
+                    if 0 <= y < 2 * height and 0 <= z < 2 * width:
+                        expected[:, y, z] += x[:, i, j] @ plain[u, v]
+    # Corner c, sub-pixel s is pixel 2c + s - 1; it sees input c - 1 (a = 0) and c (a = 1), so
+    # 2 (c + a - 1) + u - 1 = 2c + s - 1 gives u = s + 2 - 2a.
+    corners = np.zeros((2, 2, C, 4 * F), np.float32)
+    for a in range(2):
+        for b in range(2):
+            for s in range(2):
+                for t in range(2):
+                    at = F * (2 * s + t)
+                    corners[a, b, :, at : at + F] = plain[s + 2 - 2 * a, t + 2 - 2 * b]
+    result = apply(UpConv(F), corners, np.tile(bias, 4), jnp.asarray(x))
+    assert result.shape == (2, 2 * height, 2 * width, F)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "time", "side"),
+    [(3, C, 2, 6), (2, 5, 2, 6), (3, 130, 1, 4), (2, 130, 1, 4), (2, 4, 2, 360)],
+    ids=["narrow", "narrow-even", "wide", "wide-even", "large"],
+)
+def test_gradients_are_those_of_lax(size, channels, time, side, rng):
+    x = jnp.asarray(rng.normal(size=(time, side, side + 1, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, channels, F)), jnp.float32)
+    shape = (time, side - size + 1, side - size + 2, F)
+    weight = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def both(x, kernel):
+        results = []
+        for function in (conv_cpu, lambda x, k: lax_conv(x, k, 1, "VALID")):
+            value, pull = jax.vjp(function, x, kernel)
+            results.append((value, *pull(weight)))
+        return results
+
+    ours, theirs = compiled(both, x, kernel)(x, kernel)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
