@@ -45,7 +45,7 @@ def _small_model(**changes: Any) -> ModelConfig:
 _QUICKSTART = Config(
     preset="quickstart",
     env="gymnax:Catch-bsuite",
-    steps=24_000,
+    steps=20_000,
     train_ratio=8.0,
     envs=EnvsConfig(image_size=16),
     model=_small_model(),

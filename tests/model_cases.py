@@ -174,15 +174,14 @@ def little_optimisation() -> Iterator[None]:
 def train_program(num_devices: int) -> Callable:
     """The update over that many devices: ``(state, batch, keys)``, keys and batch `[B]`.
 
-    It fails when it is traced a second time, whichever test asks for it.
+    It fails when it is traced a second time, whichever test asks for it. The state is donated: hand
+    in a :func:`copy` to keep it, on those devices.
     """
-    learner = small_learner()
     devices = jax.local_devices()[:num_devices]
     with mock.patch.object(parallel, "train_step", chex.assert_max_traces(train_step, n=1)):
-        step = compile_train_step(learner, devices)
+        step = compile_train_step(small_learner(), devices)
 
     def update(state: TrainState, batch: Batch, keys: jax.Array) -> tuple:
-        """The state is donated: hand in a copy to keep it."""
         with little_optimisation():
             return step(state, put_batch(batch, devices), split(keys, num_devices))
 
@@ -202,9 +201,12 @@ def sequence_keys(seed: int, batch: int = BATCH) -> jax.Array:
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def copy(tree: Any) -> Any:
-    """Fresh buffers, for what will be donated."""
-    return jax.tree.map(jnp.copy, tree)
+def copy(tree: Any, num_devices: int = 1) -> Any:
+    """Fresh buffers, for what will be donated, placed as an update leaves them."""
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:num_devices]), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    device = everywhere if num_devices > 1 else jax.local_devices()[0]
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), device), tree)
 
 
 def to_numpy(tree: Any) -> Any:

@@ -84,6 +84,7 @@ class DeviceVectorEnv:
         self._begin = jax.jit(jax.vmap(self._begin_one))
         fused = self._step_one if self.costly_worlds else self._step_or_begin_one
         self._advance = jax.jit(jax.vmap(fused))
+        self._begin_some = jax.jit(lambda keys, some: jax.vmap(self._begin_one)(keys[some]))
         self._place = jax.jit(_place)
         self._carry: Carry | None = None
         self._pending: tuple[np.ndarray, Outcome] | None = None
@@ -174,8 +175,8 @@ class DeviceVectorEnv:
         carry, outcome = self._advance(carry, actions)
         if self.costly_worlds:
             for some in self._chunks(np.flatnonzero(self._tracker.newest.is_last)):
-                begun, image = self._begin(carry.key[some])
-                carry, outcome = self._place(carry, outcome, begun, image, jax.device_put(some))
+                begun, image = self._begin_some(carry.key, some)
+                carry, outcome = self._place(carry, outcome, begun, image, some)
         return carry, outcome
 
     def _begin_all(self, keys: jax.Array) -> tuple[Carry, jax.Array]:
@@ -183,13 +184,15 @@ class DeviceVectorEnv:
         if not self.costly_worlds:
             return self._begin(keys)
         # In chunks, because making worlds takes long to compile: one shape serves for ever.
-        parts = [self._begin(keys[some]) for some in self._chunks(np.arange(self.num_envs))]
+        everyone = self._chunks(np.arange(self.num_envs))
+        parts = [self._begin_some(keys, some) for some in everyone]
         return jax.tree.map(lambda *part: jnp.concatenate(part)[: self.num_envs], *parts)
 
-    def _chunks(self, envs: np.ndarray) -> Iterator[np.ndarray]:
+    def _chunks(self, envs: np.ndarray) -> Iterator[jax.Array]:
         """Indices in chunks of one size; the last one is filled up with its last index."""
         for start in range(0, len(envs), self._chunk):
-            yield envs[np.minimum(np.arange(start, start + self._chunk), len(envs) - 1)]
+            some = np.minimum(np.arange(start, start + self._chunk), len(envs) - 1)
+            yield jax.device_put(envs[some])
 
     def _settled_state(self, key: jax.Array) -> Any:
         """A game's state with the types that a new one and a later one agree on.

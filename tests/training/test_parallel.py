@@ -1,0 +1,105 @@
+"""Eight devices do what one does; a batch that they cannot share is refused."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from emerald_jax.config import ConfigError
+from emerald_jax.training.parallel import join, local_devices, put_batch, split
+from tests.model_cases import (
+    BATCH,
+    copy,
+    make_batch,
+    make_state,
+    sequence_keys,
+    small_config,
+    small_learner,
+    to_numpy,
+    train_program,
+)
+
+DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def results():
+    """State, carry and metrics of the same update on one device and on eight."""
+    state, batch = make_state(small_learner()), make_batch(small_learner())
+    both = {}
+    for count in (1, DEVICES):
+        new, carry, metrics = train_program(count)(copy(state, count), batch, sequence_keys(0))
+        both[count] = to_numpy((new, join(carry, count), metrics))
+    return both[1], both[DEVICES]
+
+
+def test_there_are_eight_devices():
+    assert len(jax.local_devices()) == DEVICES
+    assert local_devices(0) == jax.local_devices()
+    assert local_devices(3) == jax.local_devices()[:3]
+    with pytest.raises(ConfigError, match=f"has {DEVICES} JAX device"):
+        local_devices(DEVICES + 1)
+
+
+def test_metrics_and_returns_agree(results):
+    (one, _, expected), (eight, _, metrics) = results
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(eight.return_range, one.return_range, rtol=1e-5)
+    assert metrics["finite"] == 1
+
+
+def test_gradients_agree(results):
+    # Adam's moments after one update are the gradient and its square, up to constants.
+    one, eight = (state.opt_state for state, _, _ in results)
+    assert jax.tree.structure(one) == jax.tree.structure(eight)
+    moments = 0
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5 * np.abs(x).max())
+        moments += x.ndim > 0 and np.abs(x).max() > 0
+    assert moments >= 6
+
+
+def test_parameters_and_carry_agree(results):
+    (one, carry, _), (eight, other, _) = results
+    for x, y in zip(jax.tree.leaves(carry), jax.tree.leaves(other), strict=True):
+        assert x.shape == y.shape
+        np.testing.assert_allclose(y, x, atol=1e-5)
+    assert (one.step, one.skipped) == (eight.step, eight.skipped) == (1, 0)
+    for a, b in ((one.params, eight.params), (one.slow_critic, eight.slow_critic)):
+        pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        assert all(x.shape == y.shape for x, y in pairs), "the state knows no devices"
+        difference = np.concatenate([np.abs(x - y).ravel() for x, y in pairs])
+        # Adam divides by the gradient's size: where that is all rounding, so is the step.
+        assert (difference < 1e-5).mean() > 0.999
+        assert difference.max() < 2.1 * 3e-3
+
+
+def test_batches_that_do_not_divide_are_refused():
+    batch = make_batch(small_learner())
+    with pytest.raises(ConfigError, match="a batch of 8 does not divide over 3 devices"):
+        split(batch, 3)
+    with pytest.raises(ConfigError, match="choose a multiple of 3"):
+        put_batch(batch, jax.local_devices()[:3])
+    with pytest.raises(ConfigError, match=r"replay\.batch 8 does not divide over 3 devices"):
+        small_config().validate(3)
+    small_config().validate(DEVICES)
+
+
+@pytest.mark.parametrize("count", [1, 2, DEVICES])
+def test_join_is_the_inverse_of_split(count):
+    batch = make_batch(small_learner())
+    shards = split(batch, count)
+    if count > 1:
+        assert shards.image.shape[:2] == (count, BATCH // count)
+    jax.tree.map(np.testing.assert_array_equal, join(shards, count), batch)
+
+
+def test_every_device_gets_its_own_share():
+    batch = make_batch(small_learner())
+    placed = put_batch(batch, jax.local_devices())
+    for row, shard in enumerate(placed.image.addressable_shards):
+        assert shard.device == jax.local_devices()[row]
+        np.testing.assert_array_equal(shard.data[0, 0], batch.image[row])
