@@ -3,7 +3,8 @@
 Two pure functions, both meant to be compiled whole:
 
 * :func:`decode` draws z_t from h_t in S rounds of cosine-scheduled re-masking (section 4);
-* :func:`imagine` runs H steps in one ``lax.scan``: act, advance the transformer, decode (section 5).
+* :func:`imagine` runs H steps in one ``lax.scan``: act, advance the transformer, decode
+  (section 5).
 
 ``imagine`` knows neither network: it takes any policy and any step function, so a test passes a
 six-line fake and a user their own model. :func:`world_model_step` builds EMERALD's step.
@@ -56,8 +57,8 @@ def maskgit_decode(log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple
     log p(drawn class) + Gumbel noise; tokens once kept stay kept.
 
     Args:
-        log_probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]` normalised
-            float32 log-probabilities.
+        log_probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]`
+            normalised float32 log-probabilities.
         key: consumed.
         steps: S >= 1.
         shape: `(..., P, G)`; MASK is the class index K, that of ``log_probs``' last axis.
@@ -190,8 +191,8 @@ def world_model_step(
 def starts_from(passed: Pass, positions: Array) -> Starts:
     """Starts at given steps of one real sequence, sharing that sequence's keys and values.
 
-    The keys, values, latents and h_t are those of the world-model loss' own forward pass; nothing is
-    computed twice and no gradient flows back.
+    The keys, values, latents and h_t are those of the world-model loss' own forward pass; nothing
+    is computed twice and no gradient flows back.
 
     Args:
         passed: the forward pass over the sequence.

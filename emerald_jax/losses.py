@@ -45,7 +45,8 @@ def world_model_losses(
         deterministic: no dropout.
 
     Returns:
-        terms `[L]` named as the weights in :class:`LossConfig`; the :class:`Pass` and metrics `[L]`.
+        terms `[L]` named as the weights in :class:`LossConfig`; the :class:`Pass` and metrics
+        `[L]`.
     """
     latent_key, mask_key, dropout_key = jax.random.split(key, 3)
     net = model.bind({"params": params}, rngs={"dropout": dropout_key})
@@ -73,9 +74,9 @@ def latent_losses(
 ) -> dict[str, Array]:
     """KL terms that tie posterior, dynamics head and MaskGIT predictor together.
 
-    The dynamics and representation KL is summed over a position's G groups and floored per position.
-    The MaskGIT term is G times the mean KL of the masked tokens, floored as a whole: the same unit,
-    nats per position, whatever the number of masked tokens.
+    The dynamics and representation KL is summed over a position's G groups and floored per
+    position. The MaskGIT term is G times the mean KL of the masked tokens, floored as a whole: the
+    same unit, nats per position, whatever the number of masked tokens.
 
     Args:
         net: the bound world model.

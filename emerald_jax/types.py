@@ -18,12 +18,12 @@ n      imagination starts per sequence             16
 ====== =========================================== =================
 
 Index convention, everywhere: the action, reward, ``is_last`` and ``is_terminal`` stored at index t
-are those that *led into* image t. ``is_first[t]`` marks an episode's first frame: no action led into
-it (stored as -1, fed as a zero vector) and its reward is 0. ``is_terminal`` means that the world
-ended; a time limit is ``is_last`` without ``is_terminal``.
+are those that *led into* image t. ``is_first[t]`` marks an episode's first frame: no action led
+into it (stored as -1, fed as a zero vector) and its reward is 0. ``is_terminal`` means that the
+world ended; a time limit is ``is_last`` without ``is_terminal``.
 
-The maths is written for one sequence (no B) and batched by ``jax.vmap``: one random key per sequence
-makes results independent of how many devices share the batch.
+The maths is written for one sequence (no B) and batched by ``jax.vmap``: one random key per
+sequence makes results independent of how many devices share the batch.
 """
 
 from __future__ import annotations

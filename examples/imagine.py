@@ -1,7 +1,7 @@
 """Train a small world model for a few updates and look into its dream, with the functions alone.
 
-Collects random play of Catch, takes updates, lets the model read a few real frames and dream on, and
-saves the picture. About a minute on two CPU cores.
+Collects random play of Catch, takes updates, lets the model read a few real frames and dream on,
+and saves the picture. About a minute on two CPU cores.
 
     python examples/imagine.py [--updates 60] [--out dream.png]
 """

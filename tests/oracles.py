@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 
 def dense(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
@@ -63,8 +64,7 @@ def relative_attention(
 ) -> np.ndarray:
     """norm(x + attention) with the scores of Transformer-XL, one pair at a time.
 
-    score(i, j) = ((q_i + u) k_j + (q_i + v) W_R R_{i - j}) / sqrt(d), over the C cached keys and the
-    L own ones.
+    score(i, j) = ((q_i + u) k_j + (q_i + v) W_R R_{i - j}) / sqrt(d), over C cached and L own keys.
 
     Args:
         params: of the block's attention.
@@ -95,3 +95,25 @@ def relative_attention(
             scores[:, column] = pair.sum(-1) / np.sqrt(size)
         mixed[i] = np.einsum("hj,jhd->hd", softmax(scores), values[seen])
     return norm(params["norm"], x + dense(params["out"], mixed.reshape(length, width)))
+
+
+def two_hot_cross_entropy(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Interpolated negative log-probability of the two bins around symlog(target)."""
+    bins = logits.shape[-1]
+    log_probs = scipy.special.log_softmax(logits.astype(np.float64), -1)
+    target = np.asarray(target, np.float64)
+    place = (np.sign(target) * np.log1p(np.abs(target)) + 20) / 40 * (bins - 1)
+    low = np.minimum(np.floor(place).astype(int), bins - 2)
+    share = place - low
+    below, above = (
+        np.take_along_axis(log_probs, (low + i)[..., None], -1)[..., 0] for i in range(2)
+    )
+    return -((1 - share) * below + share * above)
+
+
+def two_hot_expectation(logits: np.ndarray) -> np.ndarray:
+    """symexp of the mean bin, the bins equally spaced from -20 to 20."""
+    inner = scipy.special.softmax(logits.astype(np.float64), -1) @ np.linspace(
+        -20, 20, logits.shape[-1]
+    )
+    return np.sign(inner) * np.expm1(np.abs(inner))

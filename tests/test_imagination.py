@@ -104,7 +104,7 @@ def test_one_step_is_one_parallel_sample():
 
 
 def coin(tokens, shape):
-    """Eight copies of one fair coin: without evidence even, else what the first known token says."""
+    """Eight copies of one fair coin: even odds at first, then what the first known token says."""
     if tokens is None:
         return jnp.log(jnp.full((*shape, 2), 0.5))
     flat = tokens.reshape(shape[0], -1)
@@ -122,9 +122,9 @@ def coin(tokens, shape):
 )
 def test_correlated_tokens_agree_as_steps_grow(steps, agree):
     shape = (DRAWS, 4, 2)
-    decoded = jax.jit(
-        partial(maskgit_decode, lambda t: coin(t, shape), steps=steps, shape=shape)
-    )(jax.random.key(3))
+    decoded = jax.jit(partial(maskgit_decode, lambda t: coin(t, shape), steps=steps, shape=shape))(
+        jax.random.key(3)
+    )
     z = np.asarray(decoded.z).reshape(DRAWS, 8)
     rate = (z == z[:, :1]).all(1).mean()
     assert rate == pytest.approx(agree, abs=4 * np.sqrt(agree * (1 - agree) / DRAWS) + 1e-9)
@@ -188,7 +188,9 @@ def test_imagine_gives_every_step_its_own_key():
 
     state = State(jnp.zeros((3, 1, 1), jnp.int32), jnp.zeros((3, 1)))
     dream = partial(imagine, None, state, (), policy=policy, step=step, horizon=5)
-    first, again, other = (dream(key) for key in jax.random.split(jax.random.key(0))[jnp.array([0, 0, 1])])
+    first, again, other = (
+        dream(key) for key in jax.random.split(jax.random.key(0))[jnp.array([0, 0, 1])]
+    )
     assert len(np.unique(first.action)) == 15
     assert len(np.unique(first.state.h[1:])) == 15
     np.testing.assert_array_equal(first.action, again.action)
@@ -230,8 +232,8 @@ def params():
 
 @pytest.mark.parametrize("index", [1, 3, 6], ids=["with-memory", "border", "death-no-memory"])
 def test_shared_past_equals_a_copy_for_every_start(params, dreamt, full, index):
-    # The oracle reads, for each start alone, its whole real past and then the imagined tokens, as if
-    # they were one real sequence. The window is 7 and the horizon 9: real keys fall out of sight.
+    # The oracle reads, for each start alone, its whole real past and then the imagined tokens, as
+    # if they were one real sequence. Window 7, horizon 9: real keys fall out of sight.
     sequence = one_sequence(make_batch(small_learner()), index)
     passed, trajectory = to_numpy(dreamt(params, sequence, jax.random.key(index)))
     inputs = copied_inputs(sequence, passed.state.z, trajectory)
@@ -325,9 +327,7 @@ def test_decoding_samples_the_right_distribution(decoders, steps):
         for g in range(3):
             expected = np.exp(log_probs[p, g].astype(np.float64))
             seen = np.bincount(z[:, p, g], minlength=5)
-            pvalues.append(
-                scipy.stats.chisquare(seen, expected * DRAWS / expected.sum()).pvalue
-            )
+            pvalues.append(scipy.stats.chisquare(seen, expected * DRAWS / expected.sum()).pvalue)
     assert min(pvalues) > 1e-4
     assert 0.2 < np.mean(pvalues) < 0.8
 

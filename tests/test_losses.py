@@ -19,19 +19,14 @@ from jax.extend.core import subjaxprs
 from emerald_jax import losses
 from emerald_jax.config import LossConfig
 from emerald_jax.losses import (
-    Returns,
-    actor_losses,
-    critic_losses,
-    evaluate_trajectory,
     latent_losses,
     weighted_sum,
     world_model_losses,
 )
-from emerald_jax.models.world_model import WorldModel
-from emerald_jax.types import State, Trajectory
+from emerald_jax.types import State
+from tests import oracles
 from tests.model_cases import (
     LENGTH,
-    NUM_ACTIONS,
     compiled,
     make_batch,
     make_state,
@@ -111,34 +106,13 @@ def kl(log_p, log_q):
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def two_hot_cross_entropy(logits, target):
-    """Interpolated negative log-probability of the two bins around symlog(target)."""
-    bins = logits.shape[-1]
-    log_probs = scipy.special.log_softmax(logits.astype(np.float64), -1)
-    target = np.asarray(target, np.float64)
-    place = (np.sign(target) * np.log1p(np.abs(target)) + 20) / 40 * (bins - 1)
-    low = np.minimum(np.floor(place).astype(int), bins - 2)
-    share = place - low
-    below, above = (
-        np.take_along_axis(log_probs, (low + i)[..., None], -1)[..., 0] for i in range(2)
-    )
-    return -((1 - share) * below + share * above)
-
-
-def two_hot_expectation(logits):
-    inner = scipy.special.softmax(logits.astype(np.float64), -1) @ np.linspace(
-        -20, 20, logits.shape[-1]
-    )
-    return np.sign(inner) * np.expm1(np.abs(inner))
-
-
 def test_head_and_image_losses(case):
     sequence, terms, _, metrics, said = case
     target = sequence.image / 255 - 0.5
     square = (said["image"].astype(np.float64) - target) ** 2
     np.testing.assert_allclose(terms["image"], square.sum((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(metrics["pixel_error"], square.mean((1, 2, 3)), rtol=1e-5)
-    expected = two_hot_cross_entropy(said["reward"], sequence.reward)
+    expected = oracles.two_hot_cross_entropy(said["reward"], sequence.reward)
     np.testing.assert_allclose(terms["reward"], expected, rtol=1e-5)
 
 
@@ -246,8 +220,10 @@ def gradient(params):
 
         grads = jax.grad(loss)(params)
         return {
-            **{name: jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(grads[name])))
-               for name in grads},
+            **{
+                name: jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(grads[name])))
+                for name in grads
+            },
             "start": jnp.sqrt(jnp.sum(grads["sequence"]["start"] ** 2)),
         }
 
@@ -322,146 +298,3 @@ def test_dropout_is_on_in_training_alone(params):
 
     temporal, spatial = (LENGTH, 24), (LENGTH, P, 20)
     assert noise(False) - noise(True) >= {temporal, spatial}
-
-
-H, STARTS = 4, 3
-
-
-@pytest.fixture(scope="module")
-def trajectory():
-    rng = np.random.default_rng(11)
-    z = rng.integers(0, K, (H + 1, STARTS, P, G)).astype(np.int32)
-    h = rng.normal(size=(H + 1, STARTS, 24)).astype(np.float32)
-    return Trajectory(State(z, h), rng.integers(0, NUM_ACTIONS, (H, STARTS)).astype(np.int32))
-
-
-@pytest.fixture(scope="module")
-def behavior(params, trajectory):
-    """Returns, losses and raw head outputs of a random trajectory; gradients of both losses."""
-    learner = small_learner()
-    model, agent, config = learner.model, learner.agent, learner.config.behavior
-    cont_0, scale = np.float32([1, 0, 1]), np.float32(2.5)
-    slow = make_state(learner, seed=5).params["critic"]
-
-    def both(params, slow, trajectory):
-        judged = evaluate_trajectory(
-            params, trajectory, cont_0, model=model, agent=agent, config=config
-        )
-        actor, extra = actor_losses(
-            params["actor"], trajectory, judged, scale, agent=agent, config=config
-        )
-        critic = critic_losses(
-            params["critic"], slow, trajectory, judged, agent=agent, config=config
-        )
-        return (actor, critic), (judged, extra)
-
-    def run(params, slow, trajectory):
-        (actor, critic), aux = both(params, slow, trajectory)
-        frozen = {"params": params["world_model"]}
-        state = trajectory.state
-        said = {
-            "reward": model.apply(frozen, *state, method=WorldModel.reward),
-            "cont": model.apply(frozen, *state, method=WorldModel.cont),
-            "value": agent.value_logits(params["critic"], state),
-            "slow": agent.value_logits(slow, state),
-            "policy": agent.actor.apply({"params": params["actor"]}, *state),
-        }
-        gradients = []
-        for which in range(2):
-            def total(params, slow, h, which=which):
-                other = trajectory._replace(state=State(state.z, h))
-                return both(params, slow, other)[0][which].mean()
-
-            gradients.append(jax.grad(total, argnums=(0, 1, 2))(params, slow, state.h))
-        return actor, critic, *aux, said, gradients
-
-    return to_numpy(compiled(run, params, slow, trajectory)(params, slow, trajectory))
-
-
-def test_returns_of_a_trajectory(behavior):
-    judged, said = behavior[2], behavior[4]
-    assert isinstance(judged, Returns)
-    reward = two_hot_expectation(said["reward"])[1:]
-    cont = (said["cont"] > 0).astype(np.float64)[1:]
-    value = two_hot_expectation(said["value"])
-    assert 0 < cont.mean() < 1
-    np.testing.assert_allclose(judged.reward, reward, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(judged.cont, cont)
-    np.testing.assert_allclose(judged.value, value[:-1], rtol=1e-4, atol=1e-4)
-    ret, target = value[-1], []
-    for k in reversed(range(H)):
-        ret = reward[k] + 0.997 * cont[k] * (0.05 * value[k + 1] + 0.95 * ret)
-        target.insert(0, ret)
-    np.testing.assert_allclose(judged.target, target, rtol=1e-4, atol=1e-4)
-    weight = np.array([1.0, 0, 1])  # the starts' own continuation, from the data
-    for k in range(H):
-        np.testing.assert_allclose(judged.weight[k], weight, rtol=1e-5)
-        weight = weight * 0.997 * cont[k]
-
-
-def policy_loss(logits, action, advantage, weight):
-    probs = (1 - UNIMIX) * scipy.special.softmax(logits.astype(np.float64), -1)
-    log_probs = np.log(probs + UNIMIX / NUM_ACTIONS)
-    taken = np.take_along_axis(log_probs, action[..., None], -1)[..., 0]
-    entropy = -(np.exp(log_probs) * log_probs).sum(-1)
-    return -(taken * advantage + 3e-4 * entropy) * weight, entropy
-
-
-def test_actor_loss(behavior, trajectory):
-    actor, _, judged, extra, said, _ = behavior
-    advantage = (judged.target - judged.value).astype(np.float64) / 2.5
-    expected, entropy = policy_loss(
-        said["policy"][:-1], trajectory.action, advantage, judged.weight
-    )
-    np.testing.assert_allclose(actor, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(extra["policy_entropy"], entropy, rtol=1e-4)
-    np.testing.assert_allclose(extra["advantage"], advantage, rtol=1e-4, atol=1e-6)
-
-
-def test_critic_loss(behavior):
-    _, critic, judged, _, said, _ = behavior
-    logits = said["value"][:-1]
-    slow = two_hot_expectation(said["slow"][:-1])
-    expected = two_hot_cross_entropy(logits, judged.target) + two_hot_cross_entropy(logits, slow)
-    np.testing.assert_allclose(critic, expected * judged.weight, rtol=1e-4, atol=1e-5)
-
-
-def test_actor_gradient_is_the_policy_gradient(behavior, trajectory):
-    # Central differences of the NumPy loss in the actor's last bias, the advantage held fixed.
-    _, _, judged, _, said, gradients = behavior
-    advantage = (judged.target - judged.value).astype(np.float64) / 2.5
-
-    def loss(shift):
-        logits = said["policy"][:-1].astype(np.float64) + shift
-        return policy_loss(logits, trajectory.action, advantage, judged.weight)[0].mean()
-
-    expected = [(loss(d) - loss(-d)) / 2e-5 for d in 1e-5 * np.eye(NUM_ACTIONS)]
-    ours = gradients[0][0]["actor"]["Dense_3"]["bias"]
-    assert np.abs(ours).max() > 1e-4
-    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-6)
-
-
-def test_critic_gradient_holds_its_targets_fixed(behavior):
-    _, _, judged, _, said, gradients = behavior
-    slow = two_hot_expectation(said["slow"][:-1])
-
-    def loss(shift):
-        logits = said["value"][:-1].astype(np.float64) + shift
-        both = two_hot_cross_entropy(logits, judged.target) + two_hot_cross_entropy(logits, slow)
-        return (both * judged.weight).mean()
-
-    expected = [(loss(d) - loss(-d)) / 2e-5 for d in 1e-5 * np.eye(BINS)]
-    ours = gradients[1][0]["critic"]["Dense_3"]["bias"]
-    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize(("which", "name"), [(0, "actor"), (1, "critic")])
-def test_behavior_losses_move_their_own_network_alone(behavior, which, name):
-    # Although the returns were made from the world model and the critic inside the loss.
-    params, slow, h = behavior[5][which]
-    for group, tree in params.items():
-        size = max(np.abs(x).max() for x in jax.tree.leaves(tree))
-        assert (size > 1e-6) == (group == name), group
-        assert group == name or size == 0
-    assert all((x == 0).all() for x in jax.tree.leaves(slow))
-    assert (h == 0).all(), "no gradient into the trajectory"

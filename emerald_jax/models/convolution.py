@@ -1,9 +1,9 @@
 """Convolutions: stages of the encoder and decoder, and how they are computed.
 
-XLA's CPU gradients of strided and transposed convolutions run at a quarter of the matrix-product
-rate. So a 4x4 stride-2 convolution is computed as the 2x2 convolution over 2x2 pixel blocks that it
-exactly is, its transpose likewise, and on a CPU the gradient to a kernel is one matrix product per
-tap. Nothing is approximated, and the parameters have the same count as in the plain form.
+XLA's CPU gradients of strided and transposed convolutions run at a quarter of the rate of those of
+plain ones. So a 4x4 stride-2 convolution is computed as the 2x2 convolution over 2x2 pixel blocks
+that it exactly is, and its transpose likewise. Nothing is approximated, and the parameters have the
+same count as in the plain form.
 """
 
 from __future__ import annotations
@@ -15,12 +15,6 @@ from jax.nn.initializers import lecun_normal, zeros
 
 from emerald_jax.models.layers import NormSilu
 from emerald_jax.types import Array
-
-#: Input channels from which one matrix product per tap beats XLA's own CPU convolution (measured).
-_WIDE = 128
-#: Numbers up to which all taps' views are gathered for one product: few long operations, for small
-#: images, rather than no copies, for large ones.
-_FEW = 1_000_000
 
 
 def space_to_depth(x: Array) -> Array:
@@ -40,61 +34,6 @@ def depth_to_space(x: Array) -> Array:
 def _pad_pixels(x: Array) -> Array:
     """One ring of zero pixels around `[..., h, w, c]`."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
-
-
-def _valid(x: Array, kernel: Array) -> Array:
-    """VALID stride-1 convolution by XLA. x `[T, h, w, c]`, kernel `[s, s, c, f]`."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _shifts(x: Array, size: int) -> list[Array]:
-    """The s * s shifted views of x that meet the taps of an s x s kernel, row-major."""
-    height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
-    return [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-
-
-def _valid_cpu(x: Array, kernel: Array) -> Array:
-    """The same as :func:`_valid`; wide inputs by one matrix product per tap."""
-    if x.shape[-1] < _WIDE:
-        return _valid(x, kernel)
-    taps = kernel.reshape(-1, *kernel.shape[2:])
-    return sum(view @ tap for view, tap in zip(_shifts(x, kernel.shape[0]), taps, strict=True))
-
-
-@jax.custom_vjp
-def conv_cpu(x: Array, kernel: Array) -> Array:
-    """VALID stride-1 convolution with gradients made of matrix products.
-
-    Args:
-        x: `[T, h, w, c]`.
-        kernel: `[s, s, c, f]`.
-
-    Returns:
-        `[T, h - s + 1, w - s + 1, f]`.
-    """
-    return _valid_cpu(x, kernel)
-
-
-def _conv_cpu_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _valid_cpu(x, kernel), (x, kernel)
-
-
-def _conv_cpu_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    edge = kernel.shape[0] - 1
-    padded = jnp.pad(dy, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    dx = _valid_cpu(padded, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    views = _shifts(x, kernel.shape[0])
-    if x.size * len(views) <= _FEW:
-        dk = jnp.einsum("thwc,thwf->cf", jnp.concatenate(views, axis=-1), dy)
-    else:
-        dk = jnp.stack([jnp.einsum("thwc,thwf->cf", view, dy) for view in views])
-    return dx, dk.reshape(kernel.shape)
-
-
-conv_cpu.defvjp(_conv_cpu_forward, _conv_cpu_backward)
 
 
 class Conv(nn.Module):
@@ -119,7 +58,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         x = _pad_pixels(x.astype(self.dtype)) if self.padding else x.astype(self.dtype)
-        y = conv_cpu(x, kernel) if jax.default_backend() == "cpu" else _valid(x, kernel)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return y + jnp.broadcast_to(bias, y.shape)
 
 

@@ -1,4 +1,4 @@
-"""Heads on the agent's state s_t = (z_t, h_t): reward, continue, actor and critic share one shape."""
+"""Heads on the agent's state s_t = (z_t, h_t): reward, continue, actor, critic; one shape."""
 
 from __future__ import annotations
 

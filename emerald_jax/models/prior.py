@@ -1,4 +1,4 @@
-"""Predictors of the next latent from h_t: the dynamics head and the spatial MaskGIT (section 3.2)."""
+"""Predictors of the next latent from h_t: the dynamics head and the spatial MaskGIT (section 3)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class MaskGit(nn.Module):
 
     The G tokens of a position, each a class or MASK, are embedded (K + 1 words), flattened and
     projected together with the position's features. Embedding and projection are both linear, so
-    their product is a table of one row per (group, word): a token costs one row instead of a product
-    with its whole embedding, and training and decoding read the same table.
+    their product is a table of one row per (group, word): a token costs one row instead of a
+    product with its whole embedding, and training and decoding read the same table.
     """
 
     config: ModelConfig

@@ -1,12 +1,13 @@
 """The temporal transformer (TSSM): h_t = f(z_{1:t-1}, a_{1:t-1}), cached, with relative positions.
 
-A *token* t holds z_{t-1} and the action stored at t. Its query may see the tokens of its own episode
-that lie at most C steps back. Positions enter only as distances (Transformer-XL, arXiv 1901.02860),
-so a cached key keeps its meaning as the window slides.
+A *token* t holds z_{t-1} and the action stored at t. Its query may see the tokens of its own
+episode that lie at most C steps back. Positions enter only as distances (Transformer-XL, arXiv
+1901.02860), so a cached key keeps its meaning as the window slides.
 
 Two ways through the same parameters:
 
-* :meth:`Tssm.__call__`: L tokens at once, after a memory of C cached ones (training; acting is L = 1);
+* :meth:`Tssm.__call__`: L tokens at once, after a memory of C cached ones (training; acting is
+  L = 1);
 * :meth:`Tssm.imagine`: one new token for each of n rollouts that share one real past.
 """
 
@@ -315,9 +316,7 @@ def episode_mask(valid: Array, reset: Array) -> Array:
 
 def trim_memory(memory: Memory, context: int) -> Memory:
     """The newest ``context`` tokens of a memory."""
-    return Memory(
-        memory.keys[:, -context:], memory.values[:, -context:], memory.valid[-context:]
-    )
+    return Memory(memory.keys[:, -context:], memory.values[:, -context:], memory.valid[-context:])
 
 
 def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Memory:

@@ -1,7 +1,8 @@
 """The world model: encoder, temporal transformer, priors, decoder, reward and continue heads.
 
 Thin on purpose: every method is one pass, arrays in and arrays out, for ONE sequence (no batch
-dimension). Losses live in ``losses.py``, rollouts in ``imagination.py``; ``jax.vmap`` adds the batch.
+dimension). Losses live in ``losses.py``, rollouts in ``imagination.py``; ``jax.vmap`` adds the
+batch.
 """
 
 from __future__ import annotations

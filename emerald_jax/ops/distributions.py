@@ -35,8 +35,8 @@ def mixed_log_probs(logits: Array, unimix: float) -> Array:
 def choose(u: Array, log_probs: Array) -> Array:
     """Class indices by inverting the cumulative distribution at given points.
 
-    One uniform number per draw instead of the K Gumbel numbers of ``jax.random.categorical``: at 512
-    tokens of 32 classes per imagined state the random bits would otherwise cost as much as the
+    One uniform number per draw instead of the K Gumbel numbers of ``jax.random.categorical``: at
+    512 tokens of 32 classes per imagined state the random bits would otherwise cost as much as the
     network (own measurement, two CPU cores). The cumulative sum is a product with a triangular
     matrix, which every back end does well.
 

@@ -1,7 +1,8 @@
 """MaskGIT's schedule and masks (arXiv 2202.04200; EMERALD section 3.2).
 
-Masks are chosen by *keys*: order-preserving integers whose lowest bits hold the token's own index, so
-that no two keys are equal and one sort of N integers gives a threshold with exactly n keys below it.
+Masks are chosen by *keys*: order-preserving integers whose lowest bits hold the token's own index,
+so that no two keys are equal and one sort of N integers gives a threshold with exactly n keys below
+it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from emerald_jax.types import Array, Key
 def mask_counts(num_tokens: int, steps: int) -> tuple[int, ...]:
     """How many tokens are MASK at the start of each decoding step.
 
-    n_0 = N; n_s = max(1, floor(cos(pi/2 * s/S) * N)). Python's float64 cosine, at trace time: float32
-    gives 255 where 256 is meant. The count never rises, also where N is smaller than S.
+    n_0 = N; n_s = max(1, floor(cos(pi/2 * s/S) * N)). Python's float64 cosine, at trace time:
+    float32 gives 255 where 256 is meant. The count never rises, also where N is smaller than S.
 
     Args:
         num_tokens: N.

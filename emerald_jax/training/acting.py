@@ -1,8 +1,8 @@
 """Acting: one compiled step that reads records, advances each environment's memory and acts.
 
 The same step serves training and evaluation. Each environment carries the transformer's last C keys
-and values and its newest latent, so the agent remembers C x blocks steps back; at an episode's first
-frame a learned start stands in for the past, exactly as in training.
+and values and its newest latent, so the agent remembers C x blocks steps back; at an episode's
+first frame a learned start stands in for the past, exactly as in training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from emerald_jax.models.sequence import trim_memory
-from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.training.state import Learner
 from emerald_jax.types import Array, Carry, Key, Params, State

@@ -28,7 +28,8 @@ def check_updates(
     """Report skipped updates; end the run when too many came in a row.
 
     Args:
-        updates: metrics of finished updates, each with its number ``update`` and its host ``batch``.
+        updates: metrics of finished updates, each with its number ``update`` and its host
+        ``batch``.
         state: the newest state, which counts skipped updates in a row.
         logdir: the facts of an offending batch are saved in its ``faults`` folder.
         limit: skipped updates in a row that end the run.

@@ -1,6 +1,6 @@
 """One run: act, step environments while the device trains, remember, log, save, go on.
 
-The loop is single-threaded and its order is fixed, so a seed decides everything. In one vector step:
+The loop is single-threaded and its order is fixed, so a seed decides everything. One vector step:
 
 1. act on the newest records (this waits for the update in flight, whose parameters it uses);
 2. send the actions to the environments;
@@ -132,8 +132,8 @@ class Run:
         self.devices, self.began = devices, time.monotonic()
         self.signal: str | None = None
         self._handlers = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
-        logger.say(f"run {logdir}: {config.env}, {config.steps:,} steps, on {devices[0].device_kind}"
-                   f" x {len(devices)}")
+        kind = devices[0].device_kind
+        logger.say(f"run {logdir}: {config.env}, {config.steps:,} steps, {len(devices)} x {kind}")
         self.snapshots = Snapshots(logdir, config.log.keep)
         self.env = make_vector_env(config.env, config.envs, seed=config.seed)
         self.learner = build_learner(config, self.env.spec.num_actions)
@@ -154,8 +154,10 @@ class Run:
         self._introduce()
         self.programs = build_programs(self.learner, self.state, self.env.spec, devices)
         self.pictures = PictureMaker(self.learner, self.programs, replay, picture_key)
-        logger.say(f"compiled in {self.programs.seconds:.0f} s; an update needs "
-                   f"{self.programs.temporaries / 2**20:,.0f} MiB of working memory")
+        logger.say(
+            f"compiled in {self.programs.seconds:.0f} s; an update needs "
+            f"{self.programs.temporaries / 2**20:,.0f} MiB of working memory"
+        )
         self.record = self._begin()
         self.saved = time.monotonic()
         self.log_mark = (time.monotonic(), self.updates, self.env_steps)
@@ -174,6 +176,8 @@ class Run:
         with jax.transfer_guard("disallow"):
             while (stopped := self._stopped()) is None:
                 self.vector_step()
+        if self.metrics is not None:
+            self._log()
         self._picture()
         self.save()
         self.snapshots.wait()

@@ -1,7 +1,7 @@
 """Open-loop prediction: read a few real frames, then dream on with the real actions.
 
-This is what the pictures of a run show: reconstruction of the frames that were read, and, from there
-on, imagined frames beside those that really happened.
+This is what the pictures of a run show: reconstruction of the frames that were read, and, from
+there on, imagined frames beside those that really happened.
 """
 
 from __future__ import annotations

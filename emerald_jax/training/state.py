@@ -1,4 +1,4 @@
-"""What training carries from update to update: parameters, optimisers, slow critic, return scale."""
+"""What training carries from update to update, and the networks it belongs to."""
 
 from __future__ import annotations
 

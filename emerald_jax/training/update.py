@@ -99,7 +99,7 @@ def _model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tu
 def _dream(
     params: dict[str, Params], passed: Pass, is_terminal: Array, key: Key, *, learner: Learner
 ) -> tuple[Trajectory, Array]:
-    """Imagine from every ``start_stride``-th state of one sequence; also the starts' continuation."""
+    """Imagine from every ``start_stride``-th state of a sequence; also the starts' continuation."""
     behavior = learner.config.behavior
     positions = start_positions(is_terminal.shape[0], behavior.start_stride)
     starts = starts_from(passed, positions)
@@ -107,9 +107,7 @@ def _dream(
     return trajectory, 1.0 - is_terminal[positions]
 
 
-def rollout(
-    params: dict[str, Params], starts: Starts, key: Key, *, learner: Learner
-) -> Trajectory:
+def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Learner) -> Trajectory:
     """EMERALD's imagination: its policy, its world model, the configured H and S.
 
     Args:

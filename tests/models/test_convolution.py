@@ -7,15 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.convolution import (
-    Conv,
-    DownConv,
-    UpConv,
-    conv_cpu,
-    depth_to_space,
-    space_to_depth,
-)
-from tests.model_cases import compiled
+from emerald_jax.models.convolution import Conv, DownConv, UpConv, depth_to_space, space_to_depth
 
 C, F = 3, 5
 
@@ -101,26 +93,3 @@ def test_up_conv_is_a_transposed_convolution(rng):
     result = apply(UpConv(F), corners, np.tile(bias, 4), jnp.asarray(x))
     assert result.shape == (2, 2 * height, 2 * width, F)
     np.testing.assert_allclose(result, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("size", "channels", "time", "side"),
-    [(3, C, 2, 6), (2, 5, 2, 6), (3, 130, 1, 4), (2, 130, 1, 4), (2, 4, 2, 360)],
-    ids=["narrow", "narrow-even", "wide", "wide-even", "large"],
-)
-def test_gradients_are_those_of_lax(size, channels, time, side, rng):
-    x = jnp.asarray(rng.normal(size=(time, side, side + 1, channels)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(size, size, channels, F)), jnp.float32)
-    shape = (time, side - size + 1, side - size + 2, F)
-    weight = jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    def both(x, kernel):
-        results = []
-        for function in (conv_cpu, lambda x, k: lax_conv(x, k, 1, "VALID")):
-            value, pull = jax.vjp(function, x, kernel)
-            results.append((value, *pull(weight)))
-        return results
-
-    ours, theirs = compiled(both, x, kernel)(x, kernel)
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))

@@ -1,4 +1,4 @@
-"""The MaskGIT predictor against NumPy: its table is embedding and projection, MASK hides a token."""
+"""The MaskGIT predictor against NumPy: embedding, projection, attention over the positions."""
 
 from __future__ import annotations
 

@@ -167,9 +167,7 @@ def test_no_memory_and_no_reset_reads_as_a_reset(params, full):
 
 def test_embedding_by_hand(params):
     inputs = make_inputs()
-    embed = compiled(
-        lambda p, x: MODEL.apply({"params": p}, *x, method=Tssm.embed), params, inputs
-    )
+    embed = compiled(lambda p, x: MODEL.apply({"params": p}, *x, method=Tssm.embed), params, inputs)
     result = np.asarray(embed(params, inputs))
     p = to_numpy(params)
     rows = p["latent"]["kernel"].reshape(CONFIG.groups, CONFIG.classes, -1)

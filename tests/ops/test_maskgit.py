@@ -64,9 +64,7 @@ def test_random_mask_chooses_uniformly():
 
 
 def check_lowest(confidence, masked, count, resolution=0.0):
-    result = np.asarray(
-        lowest_confidence(jnp.asarray(confidence), jnp.asarray(masked), count)
-    )
+    result = np.asarray(lowest_confidence(jnp.asarray(confidence), jnp.asarray(masked), count))
     assert (result.sum(-1) == count).all()
     assert not (result & ~masked).any(), "a kept token went back to MASK"
     chosen = np.where(result, confidence, -INF).max(-1)

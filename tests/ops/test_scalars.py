@@ -31,8 +31,9 @@ def test_symlog_by_hand():
 
 def test_symexp_is_the_inverse():
     np.testing.assert_allclose(symexp(symlog(jnp.asarray(VALUES))), VALUES, rtol=2e-5)
-    np.testing.assert_allclose(symlog(symexp(jnp.linspace(-20, 20, 9))), np.linspace(-20, 20, 9),
-                               rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        symlog(symexp(jnp.linspace(-20, 20, 9))), np.linspace(-20, 20, 9), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_two_hot_by_hand():
