@@ -76,8 +76,8 @@ _CRAFTER_SMALL = Config(
         token_width=16,
     ),
     optim=OptimConfig(model_lr=3e-4, actor_lr=1e-4, critic_lr=1e-4),
-    train_ratio=16.0,
-    replay=ReplayConfig(capacity=100_000, batch=8, length=32, prefill=512),
+    train_ratio=8.0,
+    replay=ReplayConfig(capacity=100_000, batch=4, length=32, prefill=512),
     log=LogConfig(every=10, pictures=50),
 )
 

@@ -57,7 +57,7 @@ def train_step(
         and empties the carry; ``metrics["finite"]`` is then 0.
     """
     keys = jax.vmap(partial(jax.random.split, num=2))(key)
-    model_grads, (passed, metrics) = jax.grad(_model_loss, has_aux=True)(
+    model_grads, (passed, metrics) = jax.grad(model_loss, has_aux=True)(
         state.params["world_model"], batch, keys[:, 0], learner
     )
     trajectory, cont_0 = jax.vmap(partial(_dream, state.params, learner=learner))(
@@ -83,7 +83,7 @@ def train_step(
     return _apply(state, grads, return_range, carry, metrics, learner)
 
 
-def _model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tuple:
+def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tuple:
     """Mean world-model loss over `[B, L]`; auxiliary: the pass `[B]` and mean metrics."""
     config = learner.config.loss
     losses = partial(world_model_losses, model=learner.model, config=config)
