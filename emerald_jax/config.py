@@ -4,8 +4,7 @@ Where a default comes from is marked in each help text:
 (P) the EMERALD paper, arXiv 2507.04075; (R) the authors' released defaults as public reproductions
 record them; (D) DreamerV3, arXiv 2301.04104; (O) our own choice where the sources are silent.
 
-The named configurations live in ``presets.py``. This module imports nothing heavy, so that a
-misspelt setting is refused before JAX wakes up.
+The named configurations live in ``presets.py``. Nothing heavy is imported here.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,8 +176,15 @@ def train_program(num_devices: int) -> Callable:
     It fails when it is traced a second time, whichever test asks for it. The state is donated: hand
     in a :func:`copy` to keep it, on those devices.
     """
-    devices = jax.local_devices()[:num_devices]
-    with mock.patch.object(parallel, "train_step", chex.assert_max_traces(train_step, n=1)):
+    devices, traces = jax.local_devices()[:num_devices], []
+
+    def traced_once(*args: Any, **kwargs: Any) -> tuple:
+        # chex.assert_max_traces tells functions apart by their source, not their devices.
+        traces.append(num_devices)
+        assert len(traces) == 1, "the update was traced again"
+        return train_step(*args, **kwargs)
+
+    with mock.patch.object(parallel, "train_step", traced_once):
         step = compile_train_step(small_learner(), devices)
 
     def update(state: TrainState, batch: Batch, keys: jax.Array) -> tuple:

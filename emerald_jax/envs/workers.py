@@ -32,6 +32,7 @@ _THREADS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 _PR_SET_PDEATHSIG = 1
+_FORK_SERVER = "emerald_jax.envs.fork_server"
 
 
 class _Failure(NamedTuple):
@@ -62,7 +63,7 @@ class WorkerSeat:
         if method == "forkserver":
             # Replaces the default ["__main__"], which would import the user's script, and JAX
             # with it, into every worker.
-            self._context.set_forkserver_preload([__name__, *preload])
+            self._context.set_forkserver_preload([_FORK_SERVER, __name__, *preload])
         self._factory = CloudpickleWrapper(factory)
         self._shape = shape
         self._buffer = self._context.RawArray("B", math.prod(shape))

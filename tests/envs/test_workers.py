@@ -131,6 +131,18 @@ def test_a_killed_worker_is_replaced(scripted_env, number):
 
 
 @linux
+def test_workers_are_out_of_reach_of_signals_to_the_group(scripted_env):
+    # A cluster sends SIGTERM to the whole group; the parent saves first and then closes them.
+    from multiprocessing import forkserver
+
+    env = make(scripted_env, scripted_env)
+    env.reset()
+    for pid in [*pids_of(env), forkserver._forkserver._forkserver_pid]:
+        assert os.getpgid(pid) != os.getpgid(0)
+    env.close()
+
+
+@linux
 def test_one_killed_between_episodes_loses_none(scripted_env):
     env = make(scripted_env)
     env.reset()
