@@ -69,7 +69,8 @@ class PictureMaker:
         for row, steps in enumerate(inside[best]):
             for frames in (real, recon, dream):
                 frames[row, steps:] = BLANK
-        return report_strip(real, recon, dream, self.context)
+        longest = max(int(inside[best].max()), self.context + 1)
+        return report_strip(*(x[:, :longest] for x in (real, recon, dream)), self.context)
 
     def blank_batch(self) -> Batch:
         """A training batch of zeros, the shape of one that is saved in a checkpoint."""
