@@ -120,14 +120,14 @@ def build_programs(
     # Tracing holds Python's lock, compiling does not: trace in turn, compile side by side.
     lowered = {name: job() for name, job in jobs.items()}
     with ThreadPoolExecutor(len(lowered)) as pool:
-        running = {name: pool.submit(_compile, program) for name, program in lowered.items()}
+        running = {name: pool.submit(compile_program, program) for name, program in lowered.items()}
         done = {name: future.result() for name, future in running.items()}
     memory = done["train"].memory_analysis()
     temporaries = int(getattr(memory, "temp_size_in_bytes", 0) or 0)
     return Programs(**done, seconds=time.monotonic() - began, temporaries=temporaries)
 
 
-def _compile(program: Any) -> Any:
+def compile_program(program: Any) -> Any:
     """Compile a lowered program.
 
     On a CPU the matrix products are library calls; LLVM's higher levels make the rest no faster but
