@@ -2,8 +2,8 @@
 
 XLA's CPU gradients of strided and transposed convolutions run at a quarter of the rate of those of
 plain ones. So a 4x4 stride-2 convolution is computed as the 2x2 convolution over 2x2 pixel blocks
-that it exactly is, and its transpose likewise. Nothing is approximated, and the parameters have the
-same count as in the plain form.
+that it exactly is, and its transpose likewise. Nothing is approximated; kernels have as many
+parameters as in the plain form, the transposed one's bias four times as many (one per sub-pixel).
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,22 @@ from emerald_jax.training.acting import Observation
 from emerald_jax.training.faults import RunError, check_updates
 from emerald_jax.training.lock import RunLock
 from emerald_jax.training.logger import RunLogger
-from emerald_jax.training.parallel import join, local_devices, put_batch, split
+from emerald_jax.training.parallel import (
+    join,
+    local_devices,
+    on_first_device,
+    place_shares,
+    place_state,
+    put_batch,
+    split,
+)
 from emerald_jax.training.picture import PictureMaker
 from emerald_jax.training.program import (
     build_programs,
     prepare_jax,
     put_index,
 )
+from emerald_jax.training.result import INTERRUPTED, RunResult, closing_words
 from emerald_jax.training.rundir import check_run_dir, write_config
 from emerald_jax.training.snapshots import Snapshots
 from emerald_jax.training.state import (
@@ -49,35 +57,6 @@ from emerald_jax.training.state import (
 )
 
 __all__ = ["INTERRUPTED", "RunError", "RunResult", "train"]
-
-#: Exit code of a run that a signal ended: saved, and the same command goes on.
-INTERRUPTED = 75
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        logdir: the run directory.
-        score: mean return of the last 100 training episodes; NaN when none ended.
-        env_steps: environment steps, over all sittings.
-        updates: gradient updates, over all sittings.
-        seconds: wall time of this sitting.
-        stopped: ``steps``, ``minutes`` or the name of the signal.
-    """
-
-    logdir: Path
-    score: float
-    env_steps: int
-    updates: int
-    seconds: float
-    stopped: str
-
-    @property
-    def exit_code(self) -> int:
-        """0 when the run came to its end, :data:`INTERRUPTED` when a signal cut it short."""
-        return 0 if self.stopped in ("steps", "minutes") else INTERRUPTED
 
 
 def train(config: Config) -> RunResult:
@@ -144,13 +123,13 @@ class Run:
         root = jax.random.key(config.seed)
         init_key, self.update_key, self.act_key, picture_key = jax.random.split(root, 4)
         self.state: TrainState = jax.jit(lambda key: init_state(self.learner, key))(init_key)
-        self.carry = split(init_carry(self.learner, config.replay.batch), len(devices))
+        self.carry = init_carry(self.learner, config.replay.batch)
         self.acting = init_carry(self.learner, config.envs.count)
         self.env_steps = self.updates = self.vector_steps = 0
         self.waiting = 0.0
         self.metrics: dict[str, Any] | None = None
         self.unchecked: list[dict[str, Any]] = []
-        self.pending = self.on_device = None
+        self.pending = self.on_device = self.record = None
         self._introduce()
         self.programs = build_programs(self.learner, self.state, self.env.spec, devices)
         self.pictures = PictureMaker(self.learner, self.programs, replay, picture_key)
@@ -159,6 +138,8 @@ class Run:
             f"{self.programs.temporaries / 2**20:,.0f} MiB of working memory"
         )
         self.record = self._begin()
+        self.state = place_state(self.state, devices)
+        self.carry = place_shares(split(self.carry, len(devices)), devices)
         self.saved = time.monotonic()
         self.log_mark = (time.monotonic(), self.updates, self.env_steps)
 
@@ -219,7 +200,9 @@ class Run:
             "pending": self.pending is not None,
             "config": self.config.to_dict(),
         }
-        self.snapshots.save(self.updates, self._tree(), facts, self.replay)
+        # A checkpoint is meant to leave the device; the hot loop's guard is against accidents.
+        with jax.transfer_guard("allow"):
+            self.snapshots.save(self.updates, self._tree(), facts, self.replay)
         self.saved = time.monotonic()
 
     def _begin(self) -> VectorStep:
@@ -238,7 +221,7 @@ class Run:
     def _take_over(self, tree: dict[str, Any], facts: dict[str, Any]) -> None:
         """Continue from a checkpoint's arrays and counters."""
         self.state, self.acting = tree["state"], tree["acting"]
-        self.carry = split(tree["carry"], len(self.devices))
+        self.carry = tree["carry"]
         for name in ("env_steps", "updates", "vector_steps"):
             setattr(self, name, facts[name])
         self.sampler.load_state_dict(facts["sampler"])
@@ -252,7 +235,7 @@ class Run:
         """Every array that decides the future, whatever the number of devices."""
         return {
             "state": self.state,
-            "carry": join(self.carry, len(self.devices)),
+            "carry": self.carry if self.record is None else join(self.carry, len(self.devices)),
             "acting": self.acting,
             "pending": self.pending or self.pictures.blank_batch(),
             "env": self.env.get_state() or {},
@@ -266,7 +249,7 @@ class Run:
             )
         seen = Observation(self.record.image, self.record.action, self.record.is_first)
         acted = self.programs.act(
-            self.state.params,
+            on_first_device(self.state.params, self.devices),
             self.acting,
             jax.device_put(seen),
             self.act_key,
@@ -294,6 +277,7 @@ class Run:
             self._stage(self.sampler.sample())
         keys = self.programs.update_keys(self.update_key, put_index(self.updates))
         batch = self.on_device._replace(carry=self.carry)
+        keys = place_shares(keys, self.devices)
         self.state, self.carry, self.metrics = self.programs.train(self.state, batch, keys)
         self.unchecked.append({"update": self.updates, "batch": self.pending, **self.metrics})
         self.updates += 1
@@ -345,7 +329,8 @@ class Run:
     def _picture(self) -> None:
         """Draw real frames, reconstructions and dreams."""
         if self.config.log.pictures and self.updates:
-            image = self.pictures.draw(self.state.params, self.updates)
+            params = on_first_device(self.state.params, self.devices)
+            image = self.pictures.draw(params, self.updates)
             if image is not None:
                 self.logger.image(self.env_steps, "dream", image)
 
@@ -380,15 +365,3 @@ class Run:
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def closing_words(result: RunResult) -> str:
-    """What a finished run tells its owner: the return, where it lies, what to try next."""
-    score = "no episode ended" if math.isnan(result.score) else f"return {result.score:.2f}"
-    head = (
-        f"{score} (mean of the last 100 training episodes) after {result.env_steps:,} steps and "
-        f"{result.updates:,} updates in {result.seconds:.0f} s"
-    )
-    if result.exit_code:
-        return f"{head}\nstopped by {result.stopped}; the same command goes on from here"
-    return f"{head}\nthe run lies in {result.logdir}\ntry next: emerald-jax eval {result.logdir}"

@@ -88,11 +88,29 @@ def put_batch(batch: Batch, devices: list[jax.Device]) -> Batch:
     """Start copying a host batch to where the next update reads it; returns at once."""
     if len(devices) == 1:
         return jax.device_put(batch, devices[0])
-    shards = split(batch, len(devices))
-    return jax.tree.map(lambda x: _put_sharded(np.asarray(x), devices), shards)
+    return place_shares(split(batch, len(devices)), devices)
 
 
-def _put_sharded(x: np.ndarray, devices: list[jax.Device]) -> jax.Array:
-    """`[devices, ...]` host array, one row to each device."""
+def place_shares(tree: Any, devices: list[jax.Device]) -> Any:
+    """Send `[devices, ...]` arrays of :func:`split` to their devices; unchanged for one device."""
+    return tree if len(devices) == 1 else jax.device_put(tree, _sharding(devices, AXIS))
+
+
+def place_state(state: Any, devices: list[jax.Device]) -> Any:
+    """Send a state to every device before the first update, which hands it on by itself.
+
+    pmap would do so too, but by an implicit transfer, which the hot loop's guard refuses.
+    """
+    return state if len(devices) == 1 else jax.device_put(state, _sharding(devices))
+
+
+def on_first_device(tree: Any, devices: list[jax.Device]) -> Any:
+    """The first device's own copy of a state, for programs that run there alone; copies nothing."""
+    if len(devices) == 1:
+        return tree
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
