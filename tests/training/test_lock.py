@@ -12,14 +12,17 @@ import pytest
 from emerald_jax.training.durable import CheckpointError
 from emerald_jax.training.lock import RunInUseError, RunLock
 
-#: Takes the lock, forks a worker that outlives it, says so, and waits.
+#: Takes the lock, forks a worker that outlives it, waits until that one runs, says so, and waits.
 OWNER = """
 import os, sys, time
 from emerald_jax.training.lock import RunLock
 lock = RunLock(sys.argv[1])
+ready, tell = os.pipe()
 if os.fork() == 0:
+    os.write(tell, b".")
     time.sleep(30)
     os._exit(0)
+os.read(ready, 1)
 print("locked", flush=True)
 time.sleep(30)
 """
