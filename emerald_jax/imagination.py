@@ -50,7 +50,7 @@ class Decoded(NamedTuple):
 
 
 def maskgit_decode(log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple) -> Decoded:
-    """S-step MaskGIT decoding for any predictor (section 4 of the paper's appendix; MaskGIT).
+    """S-step MaskGIT decoding for any predictor (EMERALD; MaskGIT, arXiv 2202.04200).
 
     Step 0 samples every token from the all-MASK prediction. Each later step masks the n_s least
     confident of the tokens predicted last, predicts again and redraws those alone. Confidence is

@@ -37,9 +37,9 @@ class NormSilu(nn.Module):
 class LatentProjection(nn.Module):
     """Linear map of one-hot groups, the paper's 1x1 convolution over a latent's G * K channels.
 
-    A latent comes in either of two forms with the same result: class indices, whose rows are looked
-    up and summed (no gradient to z, half the arithmetic of the heads), or one-hot vectors with
-    straight-through gradients, which are multiplied.
+    A latent comes in either of two forms with the same result: class indices, through which no
+    gradient flows, or one-hot vectors with straight-through gradients. Indices are made one-hot and
+    multiplied too; a gather has not been measured against it.
 
     Attributes:
         groups: G.

@@ -52,8 +52,9 @@ class MaskGit(nn.Module):
 
     The G tokens of a position, each a class or MASK, are embedded (K + 1 words), flattened and
     projected together with the position's features. Embedding and projection are both linear, so
-    their product is a table of one row per (group, word): a token costs one row instead of a
-    product with its whole embedding, and training and decoding read the same table.
+    their product is a table of one row per (group, word), made once per call. Tokens meet it as
+    one-hot vectors, and the all-MASK state as one constant row; training and decoding read the same
+    table.
     """
 
     config: ModelConfig

@@ -7,7 +7,6 @@ first frame a learned start stands in for the past, exactly as in training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -100,8 +99,3 @@ def _act_one(
     action = jnp.argmax(log_probs).astype(jnp.int32) if mode else sampled
     memory = trim_memory(memory, learner.model.config.context)
     return action, Carry(memory, z[0]), jnp.all(jnp.isfinite(log_probs)), state
-
-
-def compile_act(learner: Learner, *, mode: bool = False) -> Callable[..., Acted]:
-    """:func:`act` as one program, its carry donated: ``(params, carry, observation, key)``."""
-    return jax.jit(partial(act, learner=learner, mode=mode), donate_argnums=1)

@@ -15,8 +15,7 @@ def build_optimizers(config: OptimConfig) -> dict[str, optax.GradientTransformat
     """Global-norm clip, then Adam, one chain per parameter group (DreamerV3; no weight decay).
 
     Each works on its group as one flat vector: a few long operations instead of some for every
-    array, which on a CPU at small sizes would take as long as the networks, and checkpoints with
-    few leaves.
+    array, and checkpoints with few leaves.
     """
     agent = {"eps": config.agent_eps, "clip": config.agent_clip}
     settings = {
