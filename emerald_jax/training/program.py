@@ -30,7 +30,7 @@ from emerald_jax.types import Array, Batch, Key
 
 _log = logging.getLogger(__name__)
 
-#: XLA's flags for CPUs. Ordering operations for concurrency keeps everything alive at once: XLA plans
+#: Flags for CPUs. Ordering operations for concurrency keeps everything alive at once: XLA plans
 #: 20 GiB for the paper's world-model gradient instead of 9. The YNNPACK fusions run convolutions on
 #: one core: an update of crafter-small, then with 8 x 32 batches and 16 channels, took 6.2 s with
 #: and 3.4 s without them (two cores, busy).
