@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--preset", default="crafter-small")
     parser.add_argument("--updates", type=int, default=2000, help="give up after so many")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--channels", type=int, default=0, help="of the first stage; 0: preset's")
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "overfit.json"))
     options = parser.parse_args()
     prepare_jax()
@@ -55,6 +57,11 @@ def main() -> None:
     config = dataclasses.replace(
         config,
         envs=dataclasses.replace(config.envs, count=1, workers="inline"),
+        model=dataclasses.replace(
+            config.model,
+            channels=options.channels or config.model.channels,
+            dropout=options.dropout,
+        ),
         optim=dataclasses.replace(config.optim, model_lr=options.lr),
         replay=dataclasses.replace(config.replay, batch=1, length=64),
     )

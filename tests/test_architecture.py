@@ -29,6 +29,7 @@ LEVELS = {
     "training": 4,
     "viz": 4,
     "settings": 5,
+    "commands": 5,
     "cli": 5,
     "__main__": 5,
 }

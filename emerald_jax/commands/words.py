@@ -1,0 +1,54 @@
+"""What the commands share: the parser whose complaint is one line, and plain output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from emerald_jax.config import ConfigError
+from emerald_jax.presets import PRESETS
+
+#: Commands and what they do, in the order of a first visit.
+COMMANDS = {
+    "train": "train an agent from a preset, or continue its run",
+    "eval": "play episodes with a trained agent and report its return",
+    "presets": "list the named configurations",
+    "envs": "list the environments",
+    "version": "tell the versions of this package and of what it stands on",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, like everybody else's here."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(
+            prog=f"emerald-jax {command}", description=COMMANDS[command] + ".", allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words, naming the help that tells more."""
+        raise ConfigError(f"{message} ({self.prog} --help)")
+
+
+def preset_list() -> str:
+    """The presets, one a line."""
+    return table({name: about for name, (about, _) in PRESETS.items()})
+
+
+def table(rows: dict[str, str]) -> str:
+    """Two aligned columns, one row a line."""
+    width = max(map(len, rows)) + 2
+    return "".join(f"{name:<{width}}{text}".rstrip() + "\n" for name, text in rows.items())
+
+
+def tell(text: str) -> int:
+    """Write to standard output; returns the exit code of a command that is done."""
+    sys.stdout.write(text)
+    return 0
+
+
+def complain(text: str) -> None:
+    """Write one line to standard error."""
+    sys.stderr.write(f"emerald-jax: {' '.join(text.split())}\n")
