@@ -19,6 +19,7 @@ PACKAGE = "emerald_jax"
 LEVELS = {
     "config": 0,
     "presets": 0,
+    "rules": 0,
     "types": 0,
     "ops": 1,
     "envs": 1,
