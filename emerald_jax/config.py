@@ -1,4 +1,4 @@
-"""Every setting of emerald_jax as typed, frozen dataclasses. ``rules.py`` holds what they must obey.
+"""Every setting of emerald_jax as typed, frozen dataclasses; ``rules.py`` says what they must obey.
 
 Where a default comes from is marked in each help text:
 (P) the EMERALD paper, arXiv 2507.04075; (R) the authors' released defaults as public reproductions

@@ -1,0 +1,114 @@
+"""The rules a configuration must obey: each returns None, or one line that says what to do.
+
+``Config.validate`` asks them in order; the first complaint is the one the user reads.
+"""
+
+from __future__ import annotations
+
+from emerald_jax.config import Config
+
+
+def _positive(config: Config) -> str | None:
+    """Counts that must be at least one, probabilities that must lie in [0, 1)."""
+    at_least_one = {
+        "envs.count": config.envs.count,
+        "model.grid": config.model.grid,
+        "model.groups": config.model.groups,
+        "model.channels": config.model.channels,
+        "model.blocks": config.model.blocks,
+        "model.heads": config.model.heads,
+        "model.context": config.model.context,
+        "behavior.horizon": config.behavior.horizon,
+        "behavior.start_stride": config.behavior.start_stride,
+        "replay.batch": config.replay.batch,
+        "log.every": config.log.every,
+        "log.keep": config.log.keep,
+        "steps": config.steps,
+    }
+    for name, value in at_least_one.items():
+        if value < 1:
+            return f"{name} is {value}: it must be at least 1"
+    if config.model.classes < 2 or config.replay.length < 2:
+        return "model.classes and replay.length must be at least 2"
+    if not 0 <= config.model.dropout < 1 or not 0 <= config.model.unimix < 1:
+        return "model.dropout and model.unimix must lie in [0, 1)"
+    if config.train_ratio <= 0:
+        return f"train_ratio is {config.train_ratio}: it must be positive"
+    return None
+
+
+def _envs(config: Config) -> str | None:
+    envs = config.envs
+    for name in ("time_limit", "frame_skip", "max_worker_failures"):
+        if getattr(envs, name) < 0:
+            return f"envs.{name} is {getattr(envs, name)}: it must not be negative"
+    if not envs.worker_timeout > 0:
+        return f"envs.worker_timeout is {envs.worker_timeout}: it must be positive"
+    return None
+
+
+def _grid_reachable(config: Config) -> str | None:
+    size, grid = config.envs.image_size, config.model.grid
+    ratio = size // grid
+    if size % grid or ratio < 2 or ratio & (ratio - 1):
+        return (
+            f"envs.image_size {size} cannot reach model.grid {grid} by halving: "
+            f"choose an image size of grid times a power of two, such as {grid * 16}"
+        )
+    return None
+
+
+def _widths_divide(config: Config) -> str | None:
+    m = config.model
+    for name, width in (("width", m.width), ("predictor_width", m.predictor_width)):
+        if width % m.heads:
+            return f"model.{name} {width} does not divide by model.heads {m.heads}"
+    if m.width % 2:
+        return f"model.width {m.width} must be even: its positions are sines and cosines"
+    return None
+
+
+def _decode_steps(config: Config) -> str | None:
+    if not 0 <= config.behavior.decode_steps <= config.tokens:
+        return (
+            f"behavior.decode_steps {config.behavior.decode_steps} must lie between 0 and the "
+            f"{config.tokens} tokens of a latent state"
+        )
+    return None
+
+
+def _starts_exist(config: Config) -> str | None:
+    if config.behavior.start_stride > config.replay.length:
+        return (
+            f"behavior.start_stride {config.behavior.start_stride} leaves no start in sequences of "
+            f"replay.length {config.replay.length}: choose a smaller stride"
+        )
+    return None
+
+
+def _replay_holds_a_batch(config: Config) -> str | None:
+    rows = config.replay.capacity // config.envs.count
+    if rows <= config.replay.length:
+        return (
+            f"replay.capacity {config.replay.capacity} keeps {rows} steps of each of "
+            f"{config.envs.count} environments, fewer than replay.length {config.replay.length}: "
+            f"choose at least {(config.replay.length + 1) * config.envs.count}"
+        )
+    if config.replay.prefill < config.replay.length * config.envs.count:
+        return (
+            f"replay.prefill {config.replay.prefill} is less than one sequence per environment: "
+            f"choose at least {config.replay.length * config.envs.count}"
+        )
+    return None
+
+
+#: Asked in this order.
+RULES = (
+    _positive,
+    _envs,
+    _grid_reachable,
+    _widths_divide,
+    _decode_steps,
+    _starts_exist,
+    _replay_holds_a_batch,
+)
