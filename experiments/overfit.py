@@ -3,8 +3,12 @@
 Claim: a spatial latent of 4x4 positions is no bottleneck; pixel errors (mean squared error on the
 unit scale) above 0.0005 would mean one (the paper's EMERALD reaches 0.000231 on fresh frames).
 Source: EMERALD, arXiv 2507.04075, figure on reconstruction; the threshold is the project's.
-Command: python experiments/overfit.py            (up to 2000 updates, 0.5 to 0.8 s each)
-Result:  experiments/results/overfit.json: not reached yet, 0.0032 after 1000 updates
+Command: python experiments/overfit.py            (2.2 s an update on one core)
+Result:  experiments/results/overfit.json: 0.000492 after 480 updates, 17 minutes on one core
+
+crafter-small's networks with the paper's 32 convolution channels, no dropout and ten times the
+paper's learning rate. Width decides how fast: 0.0080 with 8 channels and 0.0016 with 24, both after
+240 updates.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ def main() -> None:
     parser.add_argument("--preset", default="crafter-small")
     parser.add_argument("--updates", type=int, default=2000, help="give up after so many")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--channels", type=int, default=0, help="of the first stage; 0: preset's")
+    parser.add_argument("--channels", type=int, default=32, help="of the first stage")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "overfit.json"))
     options = parser.parse_args()
@@ -59,7 +63,7 @@ def main() -> None:
         envs=dataclasses.replace(config.envs, count=1, workers="inline"),
         model=dataclasses.replace(
             config.model,
-            channels=options.channels or config.model.channels,
+            channels=options.channels,
             dropout=options.dropout,
         ),
         optim=dataclasses.replace(config.optim, model_lr=options.lr),
@@ -89,6 +93,8 @@ def main() -> None:
     result = {
         "preset": options.preset,
         "steps": 64,
+        "channels": options.channels,
+        "dropout": options.dropout,
         "learning_rate": options.lr,
         "target": TARGET,
         "reached": curve[-1][1] < TARGET,
