@@ -16,8 +16,8 @@ import numpy as np
 
 from emerald_jax.config import ConfigError
 from emerald_jax.training.state import Learner
-from emerald_jax.training.update import train_step
-from emerald_jax.types import Batch
+from emerald_jax.training.update import rollout, train_step
+from emerald_jax.types import Batch, Key, Params, Starts, Trajectory
 
 AXIS = "data"
 
@@ -55,6 +55,31 @@ def compile_train_step(learner: Learner, devices: list[jax.Device]) -> Callable:
         devices=devices,
         donate_argnums=0,
     )
+
+
+def compile_imagination(learner: Learner, devices: list[jax.Device]) -> Callable:
+    """Imagination alone, from starts of many sequences, as one program over ``devices``.
+
+    Args:
+        learner: networks and settings; its behaviour says H and S.
+        devices: from :func:`local_devices`.
+
+    Returns:
+        ``imagine(params, starts, keys) -> Trajectory`` `[B, H + 1, n]`. Starts are those of B
+        sequences, one key for each; all have the leading axes that :func:`split` makes. Rollouts
+        do not meet, so the devices have nothing to tell one another.
+    """
+    dream = partial(_imagine_batch, learner=learner)
+    if len(devices) == 1:
+        return jax.jit(dream)
+    return jax.pmap(dream, axis_name=AXIS, in_axes=(None, 0, 0), devices=devices)
+
+
+def _imagine_batch(
+    params: dict[str, Params], starts: Starts, keys: Key, *, learner: Learner
+) -> Trajectory:
+    """:func:`rollout` of `[B]` sequences."""
+    return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
 
 
 def split(tree: Any, num_devices: int) -> Any:

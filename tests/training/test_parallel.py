@@ -6,11 +6,19 @@ import jax
 import numpy as np
 import pytest
 
+from emerald_jax.bench.inputs import full_context_starts
 from emerald_jax.config import ConfigError
-from emerald_jax.training.parallel import join, local_devices, put_batch, split
+from emerald_jax.training.parallel import (
+    compile_imagination,
+    join,
+    local_devices,
+    put_batch,
+    split,
+)
 from tests.model_cases import (
     BATCH,
     copy,
+    little_optimisation,
     make_batch,
     make_state,
     sequence_keys,
@@ -103,3 +111,22 @@ def test_every_device_gets_its_own_share():
     for row, shard in enumerate(placed.image.addressable_shards):
         assert shard.device == jax.local_devices()[row]
         np.testing.assert_array_equal(shard.data[0, 0], batch.image[row])
+
+
+def test_imagination_agrees():
+    learner = small_learner()
+    starts, keys = full_context_starts(learner, BATCH), sequence_keys(1)
+    params = make_state(learner).params
+    both = []
+    for devices in (jax.local_devices()[:1], jax.local_devices()):
+        count = len(devices)
+        with little_optimisation():
+            dream = compile_imagination(learner, devices)
+            trajectory = dream(params, split(starts, count), split(keys, count))
+        both.append(to_numpy(join(trajectory, count)))
+    one, eight = both
+    assert one.action.shape == (BATCH, 3, 3)
+    np.testing.assert_array_equal(eight.action, one.action)
+    np.testing.assert_array_equal(eight.state.z, one.state.z)
+    np.testing.assert_allclose(eight.state.h, one.state.h, atol=1e-5)
+    assert len(np.unique(one.state.z[:, 1:])) > 2, "something was imagined"

@@ -1,0 +1,211 @@
+"""One update: how many per second, and where its time goes.
+
+The whole update is the program that training runs. The split compiles its four parts on their own,
+from the same functions, and feeds each with what the one before it gave; so the parts lose what the
+compiler saves by seeing all of them at once, and ``rest_seconds`` (whole less parts) may be
+negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emerald_jax.bench.ceiling import repeat_beside_ceiling, share_facts
+from emerald_jax.bench.flops import update_flops
+from emerald_jax.bench.harness import compile_for, memory_peaks, repeat, unless_memory_lacks
+from emerald_jax.bench.inputs import (
+    NUM_ACTIONS,
+    full_carry,
+    random_batch,
+    random_state,
+    with_changes,
+)
+from emerald_jax.bench.options import Options, device_counts, on_cpu
+from emerald_jax.bench.report import PARTS, Row, Spread
+from emerald_jax.config import Config
+from emerald_jax.imagination import starts_from
+from emerald_jax.losses import actor_losses, critic_losses, evaluate_trajectory
+from emerald_jax.training.optimizer import apply_gradients
+from emerald_jax.training.parallel import (
+    compile_train_step,
+    local_devices,
+    place_shares,
+    place_state,
+    put_batch,
+    split,
+)
+from emerald_jax.training.state import Learner, TrainState, build_learner, count_parameters
+from emerald_jax.training.update import model_loss, rollout, start_positions
+from emerald_jax.types import Batch, Key, Starts, Trajectory
+
+NAME = "train"
+
+
+def measure(options: Options) -> Iterator[Row | str]:
+    """Rows of every compute type, with and without rematerialisation, on every device count."""
+    config = options.config()
+    own = "float32" if on_cpu() else "bfloat16"
+    every = ("float32", "bfloat16") if options.full or not on_cpu() else (own,)
+    dtypes = options.dtypes or ((own,) if options.quick else every)
+    remats = options.remat or ((config.model.remat,) if options.quick else (False, True))
+    split_of = (dtypes[0], remats[0])
+    for devices, dtype, remat in product(device_counts(options), dtypes, remats):
+        if config.replay.batch % devices:
+            yield f"train on {devices} devices: they do not divide {config.replay.batch} sequences"
+            continue
+        changed = with_changes(config, model={"dtype": dtype, "remat": remat})
+        parts = devices == 1 and (dtype, remat) == split_of
+        found = unless_memory_lacks(
+            f"train dtype={dtype} remat={remat} devices={devices}",
+            partial(measure_update, changed, devices, options, parts=parts),
+        )
+        if isinstance(found, Row):
+            options.found.setdefault("updates_per_s", found.value.median)
+        yield found
+
+
+class Update:
+    """The compiled update of a configuration and a batch of noise; a call runs it once.
+
+    Attributes:
+        learner: networks and settings.
+        program: :class:`Compiled`.
+        state: what the last call left.
+        batch: on its devices.
+        keys: `[B]`, not split over devices.
+    """
+
+    def __init__(self, config: Config, devices: int) -> None:
+        """Compile it for the first ``devices`` local devices."""
+        chosen = local_devices(devices)
+        self.learner = learner = build_learner(config, NUM_ACTIONS)
+        batch = random_batch(config)._replace(carry=full_carry(learner, config.replay.batch))
+        self.keys = jax.random.split(jax.random.key(1), config.replay.batch)
+        self.batch = put_batch(batch, chosen)
+        self._keys = place_shares(split(self.keys, devices), chosen)
+        self.state = place_state(random_state(learner), chosen)
+        step = compile_train_step(learner, chosen)
+        self.program = compile_for(step, self.state, self.batch, self._keys)
+
+    def __call__(self) -> Any:
+        """One update; returns what to wait for."""
+        self.state, carry, metrics = self.program.call(self.state, self.batch, self._keys)
+        return carry, metrics
+
+
+def measure_update(config: Config, devices: int, options: Options, *, parts: bool) -> Row:
+    """Compile and time the whole update, and its parts if asked for."""
+    update = Update(config, devices)
+    seconds, ceiling = repeat_beside_ceiling(update, options.budget(), config.model.dtype)
+    facts = {
+        **share_facts(
+            update_flops(config, NUM_ACTIONS)["whole"],
+            Spread.of(seconds).median,
+            ceiling,
+            model=config.model,
+            devices=devices,
+        ),
+        **update.program.facts(),
+        **memory_peaks(),
+        "parameters": count_parameters(update.state.params)["total"],
+        "env_steps_per_s": frames(config) / Spread.of(seconds).median,
+    }
+    if parts:
+        facts |= measure_parts(update.learner, update.state, update.batch, update.keys, options)
+        known = sum(facts[f"{name}_seconds"] for name in PARTS)
+        facts["rest_seconds"] = facts["seconds"] - known
+    return Row(
+        benchmark=NAME,
+        case={
+            "preset": config.preset,
+            "dtype": config.model.dtype,
+            "remat": config.model.remat,
+            "devices": devices,
+        },
+        unit="updates/s",
+        value=Spread.of([1 / s for s in seconds]),
+        facts=facts,
+    )
+
+
+def frames(config: Config) -> float:
+    """Environment steps that are played for one update: what ``train_ratio`` asks for."""
+    return config.replay.batch * config.replay.length / config.train_ratio
+
+
+def measure_parts(
+    learner: Learner, state: TrainState, batch: Batch, keys: Key, options: Options
+) -> dict[str, float]:
+    """Median seconds and useful FLOP/s of the four parts, each compiled by itself."""
+    work = update_flops(learner.config, NUM_ACTIONS)
+    params = state.params
+    found: dict[str, float] = {}
+
+    def run(name: str, function: Callable, *arguments: Any) -> Any:
+        program = compile_for(jax.jit(function), *arguments)
+        result = program.call(*arguments)
+        seconds = Spread.of(repeat(lambda: program.call(*arguments), options.budget())).median
+        found[f"{name}_seconds"] = seconds
+        if name in work:
+            found[f"{name}_useful_flops"] = work[name].useful
+        return result
+
+    model_grads, passed = run(
+        "world_model", partial(read, learner=learner), params["world_model"], batch, keys
+    )
+    starts = jax.jit(partial(make_starts, learner=learner))(passed)
+    trajectory = run("imagination", partial(dream, learner=learner), params, starts, keys)
+    actor_grads, critic_grads = run(
+        "actor_critic", partial(learn, learner=learner), params, state.slow_critic, trajectory
+    )
+    grads = {"world_model": model_grads, "actor": actor_grads, "critic": critic_grads}
+    run("optimizer", partial(move, learner=learner), state, grads)
+    return found
+
+
+def read(params: Any, batch: Batch, keys: Key, *, learner: Learner) -> tuple:
+    """World model: loss and gradients of a batch, and the pass that imagination starts from."""
+    grads, (passed, _) = jax.grad(model_loss, has_aux=True)(params, batch, keys, learner)
+    return grads, passed
+
+
+def make_starts(passed: Any, *, learner: Learner) -> Starts:
+    """Starts `[B, n]` of the pass, as an update takes them."""
+    behavior, replay = learner.config.behavior, learner.config.replay
+    positions = start_positions(replay.length, behavior.start_stride)
+    return jax.vmap(lambda one: starts_from(one, positions))(passed)
+
+
+def dream(params: Any, starts: Starts, keys: Key, *, learner: Learner) -> Trajectory:
+    """Imagination from the starts of every sequence."""
+    return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
+
+
+def learn(params: Any, slow: Any, trajectory: Trajectory, *, learner: Learner) -> tuple:
+    """Actor and critic: returns of the trajectory, both losses and their gradients."""
+    shared = {"agent": learner.agent, "config": learner.config.behavior}
+    judge = partial(evaluate_trajectory, params, model=learner.model, **shared)
+    returns = jax.vmap(judge)(trajectory, jnp.ones(trajectory.action[:, 0].shape))
+
+    def actor_loss(actor: Any) -> jax.Array:
+        one = partial(actor_losses, actor, scale=jnp.float32(1), **shared)
+        return jax.vmap(lambda t, r: one(t, r)[0])(trajectory, returns).mean()
+
+    def critic_loss(critic: Any) -> jax.Array:
+        return jax.vmap(partial(critic_losses, critic, slow, **shared))(trajectory, returns).mean()
+
+    return jax.grad(actor_loss)(params["actor"]), jax.grad(critic_loss)(params["critic"])
+
+
+def move(state: TrainState, grads: Any, *, learner: Learner) -> tuple:
+    """Optimisers and slow critic."""
+    params, opt_state = apply_gradients(learner.optimizers, grads, state.opt_state, state.params)
+    rate = learner.config.behavior.slow_rate
+    return params, opt_state, optax.incremental_update(params["critic"], state.slow_critic, rate)
