@@ -57,7 +57,7 @@ _QUICKSTART = Config(
     behavior=BehaviorConfig(horizon=9, entropy=3e-2),
     optim=OptimConfig(model_lr=3e-3, actor_lr=1e-3, critic_lr=1e-3),
     replay=ReplayConfig(capacity=100_000, batch=8, length=16, prefill=512),
-    log=LogConfig(every=25, pictures=500),
+    log=LogConfig(every=25, pictures=500, eval_episodes=64),
 )
 
 _CRAFTER_SMALL = Config(
@@ -81,6 +81,18 @@ _CRAFTER_SMALL = Config(
     log=LogConfig(every=10, pictures=50),
 )
 
+_ATARI_100K = Config(
+    preset="atari100k",
+    env="atari:Pong",
+    steps=100_000,
+    train_ratio=1024.0,
+    # The rest of the protocol (no sticky actions, minimal action set, idle frames at the start, no
+    # reward clipping, death only at game over, 108 000 frames) is what every `atari:` game does.
+    envs=EnvsConfig(count=1, frame_skip=4),
+    # A first frame is a record and not a step: room for 20 000 episodes.
+    replay=ReplayConfig(capacity=120_000),
+)
+
 _TINY = Config(
     preset="tiny",
     env="gymnax:Catch-bsuite",
@@ -98,6 +110,10 @@ _TINY = Config(
 PRESETS: dict[str, tuple[str, Config]] = {
     "quickstart": ("learn Catch from 16x16 images on a CPU, in minutes", _QUICKSTART),
     "crafter": ("the paper's Crafter run: 30 M parameters, 10 M steps, one GPU or more", Config()),
+    "atari100k": (
+        "the paper's Atari 100k run; --env atari:GAME takes any of the 26 games",
+        _ATARI_100K,
+    ),
     "crafter-small": ("the same run at a size that a CPU moves", _CRAFTER_SMALL),
     "tiny": ("the smallest shapes that exercise everything; the tests run it", _TINY),
 }

@@ -11,4 +11,12 @@ def run(words: list[str]) -> int:
     from emerald_jax.envs.registry import list_envs
 
     states = {True: "ready", False: "needs {pip}"}
-    return tell(table({e.name: states[e.available].format(pip=e.pip) for e in list_envs()}))
+    tell(table({e.name: states[e.available].format(pip=e.pip) for e in list_envs()}))
+    return tell(_HINTS)
+
+
+_HINTS = """
+emerald-jax train PRESET --env NAME trains in any of them; the games of atari are the benchmark
+Atari 100k: emerald-jax train atari100k --env atari:GAME. Your own is my_module:make_env, a function
+that makes a Gymnasium environment; emerald-jax check-env NAME tells whether it will do.
+"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import crafter
@@ -43,13 +44,22 @@ class CrafterEnv(gymnasium.Env):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
 
-    def __init__(self, size: int = 64, length: int = TIME_LIMIT, render_mode: str | None = None):
+    def __init__(
+        self,
+        size: int = 64,
+        length: int = TIME_LIMIT,
+        render_mode: str | None = None,
+        *,
+        ahead: bool = False,
+    ):
         """Nothing is generated before the first reset.
 
         Args:
             size: height and width of the image in pixels.
             length: steps after which an episode is cut.
             render_mode: None or ``rgb_array``.
+            ahead: make the next world in a thread while this one is played. Making one takes as
+                long as fifty steps, for which environments that are stepped together would wait.
 
         Raises:
             EnvError: when the image is too small to draw the inventory.
@@ -61,6 +71,9 @@ class CrafterEnv(gymnasium.Env):
         self._size = size
         self._length = length
         self._world: crafter.Env | None = None
+        self._seed, self._episode = 0, 0
+        self._thread = ThreadPoolExecutor(1) if ahead else None
+        self._coming: Future[tuple[crafter.Env, np.ndarray]] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -71,10 +84,34 @@ class CrafterEnv(gymnasium.Env):
         if seed is None and self._world is None:
             seed = int(self.np_random.integers(2**31 - 1))
         if seed is not None:
-            self._world = _ReproducibleWorld(
-                size=(self._size, self._size), length=self._length, seed=int(seed)
-            )
-        return self._world.reset(), {}
+            self._seed, self._episode = int(seed), 0
+            if self._coming is not None:
+                self._coming.exception()  # wait: it is of another series
+                self._coming = None
+        self._episode += 1
+        over = self._world
+        if self._coming is not None:
+            self._world, image = self._coming.result()
+        else:
+            self._world, image = self._make(over, self._seed, self._episode)
+            over = None
+        if self._thread is not None:
+            self._coming = self._thread.submit(self._make, over, self._seed, self._episode + 1)
+        return image, {}
+
+    def _make(
+        self, spare: crafter.Env | None, seed: int, episode: int
+    ) -> tuple[crafter.Env, np.ndarray]:
+        """World number ``episode`` of a series and its first frame, in ``spare`` if there is one.
+
+        Which object a world is made in does not matter: everything in it depends on the two
+        numbers. A new object reads the textures from disk.
+        """
+        world = spare
+        if world is None:
+            world = _ReproducibleWorld(size=(self._size, self._size), length=self._length)
+        world._seed, world._episode = seed, episode - 1  # its reset counts one on
+        return world, world.reset()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action; see the class for reward, termination and info."""
@@ -90,6 +127,11 @@ class CrafterEnv(gymnasium.Env):
     def render(self) -> np.ndarray | None:
         """The current frame, or None without ``render_mode``."""
         return self._world.render() if self.render_mode else None
+
+    def close(self) -> None:
+        """Let the world that is being made be the last one; safe to call twice."""
+        if self._thread is not None:
+            self._thread.shutdown()
 
 
 def check_size(size: int) -> None:

@@ -81,10 +81,11 @@ def _crafter_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
 
 def _make_crafter(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
     from emerald_jax.envs.crafter import CrafterEnv
-    from emerald_jax.envs.vector import make_host_vector_env
+    from emerald_jax.envs.vector import make_host_vector_env, runs_inline
 
     spec = _crafter_spec(name, game, envs)
-    factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit)
+    ahead = not runs_inline(envs)
+    factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
     preload = ["emerald_jax.envs.crafter_warm"]
     return make_host_vector_env(spec, factory, envs, seed=seed, preload=preload)
 

@@ -226,8 +226,7 @@ def make_host_vector_env(
     Raises:
         EnvError: when an environment cannot start, or its spaces do not match ``spec``.
     """
-    inline = envs.workers == "inline" or (envs.workers == "auto" and envs.count == 1)
-    shape = spec.image_shape
+    inline, shape = runs_inline(envs), spec.image_shape
     return HostVectorEnv(
         spec,
         [
@@ -238,6 +237,11 @@ def make_host_vector_env(
         timeout=envs.worker_timeout,
         max_faults=envs.max_worker_failures,
     )
+
+
+def runs_inline(envs: EnvsConfig) -> bool:
+    """Whether host environments run in this process; see :func:`make_host_vector_env`."""
+    return envs.workers == "inline" or (envs.workers == "auto" and envs.count == 1)
 
 
 def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:

@@ -21,7 +21,9 @@ import tensorboardX
 from PIL import Image
 
 from emerald_jax.config import Config
+from emerald_jax.training.forgiving import open_tensorboard
 from emerald_jax.training.progress import ProgressView
+from emerald_jax.training.recorder import STATS_FILE, achievements_of, is_whole_row, stats_rows
 from emerald_jax.training.rundir import (
     EPISODES_FILE,
     METRICS_FILE,
@@ -32,11 +34,14 @@ from emerald_jax.training.rundir import (
     write_atomic,
     write_config,
 )
+from emerald_jax.training.tensorboard import add_animation
 
 __all__ = ["RunLogger", "read_config", "write_config"]
 
 #: Episodes averaged into the return that progress and results speak of.
 RECENT_EPISODES = 100
+#: One row per continuation: host environments cannot be saved, so their open episodes end there.
+RESUMES_FILE = "resumes.jsonl"
 
 
 class RunLogger:
@@ -68,7 +73,10 @@ class RunLogger:
         self._config = config
         self._metrics = JsonLines(self.logdir / METRICS_FILE)
         self._episodes = JsonLines(self.logdir / EPISODES_FILE)
+        self._stats = JsonLines(self.logdir / STATS_FILE)
+        self._resumes = JsonLines(self.logdir / RESUMES_FILE)
         self._scores: deque[float] = deque(maxlen=RECENT_EPISODES)
+        self._left_out = 0
         self._unlocked: set[str] = set()
         self._writer: tensorboardX.SummaryWriter | None = None
         self._purge_step: int | None = None
@@ -94,12 +102,20 @@ class RunLogger:
         """Forget what lies after ``step``: the run continues from a checkpoint of that step.
 
         Call it before anything is logged. Rows of metrics.jsonl and episodes.jsonl whose step is
-        later go, pictures of later steps too, and TensorBoard hides later points.
+        later go, pictures of later steps too, and TensorBoard hides later points. stats.jsonl,
+        whose format knows no step, is written anew from the episodes that stay.
         """
         self._metrics.rewind(step)
         self._scores.clear()
-        for row in self._episodes.rewind(step):
+        kept = self._episodes.rewind(step)
+        self._left_out = sum(not is_whole_row(row) for row in kept)
+        for row in kept:
             self._remember(row)
+        if kept or self._stats.path.exists():
+            self._stats.replace(stats_rows(kept))
+        self._resumes.rewind(step)
+        if step > 0:
+            self._resumes.append({"step": int(step), "time": _now()})
         for path in self.logdir.glob(f"{PICTURES_DIR}/*_*.png"):
             suffix = path.stem.rpartition("_")[2]
             if suffix.isdigit() and int(suffix) > step:
@@ -122,14 +138,23 @@ class RunLogger:
                 self._tensorboard().add_scalar(name, value, step)
 
     def episode(self, step: int, record: Mapping[str, Any]) -> None:
-        """Log one finished episode to episodes.jsonl and TensorBoard.
+        """Log one finished episode to episodes.jsonl, stats.jsonl and TensorBoard.
+
+        One that a fault cut short is in episodes.jsonl alone: its return does not count.
 
         Args:
             step: environment steps so far.
-            record: JSON values; ``score`` (the return) must be there, ``length`` and
-                ``achievements`` (name to times unlocked; also inside ``extra``) are understood.
+            record: JSON values; ``score`` (the return) must be there, ``length``, ``fault`` and
+                ``achievements`` (name to times unlocked; both also inside ``extra``) are
+                understood.
         """
         self._episodes.append({"step": int(step), "time": _now(), **record})
+        if not is_whole_row(record):
+            self._left_out += 1
+            self.say(f"a fault cut an episode short: it does not count ({self._left_out} so far)")
+            return
+        for row in stats_rows([record]):
+            self._stats.append(row)
         self._tensorboard().add_scalar("episode/score", float(record["score"]), step)
         if "length" in record:
             self._tensorboard().add_scalar("episode/length", float(record["length"]), step)
@@ -160,6 +185,10 @@ class RunLogger:
         self._tensorboard().add_image(name, array, step, dataformats="HWC")
         return path
 
+    def animation(self, step: int, name: str, frames: np.ndarray) -> None:
+        """Show a film, `[T, height, width, 3]` uint8, among TensorBoard's images."""
+        add_animation(self._tensorboard(), name, frames, step)
+
     def progress(self, step: int, updates: int) -> None:
         """Show how far the run is; cheap enough to call at every vector step.
 
@@ -180,24 +209,22 @@ class RunLogger:
     def close(self) -> None:
         """End the progress bar and flush every file; safe to call twice."""
         self._view.close()
-        self._metrics.close()
-        self._episodes.close()
+        for rows in (self._metrics, self._episodes, self._stats, self._resumes):
+            rows.close()
         self._close_writer()
 
     def _remember(self, record: Mapping[str, Any]) -> list[str]:
         """Count an episode in; the achievements that no earlier one unlocked."""
-        if isinstance(record.get("score"), int | float):
+        if isinstance(record.get("score"), int | float) and is_whole_row(record):
             self._scores.append(float(record["score"]))
-        achievements = record.get("achievements") or record.get("extra", {}).get("achievements", {})
+        achievements = achievements_of(record)
         new = [k for k, times in achievements.items() if times and k not in self._unlocked]
         self._unlocked.update(new)
         return new
 
     def _tensorboard(self) -> tensorboardX.SummaryWriter:
         if self._writer is None:
-            self._writer = tensorboardX.SummaryWriter(
-                str(self.logdir / TENSORBOARD_DIR), purge_step=self._purge_step, flush_secs=10
-            )
+            self._writer = open_tensorboard(str(self.logdir / TENSORBOARD_DIR), self._purge_step)
             # Hyper-parameters once; Markdown shows an indented block as it is.
             text = json.dumps(self._config.to_dict(), indent=2)
             self._writer.add_text("config", "    " + text.replace("\n", "\n    "), 0)

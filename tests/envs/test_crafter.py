@@ -108,6 +108,23 @@ def test_worlds_do_not_depend_on_memory_addresses_or_hash_seeds():
     assert int(out.stdout) == digest()[0]
 
 
+def test_worlds_made_ahead_are_the_same_worlds():
+    def frames(ahead):
+        env = CrafterEnv(length=7, ahead=ahead)
+        rng, seen = np.random.default_rng(0), []
+        for seed in (5, None, None, None, 6, 6, None):
+            seen.append(env.reset(seed=seed)[0])
+            seen += [env.step(action)[0] for action in rng.integers(17, size=3)]
+        env.close()
+        env.close()
+        return np.stack(seen)
+
+    plain = frames(False)
+    np.testing.assert_array_equal(frames(True), plain)
+    assert (plain[16] == plain[20]).all()  # seed 6 twice
+    assert len(np.unique(plain[::4].reshape(7, -1), axis=0)) == 6
+
+
 def test_inline_and_processes_agree(play):
     runs = []
     for workers in ("inline", "process"):

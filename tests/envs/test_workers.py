@@ -245,6 +245,9 @@ def test_nothing_outlives_a_killed_run(tmp_path, number):
         stderr=subprocess.DEVNULL,
         env=environment,
         text=True,
+        # What a shell starts with "&" ignores SIGINT, and so would all that it starts: this test
+        # run, then the script, which would sleep on to its end.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert len(workers) == 4
@@ -254,6 +257,6 @@ def test_nothing_outlives_a_killed_run(tmp_path, number):
     for pid in workers:
         assert "libjax" not in Path(f"/proc/{pid}/maps").read_text()
     run.send_signal(number)
-    run.wait()
+    run.wait(timeout=60)
     run.stdout.close()
     assert gone(family)

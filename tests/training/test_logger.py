@@ -17,7 +17,7 @@ from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import get_preset
 from emerald_jax.training.logger import RunLogger, read_config, write_config
 from emerald_jax.training.progress import ProgressView, format_bytes, format_seconds
-from emerald_jax.training.rundir import JsonLines, check_run_dir, read_rows, run_dir
+from emerald_jax.training.rundir import JsonLines, check_run_dir, read_rows
 
 TINY = get_preset("tiny")
 QUIET = dataclasses.replace(TINY, log=dataclasses.replace(TINY.log, quiet=True))
@@ -99,6 +99,43 @@ def test_rewind_drops_what_lies_after_the_checkpoint(tmp_path: Path) -> None:
     assert pictures == ["dream_000000100.png", "dream_000000200.png"]
 
 
+def test_stats_are_rewound_with_the_episodes_they_belong_to(tmp_path: Path) -> None:
+    def episode(score: float, **more) -> dict:
+        return {"score": score, "length": 9, "achievements": {"wood": int(score)}, **more}
+
+    with RunLogger(tmp_path, QUIET, total_steps=1000) as first:
+        first.episode(100, episode(1.0))
+        first.episode(200, episode(50.0, fault="died"))
+        first.episode(200, episode(2.0))
+        first.episode(300, episode(3.0))
+        assert first.mean_score == 2.0  # the one that a fault cut does not count
+    with (tmp_path / "stats.jsonl").open("a") as stats:
+        stats.write('{"length": 9, "rew')  # killed while writing
+    with RunLogger(tmp_path, QUIET, total_steps=1000) as second:
+        second.rewind(200)
+        assert second.mean_score == 1.5
+        second.episode(250, episode(6.0))
+    rows = read_rows(tmp_path / "stats.jsonl")
+    assert [row["reward"] for row in rows] == [1.0, 2.0, 6.0]
+    assert rows[2] == {"length": 9, "reward": 6.0, "achievement_wood": 6}
+    assert len(read_rows(tmp_path / "episodes.jsonl")) == 4
+    assert [row["step"] for row in read_rows(tmp_path / "resumes.jsonl")] == [200]
+
+
+def test_episodes_that_do_not_count_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLogger(tmp_path, TINY, total_steps=1000) as logger:
+        logger.episode(100, {"score": 1.0, "length": 9, "fault": "died"})
+    with RunLogger(tmp_path, TINY, total_steps=1000) as logger:
+        logger.rewind(100)
+        logger.episode(200, {"score": 1.0, "length": 9, "fault": "died"})
+        assert math.isnan(logger.mean_score)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("(")[1] for line in lines] == ["1 so far)", "2 so far)"]
+    assert read_rows(tmp_path / "stats.jsonl") == []
+
+
 def test_half_a_line_from_a_kill_swallows_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
@@ -173,22 +210,6 @@ def test_what_is_no_run_is_refused(tmp_path: Path, text: str | None, message: st
 
 def at(logdir: Path, config: Config = TINY) -> Config:
     return dataclasses.replace(config, logdir=str(logdir))
-
-
-def test_run_directories(tmp_path: Path) -> None:
-    assert run_dir(TINY) == Path("runs/tiny-0")
-    assert check_run_dir(at(tmp_path / "new" / "run")) == tmp_path / "new" / "run"
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "lock").write_text("1\n")  # of a run that was refused before it began
-    assert check_run_dir(at(tmp_path)) == tmp_path
-    write_config(tmp_path, TINY)
-    # More steps, another seed or dropout: still the same run.
-    again = dataclasses.replace(
-        TINY, steps=9999, model=dataclasses.replace(TINY.model, dropout=0.3)
-    )
-    assert check_run_dir(at(tmp_path, again)) == tmp_path
-    with pytest.raises(ConfigError, match="a run with env gymnax:Catch-bsuite, not crafter"):
-        check_run_dir(at(tmp_path, dataclasses.replace(TINY, env="crafter")))
 
 
 def test_a_directory_below_a_file_cannot_be_written(tmp_path: Path) -> None:

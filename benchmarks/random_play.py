@@ -1,0 +1,119 @@
+"""Scores of uniformly random play beside the published random column: what proves an adapter.
+
+    python benchmarks/random_play.py [NAME ...] [--out FILE]
+
+Every environment is played as the benchmark's protocol has it: Crafter 256 episodes, an Atari game
+100, and the Atari games a second time as the published column was made. That column is of Mnih et
+al. (2015): one random action every sixth frame, episodes of at most five minutes (18 000 frames)
+after up to 30 frames of no action. The Atari 100k protocol acts every fourth frame, up to 108 000.
+
+``agrees``: the two numbers differ by less than 1.96 standard errors of their difference and the
+published one's rounding. Mnih et al. give no error; their agents played 30 episodes, so theirs is
+taken to be that of 30 episodes spread like ours. Crafter's published score has a standard deviation
+of its own, to which ours, from 2000 bootstrap samples, is added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emerald_jax.config import EnvsConfig
+from emerald_jax.envs.base import Episode
+from emerald_jax.envs.playing import is_whole, play_randomly
+from emerald_jax.ops.scores import crafter_score, success_rates
+from emerald_jax.published import atari100k, crafter
+
+GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
+NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))
+#: How the published random column of Atari was made.
+MNIH = {"frame_skip": 6, "time_limit": 3000}
+MNIH_EPISODES, ROUNDING = 30, 0.05
+Z = 1.96
+
+
+def measure(name: str, changes: dict[str, int], episodes: int) -> dict[str, Any]:
+    """One row: ``episodes`` of random play in ``name`` under ``changes`` to its settings."""
+    began = time.perf_counter()
+    # Crafter's worlds are processes, a few of which keep the cores busy.
+    count = 4 if name == "crafter" else 10
+    size = 16 if name.startswith("gymnax:") else 64
+    envs = EnvsConfig(count=min(count, episodes), image_size=size, **changes)
+    spec, played = play_randomly(name, envs, episodes)
+    whole = [episode for episode in played if is_whole(episode)]
+    scores = [episode.score for episode in whole]
+    row = {
+        "env": name,
+        "settings": {"image_size": size, "time_limit": spec.time_limit, **changes},
+        "episodes": len(whole),
+        "left_out": len(played) - len(whole),
+        "return": round(statistics.fmean(scores), 3),
+        "standard_error": round(statistics.stdev(scores) / len(scores) ** 0.5, 3),
+        "length": round(statistics.fmean(episode.length for episode in whole), 1),
+        "steps": sum(episode.length for episode in whole),
+    }
+    row |= against_crafter(whole) if name == "crafter" else against_atari(name, row)
+    return row | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def against_atari(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The published random score of a game, and whether ours agrees."""
+    game = atari100k()["games"].get(name.partition(":")[2])
+    if game is None or not name.startswith("atari:"):
+        return {}
+    theirs = row["standard_error"] * (row["episodes"] / MNIH_EPISODES) ** 0.5
+    allowed = Z * (row["standard_error"] ** 2 + theirs**2) ** 0.5 + ROUNDING
+    off = abs(row["return"] - game["random"])
+    return {"published": game["random"], "agrees": bool(off <= allowed)}
+
+
+def against_crafter(whole: list[Episode]) -> dict[str, Any]:
+    """Crafter's score and rates of random play, beside the published ones."""
+    unlocked = [episode.extra["achievements"] for episode in whole]
+    names = sorted(unlocked[0])
+    rates = success_rates(unlocked, names)
+    score = crafter_score(rates)
+    table = np.array([[episode[name] > 0 for name in names] for episode in unlocked])
+    rng = np.random.default_rng(0)
+    samples = table[rng.integers(len(table), size=(2000, len(table)))].mean(1) * 100
+    error = float(np.std(np.expm1(np.log1p(samples).mean(1))))
+    known = crafter()["training_episodes_first_1M"]["random"]
+    return {
+        "score": round(score, 2),
+        "score_standard_error": round(error, 2),
+        "rates": {name: round(rate, 2) for name, rate in rates.items()},
+        "published": known["score"],
+        "published_std": known["score_std"],
+        "agrees": bool(abs(score - known["score"]) <= known["score_std"] + Z * error),
+        "published_return": known["return"],
+    }
+
+
+def main() -> None:
+    """Play, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", default=NAMES)
+    parser.add_argument("--episodes", type=int, help="instead of 256 (Crafter) or 100")
+    results = Path(__file__).parent / "results/random_play.json"
+    parser.add_argument("--out", type=Path, default=results)
+    options = parser.parse_args()
+    rows = []
+    for name in options.names:
+        episodes = options.episodes or (256 if name == "crafter" else 100)
+        for changes in [{}, MNIH] if name.startswith("atari:") else [{}]:
+            rows.append(measure(name, changes, episodes))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

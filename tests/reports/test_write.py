@@ -1,0 +1,91 @@
+"""The whole report: sections, pictures, random play, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emerald_jax import cli
+from emerald_jax.config import ConfigError
+from emerald_jax.reports import returns
+from emerald_jax.reports.runs import about, changed_settings, read_run, read_runs
+from emerald_jax.reports.write import write_report
+
+
+def catch_rows(count, score):
+    return [{"step": 9 * (i + 1), "score": score, "length": 9} for i in range(count)]
+
+
+def test_one_section_per_benchmark(make_run, crafter_episodes, evaluation, tmp_path, capsys):
+    pong = {"updates": 1, "seed": 0, "env": "atari:Pong", "mode": "sample", "episodes": 100}
+    paths = [
+        make_run("t", "tiny", episodes=catch_rows(20, -1.0)),
+        make_run("p", "atari100k", evals=[{**pong, "return": 3.0, "env_steps": 100_000}]),
+        make_run("c", "crafter", episodes=crafter_episodes(9, 99, True), evals=[evaluation()]),
+    ]
+    out = tmp_path / "out"
+    assert cli.main(["report", *map(str, paths), "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    assert capsys.readouterr().out.startswith(text)
+    sections = [line for line in text.splitlines() if line.startswith("## ")]
+    assert sections == ["## Crafter", "## Atari 100k", "## gymnax:Catch-bsuite", "## Runs"]
+    pictures = {"crafter.png", "crafter-rates.png", "atari100k.png", "gymnax-Catch-bsuite.png"}
+    assert {path.name for path in out.iterdir()} == {"report.md", *pictures}
+    for name in pictures:
+        assert f"]({name})" in text
+        pixels = np.asarray(Image.open(out / name))[::5, ::5]
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 10
+    # Every line of a table has as many cells as its heading.
+    for line in text.splitlines():
+        if line.startswith("| agent"):
+            cells = line.count(" | ")
+        elif line.startswith("| ours"):
+            assert line.count(" | ") == cells
+
+
+def test_random_play_is_what_ended_before_the_first_update(make_run):
+    # tiny's prefill is 64 steps: seven episodes of nine steps end within it.
+    rows = catch_rows(7, -1.0) + [{**row, "step": row["step"] + 63} for row in catch_rows(50, 1.0)]
+    found = returns.entries(read_runs([make_run("a", "tiny", episodes=rows)]))
+    assert [(e.label, e.returns, e.episodes) for e in found] == [
+        ("ours: tiny", [pytest.approx(43 / 57)], [57]),
+        ("random play", [-1.0], [7]),
+    ]
+
+
+def test_seeds_and_their_spread(make_run):
+    paths = [make_run(f"{s}", "tiny", seed=s, episodes=catch_rows(8, float(s))) for s in (0, 2)]
+    runs = read_runs(paths)
+    table = returns.table(runs, returns.entries(runs))
+    assert table.rows[0][:3] == ("ours: tiny", "1.00 ± 1.41", "2")
+    twice = [make_run(name, "tiny", episodes=catch_rows(8, 0.0)) for name in "ab"]
+    runs = read_runs(twice)
+    assert "share a seed (0)" in " ".join(returns.table(runs, returns.entries(runs)).notes)
+
+
+def test_a_run_without_episodes_is_no_crash(make_run, tmp_path):
+    paths = [make_run(preset, preset) for preset in ("tiny", "crafter", "atari100k")]
+    text = write_report(paths, tmp_path / "out")
+    assert "Never evaluated, so not in the table" in text
+
+
+def test_what_makes_another_experiment(make_run):
+    run = read_run(make_run("a", "tiny", seed=9, logdir="x", devices=3, envs={"workers": "inline"}))
+    assert changed_settings(run.config) == {}
+    run = read_run(make_run("b", "tiny", train_ratio=2.0, envs={"time_limit": 5}))
+    assert run.label == "ours: tiny, train_ratio 2.0, envs.time_limit 5"
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"), [(0, "0"), (99, "99"), (3012, "3,000"), (996_000, "1,000,000")]
+)
+def test_steps_are_told_to_two_digits(steps, text):
+    assert about(steps) == text
+
+
+def test_what_cannot_be_reported(make_run, tmp_path):
+    run = make_run("a", "tiny")
+    with pytest.raises(ConfigError, match="is given twice"):
+        read_runs([run, run / "."])
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_runs([tmp_path / "nowhere"])
+    assert cli.main(["report", str(run), "--out", str(run / "config.json")]) == 2
