@@ -14,7 +14,7 @@ step that fails a check is *damaged*: it is reported, left as it is, and the nex
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,8 +103,8 @@ class Checkpointer:
         if self._disk.read_only:
             raise CheckpointError(f"{self.directory} was opened read-only: nothing can be saved")
         self.wait()
-        if step == self._last and step in self.steps():
-            return True
+        if step and step == self._last and step in self.steps():
+            return True  # but before the first update, what was played meanwhile is worth a save
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
         content = {"step": step, "leaves": describe_leaves(named_leaves(host)), "facts": facts}
         sealed = seal(content)
@@ -138,8 +138,23 @@ class Checkpointer:
         self._last = step
         return True
 
+    def poll(self) -> bool | None:
+        """Notice, without waiting, that the last save has ended.
+
+        Returns:
+            As :meth:`wait`, once per save; None while it is under way, or when there is none.
+        """
+        if self._pending is None or self._disk.writing():
+            return None
+        return self.wait()
+
     def restore(
-        self, abstract: Any, step: int | None = None, *, prefix: str = ""
+        self,
+        abstract: Any,
+        step: int | None = None,
+        *,
+        prefix: str = "",
+        cast: Sequence[str] = (),
     ) -> tuple[Any, dict[str, Any], int]:
         """Load a tree, checking every byte.
 
@@ -150,6 +165,8 @@ class Checkpointer:
             step: the step; None takes the newest sound one.
             prefix: name under which ``abstract`` lies in the saved tree, such as
                 ``params/actor``, to load a part of it.
+            cast: beginnings of names; floats below them may have been saved in another precision
+                and come back in that of ``abstract``.
 
         Returns:
             The tree, the facts, the step.
@@ -161,21 +178,36 @@ class Checkpointer:
             "/".join(part for part in (prefix, name) if part): leaf
             for name, leaf in named_leaves(abstract).items()
         }
-        damaged = []
-        for candidate in self._candidates(step):
-            try:
-                content = self._disk.read_facts(candidate)
-                self._check_fits(candidate, content["leaves"], wanted, partial=bool(prefix))
-                leaves = self._read_leaves(candidate, content["leaves"])
-            except DamagedError as error:
-                _log.warning("checkpoint %d in %s is damaged: %s", candidate, self.directory, error)
-                damaged.append(f"{candidate}: {error}")
-                continue
-            self._last = candidate
-            placed = [_place(leaves[name], leaf) for name, leaf in wanted.items()]
-            tree = jax.tree.unflatten(jax.tree.structure(abstract), placed)
-            return tree, content["facts"], candidate
-        raise CheckpointError(f"no sound checkpoint in {self.directory} ({'; '.join(damaged)})")
+
+        def fits(candidate: int, saved: dict[str, Any]) -> None:
+            self._check_fits(candidate, saved, wanted, partial=bool(prefix), cast=tuple(cast))
+
+        leaves, facts, found = self._read_newest(step, fits)
+        self._last = found
+        placed = [_place(leaves[name], leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), placed), facts, found
+
+    def read_numpy(
+        self, step: int | None = None, *, prefix: str
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
+        """A part of the newest sound tree as it is, checked; its leaves by name below ``prefix``.
+
+        Args:
+            step: the step; None takes the newest sound one.
+            prefix: as in :meth:`restore`.
+
+        Returns:
+            Name -> array, the facts, the step.
+
+        Raises:
+            CheckpointError: if there is no (sound) step, or nothing below ``prefix``.
+        """
+        leaves, facts, found = self._read_newest(step, lambda candidate, saved: None)
+        start = f"{prefix}/"
+        part = {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
+        if not part:
+            raise CheckpointError(f"checkpoint {found} in {self.directory} holds no {prefix}")
+        return part, facts, found
 
     def facts(self, step: int) -> dict[str, Any]:
         """The facts of one step, checked.
@@ -212,6 +244,28 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _read_newest(
+        self, step: int | None, check: Callable[[int, dict[str, Any]], None]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
+        """Arrays by name, facts and number of ``step``, or of the newest sound one.
+
+        Args:
+            step: None takes the newest sound one.
+            check: is shown each candidate's number and leaves before they are read; may refuse.
+        """
+        damaged = []
+        for candidate in self._candidates(step):
+            try:
+                content = self._disk.read_facts(candidate)
+                check(candidate, content["leaves"])
+                leaves = self._read_leaves(candidate, content["leaves"])
+            except DamagedError as error:
+                _log.warning("checkpoint %d in %s is damaged: %s", candidate, self.directory, error)
+                damaged.append(f"{candidate}: {error}")
+                continue
+            return leaves, content["facts"], candidate
+        raise CheckpointError(f"no sound checkpoint in {self.directory} ({'; '.join(damaged)})")
+
     def _candidates(self, step: int | None) -> Iterable[int]:
         """Steps to try, in order."""
         steps = self.steps()
@@ -237,7 +291,13 @@ class Checkpointer:
         return leaves
 
     def _check_fits(
-        self, step: int, saved: dict[str, Any], wanted: dict[str, Any], *, partial: bool
+        self,
+        step: int,
+        saved: dict[str, Any],
+        wanted: dict[str, Any],
+        *,
+        partial: bool,
+        cast: tuple[str, ...],
     ) -> None:
         """Name the first leaf that differs between a checkpoint and the tree asked for."""
         for name in wanted if partial else {**wanted, **saved}:
@@ -246,6 +306,8 @@ class Checkpointer:
                 there = _shape(saved[name]["dtype"], saved[name]["shape"])
             if name in wanted:
                 here = _shape(wanted[name].dtype, wanted[name].shape)
+                if name.startswith(cast) and _floats(wanted[name].dtype, saved.get(name)):
+                    here = _shape(saved[name]["dtype"], wanted[name].shape)
             if here != there:
                 raise CheckpointError(
                     f"checkpoint {step} in {self.directory} does not fit: {name} is {there} in it "
@@ -266,11 +328,19 @@ class Checkpointer:
 
 
 def _place(array: np.ndarray, like: Any) -> Any:
-    """``array`` where ``like`` says it belongs."""
+    """``array`` where ``like`` says it belongs, in its precision."""
+    if array.dtype != like.dtype:
+        array = array.astype(like.dtype)
     narrowed = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype  # float64 without x64
     if narrowed or isinstance(like, np.ndarray | np.generic):
         return array
     return jax.device_put(array, getattr(like, "sharding", None))
+
+
+def _floats(dtype: Any, saved: dict[str, Any] | None) -> bool:
+    """Whether both a type and that of a saved leaf are floats."""
+    types = [dtype, *([jnp.dtype(saved["dtype"])] if saved else [])]
+    return len(types) == 2 and all(jnp.issubdtype(t, jnp.floating) for t in types)
 
 
 def _shape(dtype: Any, shape: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emerald_jax.config import Config
 from emerald_jax.training.rundir import write_atomic
 from emerald_jax.training.state import TrainState
 from emerald_jax.types import Batch
@@ -22,6 +23,30 @@ class RunError(RuntimeError):
     """A run that must not go on; the message says which term failed, when, and what to do."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room for an array or a program."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def out_of_memory(config: Config, device: jax.Device, memory: int | None) -> RunError:
+    """What to do about a device without room.
+
+    Args:
+        config: the run's settings.
+        device: one that it trains on.
+        memory: bytes an update needs by the compiler's account; None before it was compiled.
+    """
+    need = f"an update needs about {memory / 2**30:.1f} GiB" if memory else "no update was compiled"
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    have = f" and {device.device_kind} has {limit / 2**30:.1f} GiB" if limit else ""
+    remat = "" if config.model.remat else "set --model.remat, "
+    return RunError(
+        f"out of memory on {device}: {need}{have}; {remat}lower --replay.batch "
+        f"({config.replay.batch}) in a new run, or raise --behavior.start-stride "
+        f"({config.behavior.start_stride}); the newest checkpoint is untouched"
+    )
+
+
 def check_updates(
     updates: list[dict[str, Any]], state: TrainState, logdir: Path, limit: int
 ) -> Iterator[str]:
@@ -29,7 +54,7 @@ def check_updates(
 
     Args:
         updates: metrics of finished updates, each with its number ``update`` and its host
-        ``batch``.
+            ``batch``.
         state: the newest state, which counts skipped updates in a row.
         logdir: the facts of an offending batch are saved in its ``faults`` folder.
         limit: skipped updates in a row that end the run.
@@ -48,15 +73,18 @@ def check_updates(
         terms = [name for name, value in values.items() if not math.isfinite(value)]
         number = entry["update"]
         facts = {"update": number, "not_finite": terms, **describe_batch(entry["batch"])}
-        write_atomic(
-            logdir / FAULTS_DIR / f"update_{number:09d}.json", json.dumps(facts, indent=2).encode()
-        )
+        path = logdir / FAULTS_DIR / f"update_{number:09d}.json"
+        try:
+            write_atomic(path, json.dumps(facts, indent=2).encode())
+        except OSError as error:  # a full disk must not hide what happened
+            yield f"{path} cannot be written ({error.strerror})"
         first = terms[0] if terms else "a gradient"
         if int(jax.device_get(state.bad_streak)) >= limit:
             raise RunError(
                 f"{first} was not finite {limit} updates in a row, last at update {number}: the "
-                f"parameters and the last checkpoint in {logdir} are sound; lower the learning "
-                "rates, or raise --log.max-bad-updates"
+                f"last checkpoint in {logdir}, if it got to one, is sound; {FAULTS_DIR}/ in it "
+                "holds the batches' facts; lower the learning rates, or raise "
+                "--log.max-bad-updates"
             )
         yield f"update {number} skipped: {first} is not finite ({len(terms)} terms)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -55,8 +56,9 @@ class RunLock:
             ) from None
         except OSError as error:  # a network file system without locks
             _log.warning("%s has no file locks (%s): nothing guards it", directory, error.strerror)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk the message lacks the number, no more
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._handle = handle
         # A forked worker would share the open file, and outlive us with the lock in its hand.
         os.register_at_fork(after_in_child=self._close)

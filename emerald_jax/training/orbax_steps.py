@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ class OrbaxSteps:
         if not self._opened().save(step, args=args):
             raise CheckpointError("orbax declined to save it")
 
+    def writing(self) -> bool:
+        """Whether a step is being written in the background."""
+        return self._manager is not None and self._manager.is_saving_in_progress()
+
     def finish(self, step: int) -> None:
         """Wait until ``step`` is on disk.
 
@@ -120,7 +125,7 @@ class OrbaxSteps:
         Raises:
             DamagedError: if a file is not what was written.
         """
-        _check_sums(self.directory / str(step))
+        check_sums(self.directory / str(step))
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore()})
         try:
             leaves = named_leaves(self._opened().restore(step, args=args)[_STATE])
@@ -159,8 +164,7 @@ class OrbaxSteps:
     def _sum_up(self) -> None:
         """Put the digests beside the files; orbax calls this just before it renames a step."""
         for draft in self.directory.glob(f"*{_TEMPORARY}*"):
-            lines = [f"{file_digest(p)}  {p.relative_to(draft)}" for p in _summable(draft)]
-            write_durably(draft / _SUMS, "\n".join([*lines, ""]).encode())
+            sum_up(draft)
 
     def _opened(self) -> ocp.CheckpointManager:
         """orbax' manager, opened when first needed."""
@@ -188,19 +192,60 @@ def _summable(directory: Path) -> list[Path]:
     return sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in apart)
 
 
-def _check_sums(step: Path) -> None:
-    """Refuse a step of which a file is missing, altered, or was added."""
+def sum_up(directory: Path) -> None:
+    """Write the digests of a directory's files beside them."""
+    lines = [f"{file_digest(p)}  {p.relative_to(directory)}" for p in _summable(directory)]
+    write_durably(directory / _SUMS, "\n".join([*lines, ""]).encode())
+
+
+def check_sums(directory: Path, apart: Sequence[str] = ()) -> None:
+    """Refuse a directory of which a file is missing, altered, or was added since :func:`sum_up`.
+
+    Args:
+        directory: a step, or an export.
+        apart: names of files that are not checked.
+
+    Raises:
+        DamagedError: naming the file.
+    """
     try:
-        lines = (step / _SUMS).read_text().splitlines()
+        lines = (directory / _SUMS).read_text().splitlines()
         expected = {name: found for found, name in (line.split("  ", 1) for line in lines)}
-        found = {str(p.relative_to(step)): file_digest(p) for p in _summable(step)}
+        found = {str(p.relative_to(directory)): file_digest(p) for p in _summable(directory)}
     except (OSError, ValueError) as error:
         raise DamagedError(f"its files cannot be checked: {first_line(error)}") from error
-    for name in sorted({**expected, **found}):
+    for name in sorted({**expected, **found}.keys() - set(apart)):
         if name not in found:
             raise DamagedError(f"{name} is missing")
         if found[name] != expected.get(name):
             raise DamagedError(f"{name} is not what was written")
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write a pytree of numpy arrays as plain orbax does.
+
+    Raises:
+        Exception: whatever orbax meets.
+    """
+    _quiet_orbax()
+    with ocp.StandardCheckpointer() as files:
+        files.save(path.absolute(), tree)
+
+
+def load_tree(path: Path) -> Any:
+    """A pytree of numpy arrays as :func:`save_tree` wrote it; check its files first.
+
+    Raises:
+        DamagedError: if it cannot be read.
+    """
+    _quiet_orbax()
+    try:
+        with ocp.PyTreeCheckpointer() as files:
+            return files.restore(path.absolute(), restore_args=None)
+    except MemoryError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise whatever a broken file leads to
+        raise DamagedError(f"its arrays cannot be read: {first_line(error)}") from error
 
 
 def _check_directory(directory: Path, read_only: bool) -> None:

@@ -53,6 +53,7 @@ class Programs(NamedTuple):
         picture: ``(params, batch, base key, update number) -> OpenLoop``.
         seconds: what compiling took, in all.
         temporaries: bytes the train step needs beside its inputs and outputs.
+        memory: bytes the train step needs in all, per device.
     """
 
     train: Callable
@@ -61,6 +62,7 @@ class Programs(NamedTuple):
     picture: Callable
     seconds: float
     temporaries: int
+    memory: int
 
 
 def prepare_jax() -> None:
@@ -122,9 +124,27 @@ def build_programs(
     with ThreadPoolExecutor(len(lowered)) as pool:
         running = {name: pool.submit(compile_program, program) for name, program in lowered.items()}
         done = {name: future.result() for name, future in running.items()}
-    memory = done["train"].memory_analysis()
-    temporaries = int(getattr(memory, "temp_size_in_bytes", 0) or 0)
-    return Programs(**done, seconds=time.monotonic() - began, temporaries=temporaries)
+    temporaries, memory = memory_needed(done["train"])
+    seconds = time.monotonic() - began
+    return Programs(**done, seconds=seconds, temporaries=temporaries, memory=memory)
+
+
+def memory_needed(program: Any) -> tuple[int, int]:
+    """What the compiler says a program needs on each device.
+
+    Args:
+        program: compiled.
+
+    Returns:
+        Bytes of temporaries, and of everything: arguments and results (those that share a donated
+        argument's place once) and temporaries. Zeros where the compiler does not tell.
+    """
+    facts = program.memory_analysis()
+    arguments, outputs, shared, temporaries = (
+        int(getattr(facts, f"{name}_size_in_bytes", 0) or 0)
+        for name in ("argument", "output", "alias", "temp")
+    )
+    return temporaries, arguments + outputs - shared + temporaries
 
 
 def compile_program(program: Any) -> Any:

@@ -87,6 +87,10 @@ class ReplayFiles:
                 self._job = self._writer.submit(self._write, rows, low, low + size)
                 return
 
+    def writing(self) -> bool:
+        """Whether a chunk is being written in the background."""
+        return self._job is not None and not self._job.done()
+
     def save(self, replay: Replay) -> dict[str, Any] | None:
         """Write what is not on disk yet.
 
@@ -161,7 +165,7 @@ class ReplayFiles:
         """
         needed = {chunk["file"] for m in manifests for chunk in m["chunks"]}
         needed |= {chunk["file"] for chunk in self._chunks}
-        if not self.directory.is_dir() or (self._job is not None and not self._job.done()):
+        if not self.directory.is_dir() or self.writing():
             return  # a chunk being written has no name yet; the next prune will do
         self._collect()
         needed |= {chunk["file"] for chunk in self._chunks}
@@ -219,19 +223,53 @@ class ReplayFiles:
 
     def _read_into(self, replay: Replay, chunk: dict[str, Any], oldest: int) -> None:
         """Put the rows of one chunk, from ``oldest`` on, where they belong."""
-        try:
-            data = (self.directory / chunk["file"]).read_bytes()
-        except OSError as error:
-            raise DamagedError(f"it cannot be read: {first_line(error)}") from error
-        if len(data) != chunk["bytes"]:
-            raise DamagedError(f"it has {len(data)} bytes, not {chunk['bytes']}")
-        if digest(data) != chunk["sha256"]:
-            raise DamagedError("its digest does not match")
+        data = _read_checked(self.directory, chunk)
         first = max(chunk["start"], oldest)
         index = np.arange(first, chunk["stop"]) % replay.rows
         with np.load(io.BytesIO(data), allow_pickle=False) as rows:
             for name in COLUMNS:
                 replay.columns[name][index] = rows[name][first - chunk["start"] :]
+
+
+class ChunkHealth:
+    """Tells which chunks of a directory are what was written; each is read once."""
+
+    def __init__(self, directory: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            directory: where the chunks lie.
+        """
+        self._directory = directory
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def sound(self, chunk: dict[str, Any]) -> bool:
+        """Whether a chunk, by its entry in a manifest, is there and whole."""
+        name = (chunk["file"], chunk["sha256"])
+        if name not in self._known:
+            try:
+                _read_checked(self._directory, chunk)
+                self._known[name] = True
+            except DamagedError:
+                self._known[name] = False
+        return self._known[name]
+
+
+def _read_checked(directory: Path, chunk: dict[str, Any]) -> bytes:
+    """The bytes of one chunk file.
+
+    Raises:
+        DamagedError: if they are not those that were written.
+    """
+    try:
+        data = (directory / chunk["file"]).read_bytes()
+    except OSError as error:
+        raise DamagedError(f"it cannot be read: {first_line(error)}") from error
+    if len(data) != chunk["bytes"]:
+        raise DamagedError(f"it has {len(data)} bytes, not {chunk['bytes']}")
+    if digest(data) != chunk["sha256"]:
+        raise DamagedError("its digest does not match")
+    return data
 
 
 def _chunk_rows(replay: Replay) -> int:

@@ -11,6 +11,26 @@ INTERRUPTED = 75
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """Episodes played with the final weights, actions sampled from the policy.
+
+    Attributes:
+        score: mean return.
+        error: its standard error; 0 for a single episode.
+        length: mean length in agent steps.
+        episodes: how many.
+    """
+
+    score: float
+    error: float
+    length: float
+    episodes: int
+
+    def __str__(self) -> str:
+        return f"return {self.score:.2f} ± {self.error:.2f} over {self.episodes} episodes"
+
+
+@dataclass(frozen=True)
 class RunResult:
     """How a run ended.
 
@@ -21,6 +41,7 @@ class RunResult:
         updates: gradient updates, over all sittings.
         seconds: wall time of this sitting.
         stopped: ``steps``, ``minutes`` or the name of the signal.
+        evaluation: the last evaluation; None when there was none.
     """
 
     logdir: Path
@@ -29,6 +50,7 @@ class RunResult:
     updates: int
     seconds: float
     stopped: str
+    evaluation: Evaluation | None = None
 
     @property
     def exit_code(self) -> int:
@@ -43,6 +65,8 @@ def closing_words(result: RunResult) -> str:
         f"{score} (mean of the last 100 training episodes) after {result.env_steps:,} steps and "
         f"{result.updates:,} updates in {result.seconds:.0f} s"
     )
+    if result.evaluation is not None:
+        head += f"\nevaluation with the final weights: {result.evaluation}"
     if result.exit_code:
         return f"{head}\nstopped by {result.stopped}; the same command goes on from here"
     return f"{head}\nthe run lies in {result.logdir}\ntry next: emerald-jax eval {result.logdir}"

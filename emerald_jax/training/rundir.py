@@ -7,15 +7,23 @@ before anything heavy wakes up.
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import logging
 import math
 import os
+import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.presets import PRESETS
+from emerald_jax.training.continuing import (
+    compare_settings,
+    refuse_other_data,
+    saved_config,
+)
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -24,14 +32,26 @@ PICTURES_DIR = "pictures"
 TENSORBOARD_DIR = "tensorboard"
 #: Left by a run that was refused before it wrote anything; ``lock.py`` makes it.
 LOCK_FILE = "lock"
+#: Checkpoints by number of updates; ``checkpoint.py`` says what is in one.
+CHECKPOINTS_DIR = "checkpoints"
 
-#: Model settings that change no array's shape or meaning, so a run may go on with others.
-_FREE_MODEL_SETTINGS = ("dropout", "dtype", "remat", "unimix")
+#: Rows that a full disk may keep waiting in memory; older ones are given up.
+_WAITING_ROWS = 10_000
+
+_log = logging.getLogger(__name__)
 
 
 def run_dir(config: Config) -> Path:
-    """The directory of ``config``'s run: ``config.logdir``, or runs/PRESET-SEED."""
-    return Path(config.logdir or f"runs/{config.preset}-{config.seed}")
+    """The directory of ``config``'s run: ``config.logdir``, or runs/PRESET-SEED.
+
+    With another environment than the preset's it is runs/PRESET-ENV-SEED.
+    """
+    if config.logdir:
+        return Path(config.logdir)
+    parts = [config.preset, str(config.seed)]
+    if config.preset in PRESETS and config.env != PRESETS[config.preset][1].env:
+        parts.insert(1, re.sub(r"[^A-Za-z0-9._]+", "-", config.env).strip("-."))
+    return Path("runs", "-".join(parts))
 
 
 def write_config(logdir: Path, config: Config) -> None:
@@ -69,32 +89,52 @@ def read_config(run: str | Path) -> Config:
 def check_run_dir(config: Config) -> Path:
     """Refuse a run directory that ``config`` must not be trained in; write nothing.
 
+    A directory without a checkpoint holds nothing that a run could continue, so any settings may
+    begin there.
+
     Returns:
         The directory, which may not exist yet.
 
     Raises:
-        ConfigError: when it is a file, cannot be written, holds something that is no run, or holds
-            a run whose settings make other array shapes.
+        ConfigError: when it is a file, cannot be written, holds something that is no run, or a run
+            that cannot go on with these settings (``continuing.py`` says which); or when a new run
+            is to start from weights (``init_from``) that are not there.
     """
     logdir = run_dir(config)
     if logdir.exists() and not logdir.is_dir():
         raise ConfigError(f"logdir {logdir} is a file: choose another --logdir")
     _refuse_unwritable(logdir)
-    if not logdir.exists() or all(path.name == LOCK_FILE for path in logdir.iterdir()):
+    begun = has_checkpoints(logdir)
+    if config.init_from and not begun:
+        read_config(config.init_from)
+    if not logdir.exists() or all(_means_nothing(path) for path in logdir.iterdir()):
         return logdir
-    if not (logdir / CONFIG_FILE).is_file():
+    if not begun and not (logdir / CONFIG_FILE).is_file():
         raise ConfigError(
             f"logdir {logdir} holds files but no run ({CONFIG_FILE} is missing): "
             "choose another --logdir"
         )
-    before = _shaping_settings(read_config(logdir))
-    for name, value in _shaping_settings(config).items():
-        if before[name] != value:
-            raise ConfigError(
-                f"logdir {logdir} holds a run with {name} {before[name]}, not {value}: "
-                "choose another --logdir, or continue it with its own settings"
-            )
+    if begun:
+        # The checkpoints know better than a config.json that a later sitting may have written.
+        saved = saved_config(logdir) or read_config(logdir)
+        refuse_other_data(logdir, compare_settings(saved, config))
     return logdir
+
+
+def has_checkpoints(logdir: Path) -> bool:
+    """Whether a run in ``logdir`` has saved anything, sound or not."""
+    return any(path.name.isdecimal() for path in (logdir / CHECKPOINTS_DIR).glob("*"))
+
+
+def clear_drafts(logdir: Path) -> None:
+    """Remove the half-written files that killed processes left; the run must be locked."""
+    for path in logdir.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _means_nothing(path: Path) -> bool:
+    """Whether a file was left by a run that was refused, or killed, before it wrote anything."""
+    return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def _refuse_unwritable(logdir: Path) -> None:
@@ -104,18 +144,6 @@ def _refuse_unwritable(logdir: Path) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"logdir {logdir} cannot be written in: choose another --logdir")
-
-
-def _shaping_settings(config: Config) -> dict[str, Any]:
-    """The settings a run cannot change on its way: they shape its parameters and its records."""
-    model = dataclasses.asdict(config.model)
-    shaping = {
-        "env": config.env,
-        "envs.count": config.envs.count,
-        "envs.image_size": config.envs.image_size,
-    }
-    shaping |= {f"model.{k}": v for k, v in model.items() if k not in _FREE_MODEL_SETTINGS}
-    return shaping
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -172,20 +200,32 @@ def _plain(value: Any) -> Any:
 
 
 class JsonLines:
-    """Appends rows to a JSON-lines file, each on disk as soon as it is written.
+    """Appends rows to a JSON-lines file, each in the file as soon as it is written.
 
-    The file appears with the first row.
+    The file appears with the first row. Rows that cannot be written, as on a full disk, wait for
+    the next one; half a row is taken back at once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._waiting: deque[bytes] = deque(maxlen=_WAITING_ROWS)
+        self._warned = False
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; NaN and infinity become null."""
-        if self._file is None:
-            self._open()
-        self._file.write(_dump_rows([row]))
+        """Add one row; NaN and infinity become null. A full disk is a warning."""
+        self._waiting.append(_dump_rows([row]).encode())
+        try:
+            if self._file is None:
+                self._open()
+            while self._waiting:
+                self._write(self._waiting[0])
+                self._waiting.popleft()
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                _log.warning("%s cannot be written to (%s): going on", self.path, error.strerror)
+            self._warned = True
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop the rows whose ``step`` is later than ``step``, and any half-written line.
@@ -193,11 +233,15 @@ class JsonLines:
         Returns:
             The rows that stay, oldest first.
         """
-        self.close()
         rows = [row for row in read_rows(self.path) if row.get("step", 0) <= step]
         if self.path.exists():
-            write_atomic(self.path, _dump_rows(rows).encode())
+            self.replace(rows)
         return rows
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Put ``rows`` in the place of everything that is there, at once or not at all."""
+        self.close()
+        write_atomic(self.path, _dump_rows(rows).encode())
 
     def close(self) -> None:
         """Close the file; the next :meth:`append` opens it again."""
@@ -205,9 +249,20 @@ class JsonLines:
             self._file.close()
             self._file = None
 
+    def _write(self, row: bytes) -> None:
+        """Put one row at the end of the file, whole or not at all."""
+        end = self._file.seek(0, os.SEEK_END)
+        written = 0
+        try:
+            while written < len(row):
+                written += self._file.write(row[written:])
+        except OSError:
+            self._file.truncate(end)
+            raise
+
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             # A killed run's half line would swallow the first row written after it.
             write_atomic(self.path, _dump_rows(read_rows(self.path)).encode())
-        self._file = self.path.open("a", buffering=1, encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emerald_jax.replay import Replay
-from emerald_jax.training.checkpoint import Checkpointer, DamagedError
-from emerald_jax.training.replay_files import ReplayFiles
+from emerald_jax.training.checkpoint import Checkpointer, DamagedError, StepInfo
+from emerald_jax.training.replay_files import ChunkHealth, ReplayFiles
+from emerald_jax.training.rundir import CHECKPOINTS_DIR
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINTS_DIR = "checkpoints"
 REPLAY_DIR = "replay"
+#: What the model remembers of its past, in its compute type: bfloat16 on a GPU, float32 on a CPU.
+REMEMBERED = ("carry/", "acting/")
 
 
 class Restored(NamedTuple):
@@ -34,6 +36,54 @@ class Restored(NamedTuple):
     facts: dict[str, Any]
     step: int
     lost: tuple[str, ...]
+
+
+class PointInfo(NamedTuple):
+    """What a listing tells about one saved point.
+
+    Attributes:
+        checkpoint: the checkpoint itself.
+        env_steps: environment steps at which it was saved; None when its facts are unreadable.
+        chunks: replay chunks it needs.
+        rows: rows of the replay in them.
+        lost: those that are missing, truncated or altered.
+    """
+
+    checkpoint: StepInfo
+    env_steps: int | None
+    chunks: int
+    rows: int
+    lost: tuple[str, ...]
+
+
+def inspect_run(run: str | Path) -> list[PointInfo]:
+    """Every saved point of a run, read whole; nothing is changed.
+
+    A run that is being trained may delete its oldest point meanwhile; that one is left out.
+
+    Args:
+        run: a run directory.
+
+    Raises:
+        CheckpointError: if its checkpoints directory holds something else.
+    """
+    found, chunks = [], ChunkHealth(Path(run) / REPLAY_DIR)
+    with Checkpointer(Path(run) / CHECKPOINTS_DIR, read_only=True) as checkpoints:
+        for step in checkpoints.steps():
+            info = checkpoints.inspect(step)
+            if step not in checkpoints.steps():
+                continue
+            try:
+                facts = checkpoints.facts(step)
+                manifest, env_steps = facts["replay"], facts["run"].get("env_steps")
+            except (DamagedError, KeyError, AttributeError):
+                found.append(PointInfo(info, None, 0, 0, ()))
+                continue
+            listed = manifest["chunks"]
+            lost = tuple(chunk["file"] for chunk in listed if not chunks.sound(chunk))
+            rows = sum(chunk["stop"] - chunk["start"] for chunk in listed)
+            found.append(PointInfo(info, env_steps, len(listed), rows, lost))
+    return found
 
 
 class Snapshots:
@@ -81,6 +131,10 @@ class Snapshots:
         """See ``Checkpointer.wait``."""
         return self.checkpoints.wait()
 
+    def poll(self) -> bool | None:
+        """See ``Checkpointer.poll``."""
+        return self.checkpoints.poll()
+
     def restore(self, abstract: Any, replay: Replay, step: int | None = None) -> Restored:
         """Load a saved point, the replay in place; errors as ``Checkpointer.restore``.
 
@@ -89,7 +143,7 @@ class Snapshots:
             replay: an empty store.
             step: the step; None takes the newest sound one.
         """
-        tree, facts, found = self.checkpoints.restore(abstract, step)
+        tree, facts, found = self.checkpoints.restore(abstract, step, cast=REMEMBERED)
         lost = self.files.load(facts["replay"], replay).lost
         return Restored(tree, facts["run"], found, lost)
 

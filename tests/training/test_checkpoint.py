@@ -7,6 +7,7 @@ import logging
 import resource
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,6 +131,44 @@ def test_a_part_of_the_tree(saved):
     actor, _, step = Checkpointer(saved, read_only=True).restore(target, prefix="0/params/actor")
     assert step == 30
     assert_equal(actor, make_tree(30)[0].params["actor"])
+
+
+def test_what_a_gpu_remembers_opens_on_a_cpu(tmp_path):
+    """Floats below the names given come back in the precision asked for; others must fit."""
+    half = {"carry": {"keys": jnp.linspace(0, 1, 6, dtype=jnp.bfloat16)}, "z": jnp.arange(3)}
+    full = {"carry": {"keys": jnp.zeros(6)}, "z": jnp.zeros(3, jnp.int32)}
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.save(1, half, {})
+        assert checkpointer.wait()
+        tree, _, _ = checkpointer.restore(full, cast=("carry/",))
+        assert tree["carry"]["keys"].dtype == jnp.float32
+        np.testing.assert_array_equal(tree["carry"]["keys"], half["carry"]["keys"])
+        with pytest.raises(CheckpointError, match=r"bfloat16\[6\] in it and float32\[6\]"):
+            checkpointer.restore(full)
+        with pytest.raises(CheckpointError, match=r"z is int32\[3\] in it and float32\[3\]"):
+            checkpointer.restore(full | {"z": jnp.zeros(3)}, cast=("carry/", "z"))
+
+
+def test_the_last_save_is_noticed_without_waiting(saved):
+    with Checkpointer(saved) as checkpointer:
+        checkpointer.restore(abstract(make_tree()))
+        assert checkpointer.poll() is None
+        assert checkpointer.save(40, make_tree(40), FACTS)
+        while (ended := checkpointer.poll()) is None:
+            time.sleep(0.01)
+        assert ended
+        assert checkpointer.poll() is None
+        assert checkpointer.steps()[-1] == 40
+
+
+def test_what_was_played_before_the_first_update_is_saved_again(tmp_path, caplog):
+    with Checkpointer(tmp_path) as checkpointer:
+        for rows in (1, 2):
+            assert checkpointer.save(0, make_tree(rows), {"rows": rows})
+            assert checkpointer.wait()
+        tree, facts, step = checkpointer.restore(abstract(make_tree()))
+        assert (step, facts) == (0, {"rows": 2})
+        assert_equal(tree, make_tree(2))
 
 
 def test_the_newest_are_kept(saved):

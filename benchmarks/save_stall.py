@@ -1,0 +1,133 @@
+"""How long saving stops training, at the paper's sizes: parameters, optimisers, a growing replay.
+
+Nothing is trained: the arrays are random numbers in the shapes of a run's checkpoint. What is timed
+is what the loop waits for; the rest is written in the background.
+
+Command: python benchmarks/save_stall.py              (two minutes and 4 GiB on one CPU core)
+Result:  benchmarks/results/save_stall.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+
+import emerald_jax as ej
+from emerald_jax.training.snapshots import Snapshots
+
+ACTIONS = 17
+
+
+def run_tree(config: ej.Config) -> Any:
+    """Random arrays in the shapes of a run's state, carries and waiting batch, on the device."""
+    learner = ej.build_learner(config, ACTIONS)
+    batch, size = config.replay.batch, config.envs.image_size
+    shapes = {
+        "state": jax.eval_shape(partial(ej.init_state, learner), jax.random.key(0)),
+        "carry": jax.eval_shape(partial(ej.init_carry, learner, batch)),
+        "acting": jax.eval_shape(partial(ej.init_carry, learner, config.envs.count)),
+        "pending": jax.ShapeDtypeStruct((batch, config.replay.length, size, size, 3), np.uint8),
+    }
+    rng = np.random.default_rng(0)
+
+    def one(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        return jax.device_put((100 * noise).astype(leaf.dtype))
+
+    return jax.block_until_ready(jax.tree.map(one, shapes))
+
+
+def play(replay: ej.Replay, rows: int, snapshots: Snapshots | None) -> None:
+    """Add rows of noise; with ``snapshots`` they are written ahead, as the loop does it."""
+    rng, count = np.random.default_rng(replay.written), replay.num_envs
+    frames = rng.integers(0, 256, (64, count, *replay.image_shape), dtype=np.uint8)
+    none = np.zeros(count, bool)
+    for row in range(rows):
+        replay.append(
+            SimpleNamespace(
+                image=frames[row % 64],
+                action=np.zeros(count, np.int32),
+                reward=np.full(count, row, np.float32),
+                is_first=none,
+                is_last=none,
+                is_terminal=none,
+            )
+        )
+        if snapshots is not None:
+            # Minutes pass between a run's rows; here the writer is waited for instead.
+            snapshots.advance(replay)
+            while snapshots.files.writing():
+                time.sleep(0.01)
+
+
+def save(snapshots: Snapshots, step: int, tree: Any, replay: ej.Replay) -> dict[str, float]:
+    """Seconds that the loop waits for one save, and until it is on disk."""
+    began = time.monotonic()
+    assert snapshots.save(step, tree, {}, replay)
+    stall = time.monotonic() - began
+    assert snapshots.wait()
+    return {"stall_s": round(stall, 3), "on_disk_s": round(time.monotonic() - began, 2)}
+
+
+def measure(folder: Path, config: ej.Config, rows: int) -> dict:
+    """All cases, each saved beside those before it."""
+    tree = run_tree(config)
+    replay = ej.Replay(200_000, config.envs.count, (64, 64, 3))
+    row = ej.Replay.nbytes_needed(config.envs.count, config.envs.count, (64, 64, 3))
+    with Snapshots(folder) as snapshots:
+        first = save(snapshots, 1, tree, replay)
+        repeated = [save(snapshots, step, tree, replay) for step in (2, 3, 4)]
+        play(replay, rows, snapshots)
+        ahead = save(snapshots, 5, tree, replay)
+        play(replay, rows, None)
+        at_once = save(snapshots, 6, tree, replay)
+    return {
+        "tree_mb": round(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6, 1),
+        "replay_increment_mb": round(rows * row / 1e6, 1),
+        "first_save": first,
+        "no_new_records": repeated,
+        "increment_written_ahead": ahead,
+        "increment_all_at_once": at_once,
+    }
+
+
+def main() -> None:
+    """Measure, tell, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="crafter")
+    parser.add_argument("--rows", type=int, default=3000, help="vector steps between two saves")
+    parser.add_argument("--folder", help="where to save; a temporary directory by default")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results/save_stall.json"
+    )
+    options = parser.parse_args()
+    config = ej.get_preset(options.preset)
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        result = {"preset": options.preset, **measure(folder, config, options.rows)}
+    finally:
+        shutil.rmtree(folder)
+    interval = 60 * config.log.checkpoint_minutes
+    result["interval_s"] = interval
+    for case in ("increment_written_ahead", "increment_all_at_once"):
+        result[f"stall_percent_{case}"] = round(100 * result[case]["stall_s"] / interval, 3)
+    cores = len(os.sched_getaffinity(0))
+    result["machine"] = f"{platform.machine()}, {cores} cores, {jax.devices()[0].device_kind}"
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a run tells while it goes: how it begins, metrics, episodes, pictures.
+
+A log that cannot be written, as on a full disk, is a warning: the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from emerald_jax.config import Config
+from emerald_jax.envs.base import EnvSpec, VectorStep
+from emerald_jax.replay import Replay
+from emerald_jax.training.logger import RunLogger
+from emerald_jax.training.picture import Drawing
+from emerald_jax.training.state import TrainState, count_parameters
+
+_log = logging.getLogger(__name__)
+
+
+class Narrator:
+    """Turns what the loop does into rows, pictures and sentences.
+
+    Attributes:
+        waited: seconds the loop has waited for environments since the last row.
+    """
+
+    def __init__(self, logger: RunLogger, config: Config, replay: Replay) -> None:
+        """Prepare.
+
+        Args:
+            logger: open log of the run.
+            config: all settings.
+            replay: the run's store.
+        """
+        self.say, self.progress = logger.say, logger.progress
+        self.waited = 0.0
+        self._logger, self._config, self._replay = logger, config, replay
+        self._mark = (time.monotonic(), 0, 0)
+
+    def introduce(self, devices: list[jax.Device]) -> None:
+        """Say what is about to be done, and on what."""
+        config = self._config
+        self.say(
+            f"run {self._logger.logdir}: {config.env}, {config.steps:,} steps, "
+            f"{len(devices)} x {devices[0].device_kind}"
+        )
+
+    def introduce_sizes(self, state: TrainState, spec: EnvSpec) -> None:
+        """Say how large the networks and the replay are."""
+        counts = count_parameters(state.params)
+        parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total")
+        self.say(f"{counts['total']:,} parameters: {parts}")
+        capacity, count = self._config.replay.capacity, self._config.envs.count
+        size = Replay.nbytes_needed(capacity, count, spec.image_shape)
+        self.say(f"replay of {capacity:,} records, {size / 1e9:.2f} GB when full")
+
+    def begin(self, env_steps: int, updates: int) -> None:
+        """The loop begins now: rates are counted from here."""
+        self._mark, self.waited = (time.monotonic(), updates, env_steps), 0.0
+
+    def metrics(
+        self, env_steps: int, updates: int, metrics: dict[str, Any], skipped: jax.Array
+    ) -> None:
+        """One row of metrics; waits for the update in flight.
+
+        Args:
+            env_steps: so far.
+            updates: so far.
+            metrics: of the last update, on the device.
+            skipped: `[]` updates skipped so far.
+        """
+        now, (then, before, steps) = time.monotonic(), self._mark
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        seconds = max(now - then, 1e-9)
+        values |= {
+            "speed/updates_per_s": (updates - before) / seconds,
+            "speed/env_steps_per_s": (env_steps - steps) / seconds,
+            "speed/env_wait_share": self.waited / seconds,
+            "replay/records": float(len(self._replay)),
+            "train/updates": float(updates),
+            "train/skipped": float(jax.device_get(skipped)),
+        }
+        self._mark, self.waited = (now, updates, env_steps), 0.0
+        self.numbers(env_steps, values)
+
+    def numbers(self, env_steps: int, values: dict[str, float]) -> None:
+        """One row of numbers."""
+        with self._although_disk_is_full():
+            self._logger.scalars(env_steps, values)
+
+    def episodes(self, env_steps: int, record: VectorStep) -> None:
+        """One row per episode that ended with ``record``."""
+        for episode in record.episodes:
+            facts = {"score": episode.score, "length": episode.length, "env": episode.env}
+            with self._although_disk_is_full():
+                self._logger.episode(
+                    env_steps, {**facts, "terminal": episode.terminal, **episode.extra}
+                )
+
+    def picture(self, env_steps: int, drawn: Drawing | None) -> None:
+        """A picture and a film of dreams, if there is one."""
+        if drawn is not None:
+            with self._although_disk_is_full():
+                self._logger.image(env_steps, "dream", drawn.strip)
+                self._logger.animation(env_steps, "dream_animated", drawn.frames)
+
+    @contextmanager
+    def _although_disk_is_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _log.warning(
+                "%s cannot be written to (%s): going on", self._logger.logdir, error.strerror
+            )

@@ -1,0 +1,87 @@
+"""A run directory without a training run: random weights, random play, made-up rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from emerald_jax.config import Config
+from emerald_jax.envs.base import VectorStep
+from emerald_jax.replay import Replay
+from emerald_jax.training.checkpoint import Checkpointer
+from emerald_jax.training.replay_files import ReplayFiles
+from emerald_jax.training.rundir import write_config
+from emerald_jax.training.snapshots import CHECKPOINTS_DIR, REPLAY_DIR
+from emerald_jax.training.state import build_learner
+from tests.model_cases import make_state, small_config
+
+#: Catch has three actions; episodes below last nine steps, as its own do.
+NUM_ACTIONS, EPISODE = 3, 9
+ENVS, ROWS = 2, 64
+
+
+def catch_config() -> Config:
+    """Small dimensions that differ, on the environment that is always installed."""
+    return dataclasses.replace(small_config(), env="gymnax:Catch-bsuite")
+
+
+def make_run(path: Path, *, checkpoints: tuple[int, ...] = (9,), rows: int = ROWS) -> Path:
+    """Write a run: settings, checkpoints, recorded frames, metrics and episodes."""
+    config = catch_config()
+    write_config(path, config)
+    params = make_state(build_learner(config, NUM_ACTIONS)).params
+    with Checkpointer(path / CHECKPOINTS_DIR) as files:
+        for step in checkpoints:
+            scaled = jax.tree.map(lambda x, s=step: x * (1 + s / 100), params)
+            files.save(step, {"state": {"params": scaled}}, {})
+    record(path / REPLAY_DIR, rows)
+    metrics = [
+        {
+            "step": 16 * i,
+            "time": 1e9 + i,
+            "loss/image": 9.0 / (i + 1),
+            "behavior/imagined_reward": 0.1,
+            "behavior/return_scale": 1.0 + i,
+            "behavior/policy_entropy": 1.0,
+            "model/pixel_error": None if i == 2 else 0.1,
+            "speed/updates_per_s": 5.0,
+            "speed/env_wait_share": 0.25,
+        }
+        for i in range(5)
+    ]
+    episodes = [
+        {"step": 10 * i, "score": i % 3 - 1, "length": 9, "achievements": {"wave": i % 2, "fly": 0}}
+        for i in range(20)
+    ]
+    for name, lines in (("metrics", metrics), ("episodes", episodes)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (path / f"{name}.jsonl").write_text(text)
+    return path
+
+
+def record(directory: Path, rows: int) -> Replay:
+    """Random frames in episodes of :data:`EPISODE` steps; those of environment 1 begin later."""
+    rng, replay = np.random.default_rng(0), Replay(4096, ENVS, (16, 16, 3))
+    files = ReplayFiles(directory)
+    for row in range(rows):
+        at = (row + np.array([0, 4])) % (EPISODE + 1)
+        first = at == 0 if row else np.ones(ENVS, bool)
+        replay.append(
+            VectorStep(
+                image=rng.integers(0, 256, (ENVS, 16, 16, 3), dtype=np.uint8),
+                action=np.where(first, -1, rng.integers(0, NUM_ACTIONS, ENVS)).astype(np.int32),
+                reward=np.where(first, 0, rng.normal(size=ENVS)).astype(np.float32),
+                is_first=first,
+                is_last=at == EPISODE,
+                is_terminal=at == EPISODE,
+            )
+        )
+        if row in (rows // 4, rows // 2):
+            files.save(replay)
+    files.save(replay)
+    files.close()
+    return replay
