@@ -46,10 +46,24 @@ class EnvsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of the networks. The grid, groups and classes shape the latent state z [h, w, G, K]."""
+    """Kinds and sizes of the networks; grid, groups and classes shape the latent z [h, w, G, K]."""
 
+    latent: Literal["spatial", "vector"] = "spatial"
+    """`spatial`: G categoricals at each of grid x grid positions (P); `vector`: G in all, from the
+    flattened grid (D)."""
+    sequence: Literal["tssm", "rssm"] = "tssm"
+    """What makes h_t of the past: a transformer with a cache (P), or a GRU (D)."""
+    prior: Literal["maskgit", "linear", "autoregressive"] = "maskgit"
+    """What predicts z_t from h_t in imagination: the MaskGIT predictor (P); the linear dynamics
+    head alone, no predictor (P, ablation); or one position after another (O)."""
+    decoder_input: Literal["zh", "z"] = "zh"
+    """What the image decoder sees: z_t and h_t (P), or z_t alone (O)."""
+    posterior: Literal["auto", "o", "oh"] = "auto"
+    """What the posterior of z_t sees: the image (P), or the image and h_t (D), which only the rssm
+    can have. `auto` is each one's own: `o` for the tssm, `oh` for the rssm. (O)"""
     grid: int = 4
-    """Latent positions per side, h = w. (P)"""
+    """Positions per side of the encoder's last and the decoder's first feature map, and of a
+    spatial latent, h = w. (P)"""
     groups: int = 32
     """Categorical variables per position, G. (P)"""
     classes: int = 32
@@ -57,23 +71,24 @@ class ModelConfig:
     channels: int = 32
     """Channels of the encoder's first stage; doubled at every stage. (R)"""
     width: int = 512
-    """Width D of the temporal transformer, of h_t and of the head MLPs. (P)"""
+    """Width D of the sequence model, of h_t and of the head MLPs. (P)"""
     latent_width: int = 128
-    """Channels a position's one-hot latent is embedded to before it is flattened. (R)"""
+    """Channels a position's one-hot latent is embedded to before it is flattened. A vector latent,
+    which is one position, is embedded to the width. (R)"""
     blocks: int = 4
     """Blocks of the temporal transformer. (R)"""
     heads: int = 8
-    """Attention heads, in the temporal transformer and in the MaskGIT predictor. (R)"""
+    """Attention heads, in the temporal transformer and in the predictor. (R)"""
     ff_ratio: int = 2
     """Hidden width of the feed-forward layers as a multiple of the transformer's width. (R)"""
     context: int = 64
     """Left attention context C of the temporal transformer, in steps. (R)"""
     predictor_width: int = 256
-    """Width of the spatial MaskGIT predictor. (R)"""
+    """Width of the MaskGIT or autoregressive predictor. (R)"""
     predictor_blocks: int = 2
-    """Bidirectional transformer blocks of the MaskGIT predictor. (R)"""
+    """Transformer blocks of the MaskGIT or autoregressive predictor. (R)"""
     token_width: int = 32
-    """Width of one embedded token (a class or MASK) in the MaskGIT predictor. (R)"""
+    """Width of one embedded token (a class or MASK) in the predictor. (R)"""
     head_layers: int = 2
     """Hidden layers of the reward, continue, actor and critic MLPs. (D)"""
     bins: int = 255
@@ -81,12 +96,28 @@ class ModelConfig:
     unimix: float = 0.01
     """Share of the uniform distribution mixed into every categorical. (D)"""
     dropout: float = 0.1
-    """Dropout rate of both transformers, in the world-model loss only. (R)"""
+    """Dropout rate of the transformers, in the world-model loss only. (R)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; parameters, logits, KLs and returns stay float32. `auto`: bfloat16 on a GPU
     or TPU, float32 on a CPU. (O)"""
     remat: bool = False
     """Recompute the world model's activations in the backward pass: less memory, more time. (O)"""
+
+    @property
+    def positions(self) -> int:
+        """Positions of the latent state, P."""
+        return self.grid**2 if self.latent == "spatial" else 1
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels a position's one-hot latent is embedded to."""
+        return self.latent_width if self.latent == "spatial" else self.width
+
+    @property
+    def posterior_sees_h(self) -> bool:
+        """Whether z_t is inferred from the image and h_t, one step after another."""
+        own = "oh" if self.sequence == "rssm" else "o"
+        return (own if self.posterior == "auto" else self.posterior) == "oh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +135,11 @@ class LossConfig:
     rep: float = 0.1
     """Weight of KL(posterior || sg(dynamics)). (P)"""
     mask: float = 0.5
-    """Weight of the MaskGIT predictor's KL. (P)"""
+    """Weight of the MaskGIT or autoregressive predictor's KL. (P)"""
     free_nats: float = 1.0
     """Floor of the dynamics and representation KL, nats per latent position. (P)"""
     mask_free_nats: float = 1.0
-    """Floor of the MaskGIT KL, nats per latent position. (P)"""
+    """Floor of the predictor's KL, nats per latent position. (P)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +151,8 @@ class BehaviorConfig:
     start_stride: int = 4
     """Every how many posterior states a rollout starts. (R)"""
     decode_steps: int = 3
-    """MaskGIT decoding steps S; 0 samples the linear dynamics head instead. (P)"""
+    """MaskGIT decoding steps S; 0 samples the linear dynamics head, whatever the prior. The
+    autoregressive prior takes one step per position, the linear one none. (P)"""
     gamma: float = 0.997
     """Discount per agent step. (D)"""
     lam: float = 0.95
@@ -184,6 +216,8 @@ class LogConfig:
     """Minutes between two checkpoints; one more is written at the end. (O)"""
     keep: int = 3
     """Checkpoints kept. (O)"""
+    eval_episodes: int = 16
+    """Episodes played with the final weights before a finished run ends; 0 plays none. (O)"""
     max_bad_updates: int = 5
     """Non-finite updates in a row after which the run stops. (O)"""
     quiet: bool = False
@@ -208,9 +242,12 @@ class Config:
     seed: int = 0
     """Seed of parameters, sampling, replay and environments."""
     logdir: str = ""
-    """Run directory; empty makes runs/PRESET-SEED. The same directory continues its run."""
+    """Run directory; empty makes runs/PRESET-SEED, or runs/PRESET-ENV-SEED with another environment
+    than the preset's. The same directory continues its run."""
     devices: int = 0
     """Local devices to train on with pmap; 0 takes all that JAX finds."""
+    init_from: str = ""
+    """Run or export whose weights a new run starts from; empty starts from random ones. (O)"""
     envs: EnvsConfig = field(default_factory=EnvsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -221,8 +258,8 @@ class Config:
 
     @property
     def tokens(self) -> int:
-        """Tokens per latent state, N = h * w * G."""
-        return self.model.grid**2 * self.model.groups
+        """Tokens per latent state, N = P * G."""
+        return self.model.positions * self.model.groups
 
     @property
     def stages(self) -> int:

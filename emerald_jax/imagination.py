@@ -1,9 +1,10 @@
-"""Imagination: rollouts inside the world model, and MaskGIT decoding of each imagined latent.
+"""Imagination: rollouts inside the world model, and the decoding of each imagined latent.
 
 Two pure functions, both meant to be compiled whole:
 
-* :func:`decode` draws z_t from h_t in S rounds of cosine-scheduled re-masking (section 4);
-* :func:`imagine` runs H steps in one ``lax.scan``: act, advance the transformer, decode
+* :func:`decode` draws z_t from h_t: in S rounds of cosine-scheduled re-masking (section 4), or as
+  the configured prior wants it;
+* :func:`imagine` runs H steps in one ``lax.scan``: act, advance the sequence model, decode
   (section 5).
 
 ``imagine`` knows neither network: it takes any policy and any step function, so a test passes a
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emerald_jax.models.sequence import OwnMemory, empty_own_memory
+from emerald_jax.models.autoregressive import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import choose, gumbel, sample_categorical, take_class
 from emerald_jax.ops.maskgit import lowest_confidence, mask_counts
@@ -26,6 +27,7 @@ from emerald_jax.types import (
     Array,
     Key,
     LogitsFn,
+    OrderedFn,
     Params,
     PolicyFn,
     Starts,
@@ -41,7 +43,8 @@ class Decoded(NamedTuple):
     Attributes:
         z: `[..., P, G]` int32 class indices.
         log_prob: `[..., P, G]` float32, of each token under the prediction it was drawn from.
-        masked: S arrays `[..., P, G]` bool, the tokens that were MASK at the start of each step.
+        masked: one array `[..., P, G]` bool per decoding step, the tokens that were unknown at its
+            start.
     """
 
     z: Array
@@ -87,7 +90,47 @@ def maskgit_decode(log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple
     return Decoded(z, sure, tuple(history))
 
 
-def decode(params: Params, h: Array, key: Key, *, model: WorldModel, steps: int) -> Decoded:
+def ordered_decode(
+    log_probs_fn: OrderedFn, cache: Any, key: Key, *, shape: tuple, classes: int
+) -> Decoded:
+    """One position after another in a ``lax.scan``, the G tokens of a position at once.
+
+    Args:
+        log_probs_fn: see :data:`emerald_jax.types.OrderedFn`.
+        cache: what it wants to remember, empty.
+        key: consumed.
+        shape: `(..., P, G)`.
+        classes: K, which also stands for the tokens before the first position.
+
+    Returns:
+        :class:`Decoded`.
+    """
+    lead, positions = shape[:-2], shape[-2]
+    u = jax.random.uniform(key, (positions, *lead, shape[-1]))
+
+    def body(loop: tuple[Array, Any], inputs: tuple[Array, Array]) -> tuple:
+        previous, cache = loop
+        place, u = inputs
+        log_probs, cache = log_probs_fn(previous, place, cache)
+        z = choose(u, log_probs)
+        return (z, cache), (z, take_class(log_probs, z))
+
+    before = jnp.full((*lead, shape[-1]), classes, jnp.int32)
+    _, (z, sure) = jax.lax.scan(body, (before, cache), (jnp.arange(positions), u))
+    unknown = jnp.arange(positions)[:, None] >= jnp.arange(positions)[None]
+    masked = tuple(jnp.broadcast_to(unknown[:, p, None], shape) for p in range(positions))
+    return Decoded(jnp.moveaxis(z, 0, -2), jnp.moveaxis(sure, 0, -2), masked)
+
+
+def decode(
+    params: Params,
+    h: Array,
+    key: Key,
+    *,
+    model: WorldModel,
+    steps: int,
+    temperature: Array | float | None = None,
+) -> Decoded:
     """Draw z_t ~ p(z_t | h_t).
 
     Args:
@@ -95,22 +138,40 @@ def decode(params: Params, h: Array, key: Key, *, model: WorldModel, steps: int)
         h: `[..., D]`.
         key: consumed; the same key gives the same tokens.
         model: the world model.
-        steps: S; 1 is one parallel sample, 0 samples the linear dynamics head instead.
+        steps: S of the MaskGIT; 1 is one parallel sample, 0 samples the linear dynamics head
+            instead, whatever the prior. The linear prior always does, and the autoregressive one
+            takes as many steps as there are positions.
+        temperature: divides the log-probabilities (uniform mixed in) before each draw: below 1 the
+            likely tokens become likelier. Training never sets it; None costs nothing.
 
     Returns:
         :class:`Decoded` with leading dimensions of ``h``.
     """
-    variables = {"params": params}
+
+    def temper(log_probs: Array) -> Array:
+        return log_probs if temperature is None else jax.nn.log_softmax(log_probs / temperature)
+
+    c, variables = model.config, {"params": params}
     features = model.apply(variables, h, method=WorldModel.prior_features)
-    if steps == 0:
-        log_probs = model.apply(variables, features, method=WorldModel.dynamics)
+    shape = (*h.shape[:-1], c.positions, c.groups)
+    if steps == 0 or c.prior == "linear":
+        log_probs = temper(model.apply(variables, features, method=WorldModel.dynamics))
         z = sample_categorical(key, log_probs)
         return Decoded(z, take_class(log_probs, z), (jnp.ones(z.shape, bool),))
 
-    def log_probs_fn(tokens: Array | None) -> Array:
-        return model.apply(variables, features, tokens, method=WorldModel.masked_prior)
+    if c.prior == "autoregressive":
 
-    shape = (*h.shape[:-1], model.config.grid**2, model.config.groups)
+        def next_fn(previous: Array, place: Array, cache: Any) -> tuple[Array, Any]:
+            asked = (features, previous, place, cache)
+            log_probs, cache = model.apply(variables, *asked, method=WorldModel.ordered_step)
+            return temper(log_probs), cache
+
+        cache = empty_cache(c, h.shape[:-1], model.dtype)
+        return ordered_decode(next_fn, cache, key, shape=shape, classes=c.classes)
+
+    def log_probs_fn(tokens: Array | None) -> Array:
+        return temper(model.apply(variables, features, tokens, method=WorldModel.masked_prior))
+
     return maskgit_decode(log_probs_fn, key, steps=steps, shape=shape)
 
 
@@ -155,24 +216,23 @@ def imagine(
 
 def world_model_step(
     model: WorldModel, starts: Starts, *, decode_steps: int, horizon: int
-) -> tuple[OwnMemory, StepFn]:
-    """EMERALD's step function: cached transformer, then MaskGIT.
+) -> tuple[Any, StepFn]:
+    """EMERALD's step function: cached transformer, then MaskGIT; or the variants configured.
 
     Args:
         model: the world model.
-        starts: :class:`Starts`; every rollout attends to its own past in the shared prefix.
+        starts: :class:`Starts`; every rollout looks back at its own part of the shared past.
         decode_steps: S.
-        horizon: H, the imagined tokens there must be room for.
+        horizon: H, the imagined steps there must be room for.
 
     Returns:
         the empty memory to start from, and the step. Its ``params`` are a dict whose
         ``"world_model"`` entry is used.
     """
-    n = starts.position.shape[0]
 
     def step(
-        params: Params, own: OwnMemory, state: State, action: Array, index: Array, key: Key
-    ) -> tuple[OwnMemory, State]:
+        params: Params, own: Any, state: State, action: Array, index: Array, key: Key
+    ) -> tuple[Any, State]:
         h, own = model.apply(
             {"params": params["world_model"]},
             state,
@@ -185,14 +245,14 @@ def world_model_step(
         decoded = decode(params["world_model"], h, key, model=model, steps=decode_steps)
         return own, State(decoded.z, h)
 
-    return empty_own_memory(model.config, n, horizon, starts.prefix.keys.dtype), step
+    return starts.past.room(horizon), step
 
 
 def starts_from(passed: Pass, positions: Array) -> Starts:
-    """Starts at given steps of one real sequence, sharing that sequence's keys and values.
+    """Starts at given steps of one real sequence, sharing that sequence's past.
 
-    The keys, values, latents and h_t are those of the world-model loss' own forward pass; nothing
-    is computed twice and no gradient flows back.
+    Keys, values, latents and h_t are those of the world-model loss' own forward pass; nothing is
+    computed twice and no gradient flows back.
 
     Args:
         passed: the forward pass over the sequence.
@@ -202,6 +262,5 @@ def starts_from(passed: Pass, positions: Array) -> Starts:
         :class:`Starts`.
     """
     passed = jax.lax.stop_gradient(passed)
-    context = passed.memory.keys.shape[1] - passed.state.h.shape[0]
     state = jax.tree.map(lambda x: x[positions], passed.state)
-    return Starts(state, positions + context, passed.memory, passed.visible[positions])
+    return Starts(state, passed.history.past(positions))

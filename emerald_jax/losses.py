@@ -72,11 +72,10 @@ def world_model_losses(
 def latent_losses(
     net: WorldModel, out: Pass, key: Key, config: LossConfig, deterministic: bool
 ) -> dict[str, Array]:
-    """KL terms that tie posterior, dynamics head and MaskGIT predictor together.
+    """KL terms that tie posterior, dynamics head and predictor together.
 
     The dynamics and representation KL is summed over a position's G groups and floored per
-    position. The MaskGIT term is G times the mean KL of the masked tokens, floored as a whole: the
-    same unit, nats per position, whatever the number of masked tokens.
+    position. The predictor's term is in the same unit, nats per position, and floored as a whole.
 
     Args:
         net: the bound world model.
@@ -86,11 +85,32 @@ def latent_losses(
         deterministic: no dropout.
 
     Returns:
-        ``dyn``, ``rep`` and ``mask``, each `[L]`.
+        ``dyn``, ``rep`` and ``mask``, each `[L]`; ``mask`` is 0 where the dynamics head is the only
+        prior.
     """
     prior = net.dynamics(out.features)
     dyn = kl_divergence(sg(out.posterior), prior).sum(-1)
     rep = kl_divergence(out.posterior, sg(prior)).sum(-1)
+    terms = {
+        "dyn": jnp.maximum(config.free_nats, dyn).mean(-1),
+        "rep": jnp.maximum(config.free_nats, rep).mean(-1),
+    }
+    divergence = _PREDICTORS[net.config.prior]
+    if divergence is None:
+        return {**terms, "mask": jnp.zeros_like(terms["dyn"])}
+    mask = divergence(net, out, key, deterministic)
+    return {**terms, "mask": jnp.maximum(config.mask_free_nats, mask)}
+
+
+def masked_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
+    """`[L]` G times the mean KL(sg(q) || p_mask) of randomly masked tokens, whatever their number.
+
+    Args:
+        net: the bound world model.
+        out: its forward pass.
+        key: consumed; draws the masks.
+        deterministic: no dropout.
+    """
     length, positions, groups, classes = out.posterior.shape
     u_key, mask_key = jax.random.split(key)
     u = jax.random.uniform(u_key, (length,))
@@ -98,12 +118,26 @@ def latent_losses(
     tokens = jnp.where(masked, classes, out.state.z)
     predicted = net.masked_prior(out.features, tokens, deterministic)
     kl = kl_divergence(sg(out.posterior), predicted)
-    mask = groups * jnp.sum(kl * masked, axis=(1, 2)) / jnp.sum(masked, axis=(1, 2))
-    return {
-        "dyn": jnp.maximum(config.free_nats, dyn).mean(-1),
-        "rep": jnp.maximum(config.free_nats, rep).mean(-1),
-        "mask": jnp.maximum(config.mask_free_nats, mask),
-    }
+    return groups * jnp.sum(kl * masked, axis=(1, 2)) / jnp.sum(masked, axis=(1, 2))
+
+
+def ordered_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
+    """`[L]` KL(sg(q) || p_ar), each position given the sampled tokens of those before it.
+
+    Summed over groups and averaged over positions: what MaskGIT's term is when all tokens are
+    masked. Arguments as :func:`masked_divergence`; no random numbers are needed.
+    """
+    del key
+    predicted = net.ordered_prior(out.features, out.state.z, deterministic)
+    return kl_divergence(sg(out.posterior), predicted).sum(-1).mean(-1)
+
+
+#: What trains each prior's predictor.
+_PREDICTORS = {
+    "maskgit": masked_divergence,
+    "autoregressive": ordered_divergence,
+    "linear": None,
+}
 
 
 def weighted_sum(terms: dict[str, Array], config: LossConfig) -> Array:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 from emerald_jax.config import Config
 
 
@@ -60,16 +62,36 @@ def _grid_reachable(config: Config) -> str | None:
 
 def _widths_divide(config: Config) -> str | None:
     m = config.model
-    for name, width in (("width", m.width), ("predictor_width", m.predictor_width)):
+    split = {
+        "width": m.width if m.sequence == "tssm" else m.heads,
+        "predictor_width": m.predictor_width if m.prior != "linear" else m.heads,
+    }
+    for name, width in split.items():
         if width % m.heads:
             return f"model.{name} {width} does not divide by model.heads {m.heads}"
-    if m.width % 2:
+    if m.sequence == "tssm" and m.width % 2:
         return f"model.width {m.width} must be even: its positions are sines and cosines"
     return None
 
 
+def _variants_go_together(config: Config) -> str | None:
+    m = config.model
+    if m.posterior == "oh" and m.sequence == "tssm":
+        return (
+            "model.posterior oh needs model.sequence rssm: the transformer reads all z_t at once, "
+            "before there is any h_t; choose --model.posterior o"
+        )
+    if m.prior == "autoregressive" and m.latent == "vector":
+        return (
+            "model.prior autoregressive goes from position to position and model.latent vector has "
+            "only one: choose --model.prior maskgit or linear"
+        )
+    return None
+
+
 def _decode_steps(config: Config) -> str | None:
-    if not 0 <= config.behavior.decode_steps <= config.tokens:
+    most = config.tokens if config.model.prior == "maskgit" else math.inf
+    if not 0 <= config.behavior.decode_steps <= most:
         return (
             f"behavior.decode_steps {config.behavior.decode_steps} must lie between 0 and the "
             f"{config.tokens} tokens of a latent state"
@@ -102,13 +124,29 @@ def _replay_holds_a_batch(config: Config) -> str | None:
     return None
 
 
+def _log(config: Config) -> str | None:
+    log = config.log
+    for name, value in {
+        "max_minutes": config.max_minutes,
+        "log.pictures": log.pictures,
+        "log.eval_episodes": log.eval_episodes,
+    }.items():
+        if value < 0:
+            return f"{name} is {value}: it must not be negative"
+    if not log.checkpoint_minutes > 0:
+        return f"log.checkpoint_minutes is {log.checkpoint_minutes}: it must be positive"
+    return None
+
+
 #: Asked in this order.
 RULES = (
     _positive,
     _envs,
     _grid_reachable,
     _widths_divide,
+    _variants_go_together,
     _decode_steps,
     _starts_exist,
     _replay_holds_a_batch,
+    _log,
 )

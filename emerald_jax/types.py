@@ -9,7 +9,7 @@ B, L   sequences per batch, steps per sequence     16, 64
 T      time in general                             --
 H      imagined steps per rollout                  15
 C      left context of the temporal transformer    64
-P      latent positions, h * w                     4 * 4 = 16
+P      latent positions: h * w, or 1 in a vector   4 * 4 = 16
 G, K   categorical groups per position, classes    32, 32
 N      tokens per latent state, P * G              512
 D      width of h_t                                512
@@ -32,8 +32,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
+#: JAX's arrays or NumPy's, where both may come in.
+AnyArray = jax.Array | np.ndarray
 Key = jax.Array
 Params = Any
 
@@ -52,15 +55,28 @@ class Memory(NamedTuple):
     valid: Array
 
 
+class Recurrent(NamedTuple):
+    """What a GRU remembers.
+
+    Attributes:
+        h: `[..., D]` its newest state.
+        valid: `[...]` bool, False when nothing is known and ``h`` means nothing.
+    """
+
+    h: Array
+    valid: Array
+
+
 class Carry(NamedTuple):
     """What the world model hands from one chunk, or one acting step, of a sequence to the next.
 
     Attributes:
-        memory: :class:`Memory` of the last C tokens.
+        memory: what the sequence model remembers: :class:`Memory` of the last C tokens, or
+            :class:`Recurrent`. All zeros mean that nothing is known.
         z: `[P, G]` int32, class indices of the newest latent.
     """
 
-    memory: Memory
+    memory: Any
     z: Array
 
 
@@ -95,7 +111,7 @@ class State(NamedTuple):
 
     Attributes:
         z: `[..., P, G]` int32 class indices.
-        h: `[..., D]` what the temporal transformer knows from z_{1:t-1}, a_{1:t-1}.
+        h: `[..., D]` what the sequence model knows from z_{1:t-1}, a_{1:t-1}.
     """
 
     z: Array
@@ -107,15 +123,12 @@ class Starts(NamedTuple):
 
     Attributes:
         state: :class:`State` with leading `[n]`.
-        position: `[n]` int32, index of each start's own token in ``prefix``.
-        prefix: :class:`Memory` of T real tokens, shared by all n starts; its ``valid`` is unused.
-        visible: `[n, T]` bool, the real tokens of each start's own episode up to itself.
+        past: what the sequence model looks back at besides the state: ``models.tssm.SharedPast``,
+            or nothing where h is all there is to know.
     """
 
     state: State
-    position: Array
-    prefix: Memory
-    visible: Array
+    past: Any
 
 
 class Trajectory(NamedTuple):
@@ -135,6 +148,10 @@ PolicyFn = Callable[[Params, State, Array, Key], Array]
 
 #: ``step(params, carry, state, action, step, key) -> (carry, state)``: one imagined step.
 StepFn = Callable[[Params, Any, State, Array, Array, Key], tuple[Any, State]]
+
+#: ``ordered(previous, place, cache) -> ([..., G, K], cache)``: log-probabilities of one position's
+#: tokens after those of the position before it, `[..., G]`; K stands before the first position.
+OrderedFn = Callable[[Array, Array, Any], tuple[Array, Any]]
 
 #: ``logits(tokens) -> [P, G, K]``: class logits of one latent whose tokens may be MASK (= K).
 LogitsFn = Callable[[Array], Array]

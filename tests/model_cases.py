@@ -24,7 +24,7 @@ from emerald_jax.training import parallel
 from emerald_jax.training.parallel import compile_train_step, put_batch, split
 from emerald_jax.training.state import Learner, TrainState, build_learner, init_carry, init_state
 from emerald_jax.training.update import train_step
-from emerald_jax.types import Batch, Carry, Memory
+from emerald_jax.types import Batch, Carry, Memory, Recurrent
 
 NUM_ACTIONS = 6
 BATCH, LENGTH, IMAGE = 8, 12, 16
@@ -142,16 +142,19 @@ def make_batch(learner: Learner, seed: int = 0, batch: int = BATCH) -> Batch:
 def make_carry(learner: Learner, rng: np.random.Generator, known: np.ndarray) -> Carry:
     """Carry `[B]`: random where ``known`` (the older half of it another episode's), else empty."""
     empty = jax.eval_shape(lambda: init_carry(learner, len(known)))
-    valid = np.zeros(empty.memory.valid.shape, bool)
-    valid[known, valid.shape[1] // 2 :] = True
 
     def fill(noise: np.ndarray) -> np.ndarray:
         mask = known.reshape(-1, *[1] * (noise.ndim - 1))
         return np.where(mask, noise, 0).astype(np.float32)
 
-    keys, values = (fill(rng.normal(size=empty.memory.keys.shape)) for _ in range(2))
+    if isinstance(empty.memory, Recurrent):
+        memory = Recurrent(fill(rng.uniform(-1, 1, size=empty.memory.h.shape)), known)
+    else:
+        valid = np.zeros(empty.memory.valid.shape, bool)
+        valid[known, valid.shape[1] // 2 :] = True
+        memory = Memory(*(fill(rng.normal(size=empty.memory.keys.shape)) for _ in range(2)), valid)
     z = rng.integers(0, learner.config.model.classes, empty.z.shape)
-    return Carry(Memory(keys, values, valid), (z * known[:, None, None]).astype(np.int32))
+    return Carry(memory, (z * known[:, None, None]).astype(np.int32))
 
 
 def one_sequence(batch: Batch, index: int) -> Batch:

@@ -247,7 +247,8 @@ def test_shared_past_equals_a_copy_for_every_start(params, dreamt, full, index):
         )
     np.testing.assert_array_equal(trajectory.state.z[0], passed.state.z)
     # The dream is not one rollout repeated: starts and steps differ.
-    assert len(np.unique(trajectory.state.h[..., 0])) == (HORIZON + 1) * LENGTH
+    every = trajectory.state.h.reshape(-1, trajectory.state.h.shape[-1])
+    assert len(np.unique(every, axis=0)) == len(every) == (HORIZON + 1) * LENGTH
 
 
 def copied_inputs(sequence, z, trajectory):

@@ -280,7 +280,7 @@ def test_below_the_floor_nothing_moves(gradient):
 
 def test_dropout_is_on_in_training_alone(params):
     model = small_learner().model
-    sequence = one_sequence(make_batch(small_learner()), 1)
+    sequence = jax.tree.map(jnp.asarray, one_sequence(make_batch(small_learner()), 1))
 
     def noise(deterministic):
         """Shapes of all random numbers that the losses draw."""

@@ -67,7 +67,7 @@ def init_agent(agent: Agent, key: Key) -> tuple[dict, dict]:
         key: consumed.
     """
     c = agent.actor.config
-    z = jnp.zeros((1, c.grid**2, c.groups), jnp.int32)
+    z = jnp.zeros((1, c.positions, c.groups), jnp.int32)
     h = jnp.zeros((1, c.width))
     actor_key, critic_key = jax.random.split(key)
     actor = agent.actor.init(actor_key, z, h)["params"]

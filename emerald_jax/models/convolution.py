@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import lecun_normal, zeros
 
-from emerald_jax.models.layers import NormSilu
+from emerald_jax.models.layers import NormSilu, spread_rows
 from emerald_jax.types import Array
 
 
@@ -61,7 +61,7 @@ class Conv(nn.Module):
         y = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y + spread_rows(bias, y)
 
 
 class DownConv(nn.Module):

@@ -36,9 +36,10 @@ class Decoder(nn.Module):
         c = self.config
         time, top = h.shape[0], c.channels * 2 ** (self.stages - 1)
         x = LatentProjection(c.groups, c.classes, top, self.dtype)(z)
-        spread = Dense(c.grid**2 * c.latent_width, dtype=self.dtype)(h)
-        spread = NormSilu(dtype=self.dtype)(spread.reshape(time, c.grid**2, c.latent_width))
-        x = x + Dense(top, dtype=self.dtype)(spread)
+        if c.decoder_input == "zh":
+            spread = Dense(c.grid**2 * c.latent_width, dtype=self.dtype)(h)
+            spread = NormSilu(dtype=self.dtype)(spread.reshape(time, c.grid**2, c.latent_width))
+            x = x + Dense(top, dtype=self.dtype)(spread)
         x = x.reshape(time, c.grid, c.grid, top)
         for stage in reversed(range(self.stages)):
             x = ResidualConv(dtype=self.dtype)(x)

@@ -41,7 +41,7 @@ class Head(nn.Module):
             `[..., outputs]` float32.
         """
         c = self.config
-        x = LatentProjection(c.groups, c.classes, c.latent_width, self.dtype)(z)
+        x = LatentProjection(c.groups, c.classes, c.latent_channels, self.dtype)(z)
         x = NormSilu(dtype=self.dtype)(x)
         x = Dense(c.width, dtype=self.dtype)(x.reshape(*h.shape[:-1], -1))
         x = jnp.concatenate([x, h.astype(self.dtype)], axis=-1)

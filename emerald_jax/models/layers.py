@@ -6,22 +6,76 @@ dimensions unless a docstring says otherwise.
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import lecun_normal, normal, zeros
+from jax.nn.initializers import Initializer, lecun_normal, normal, ones, zeros
 
 from emerald_jax.types import Array
 
+#: Added to a variance before its root is taken.
+EPSILON = 1e-5
 
-class Dense(nn.Dense):
-    """``nn.Dense`` by another name, so that one line changes every linear layer's defaults."""
+
+def spread_rows(vector: Array, like: Array) -> Array:
+    """`[F]` -> the shape `[..., F]` of ``like``: a broadcast whose gradient is a matrix product.
+
+    The gradient of a plain broadcast is a sum over all rows, which XLA runs on one core of a CPU at
+    12 ns a number: a seventh of the world model's gradient at the paper's sizes. A product with a
+    column of ones is the same sum, and is done at the speed of products; forward, XLA turns it back
+    into the broadcast.
+    """
+    column = jnp.ones((math.prod(like.shape[:-1]), 1), vector.dtype)
+    return (column @ vector[None]).reshape(like.shape)
 
 
-class Norm(nn.LayerNorm):
-    """Layer normalisation over the last axis, statistics in float32."""
+class Dense(nn.Module):
+    """Linear layer over the last axis: ``nn.Dense`` but for the gradient of its bias.
 
-    epsilon: float = 1e-5
+    Attributes:
+        features: output width F.
+        use_bias: add a learned bias.
+        dtype: compute type.
+        kernel_init: initialiser of the kernel `[input width, F]`.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Initializer = lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Args: x `[..., input width]`. Returns: `[..., F]`."""
+        shape = (x.shape[-1], self.features)
+        y = x.astype(self.dtype) @ self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
+            y = y + spread_rows(bias, y)
+        return y
+
+
+class Norm(nn.Module):
+    """Layer normalisation over the last axis, in float32: ``nn.LayerNorm`` but for its gradients.
+
+    Attributes:
+        dtype: type of the result.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Args: x `[..., F]`. Returns: the same shape."""
+        scale = self.param("scale", ones, (x.shape[-1],))
+        bias = self.param("bias", zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
+        y = (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
+        return (y * spread_rows(scale, y) + spread_rows(bias, y)).astype(self.dtype)
 
 
 class NormSilu(nn.Module):
@@ -63,7 +117,7 @@ class LatentProjection(nn.Module):
             z = jax.nn.one_hot(z, self.classes, dtype=self.dtype)
         flat = z.astype(self.dtype).reshape(*z.shape[:-2], shape[0])
         y = flat @ kernel
-        return y + jnp.broadcast_to(bias, y.shape)
+        return y + spread_rows(bias, y)
 
 
 class FeedForward(nn.Module):

@@ -1,4 +1,7 @@
-"""Predictors of the next latent from h_t: the dynamics head and the spatial MaskGIT (section 3)."""
+"""Predictors of the next latent from h_t: the dynamics head and the spatial MaskGIT (section 3).
+
+The autoregressive predictor, the MaskGIT's sequential counterpart, is in ``autoregressive.py``.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,20 @@ from emerald_jax.types import Array
 
 
 class Spread(nn.Module):
-    """h_t spread over the latent positions: what both priors start from."""
+    """h_t spread over the latent positions: what all priors start from.
+
+    For a vector latent it is the hidden layer of DreamerV3's prior: linear D, norm, SiLU.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
-        """Args: h `[..., D]`. Returns: `[..., P, F]`, F the predictor's width."""
+        """Args: h `[..., D]`. Returns: `[..., P, F]`, F the predictor's width (D for a vector)."""
         c = self.config
+        if c.latent == "vector":
+            return NormSilu(dtype=self.dtype)(Dense(c.width, dtype=self.dtype)(h))[..., None, :]
         x = Dense(c.grid**2 * c.latent_width, dtype=self.dtype)(h)
         x = x.reshape(*h.shape[:-1], c.grid**2, c.latent_width)
         return Dense(c.predictor_width, dtype=self.dtype)(NormSilu(dtype=self.dtype)(x))
@@ -47,14 +55,14 @@ class DynamicsHead(nn.Module):
         return logits.reshape(*features.shape[:-1], c.groups, c.classes)
 
 
-class MaskGit(nn.Module):
-    """p_mask(z_t | h_t, unmasked tokens): a small bidirectional transformer over the positions.
+class TokenPredictor(nn.Module):
+    """The layers of a predictor that sees tokens of z_t itself, all but its attention.
 
-    The G tokens of a position, each a class or MASK, are embedded (K + 1 words), flattened and
-    projected together with the position's features. Embedding and projection are both linear, so
-    their product is a table of one row per (group, word), made once per call. Tokens meet it as
-    one-hot vectors, and the all-MASK state as one constant row; training and decoding read the same
-    table.
+    The G tokens of a position, each a class or the extra word K, are embedded (K + 1 words),
+    flattened and projected together with the position's features. Embedding and projection are both
+    linear, so their product is a table of one row per (group, word), made once per call. Tokens
+    meet it as one-hot vectors, and a position full of the extra word as one constant row; training
+    and decoding read the same table.
     """
 
     config: ModelConfig
@@ -67,10 +75,7 @@ class MaskGit(nn.Module):
         self.words = self.param("words", normal(1.0), words)
         self.from_words = self.param("from_words", lecun_normal(), flat)
         self.from_features = Dense(width, dtype=self.dtype)
-        self.places = self.param("places", learned_vector, (c.grid**2, width))
-        self.attention = [
-            PositionAttention(c.heads, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
-        ]
+        self.places = self.param("places", learned_vector, (c.positions, width))
         self.feed_forward = [
             FeedForward(c.ff_ratio, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
         ]
@@ -81,6 +86,47 @@ class MaskGit(nn.Module):
         c = self.config
         kernel = self.from_words.reshape(c.groups, c.token_width, -1)
         return jnp.einsum("we,gef->gwf", self.words, kernel).astype(self.dtype)
+
+    def enter(self, features: Array, tokens: Array | None, places: Array) -> Array:
+        """Input of the transformer.
+
+        Args:
+            features: `[..., P, F]` from :class:`Spread`.
+            tokens: `[..., P, G]` int32 in [0, K]; None when all are the extra word K.
+            places: `[P, F]` embeddings of the positions.
+
+        Returns:
+            `[..., P, F]`, F the predictor's width.
+        """
+        c = self.config
+        table, projected = self.table(), self.from_features(features)
+        if tokens is None:
+            embedded = jnp.broadcast_to(table[:, -1].sum(0), projected.shape)
+        else:
+            hot = jax.nn.one_hot(tokens, c.classes + 1, dtype=self.dtype)
+            flat = hot.reshape(*tokens.shape[:-1], c.groups * (c.classes + 1))
+            embedded = flat @ table.reshape(-1, table.shape[-1])
+        x = embedded + projected
+        return x + jnp.broadcast_to(places.astype(self.dtype), x.shape)
+
+    def leave(self, x: Array) -> Array:
+        """`[..., F]` -> class logits `[..., G, K]`."""
+        logits = self.out(x)
+        return logits.reshape(*logits.shape[:-1], self.config.groups, self.config.classes)
+
+
+class MaskGit(TokenPredictor):
+    """p_mask(z_t | h_t, unmasked tokens): a small bidirectional transformer over the positions.
+
+    The extra word of :class:`TokenPredictor` is MASK.
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.attention = [
+            PositionAttention(c.heads, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
+        ]
 
     def __call__(self, features: Array, tokens: Array | None, deterministic: bool = True) -> Array:
         """Class logits of every token, masked or not.
@@ -94,17 +140,7 @@ class MaskGit(nn.Module):
         Returns:
             `[..., P, G, K]` in the compute type.
         """
-        c = self.config
-        table = self.table()
-        if tokens is None:
-            embedded = jnp.broadcast_to(table[:, -1].sum(0), features.shape)
-        else:
-            hot = jax.nn.one_hot(tokens, c.classes + 1, dtype=self.dtype)
-            flat = hot.reshape(*tokens.shape[:-1], c.groups * (c.classes + 1))
-            embedded = flat @ table.reshape(-1, table.shape[-1])
-        x = embedded + self.from_features(features)
-        x = x + jnp.broadcast_to(self.places.astype(self.dtype), x.shape)
+        x = self.enter(features, tokens, self.places)
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             x = feed_forward(attention(x, deterministic), deterministic)
-        logits = self.out(x)
-        return logits.reshape(*logits.shape[:-1], c.groups, c.classes)
+        return self.leave(x)

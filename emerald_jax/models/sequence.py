@@ -1,183 +1,35 @@
-"""The temporal transformer (TSSM): h_t = f(z_{1:t-1}, a_{1:t-1}), cached, with relative positions.
+"""What a sequence model is: h_t = f(z_{1:t-1}, a_{1:t-1}), read at once or imagined step by step.
 
-A *token* t holds z_{t-1} and the action stored at t. Its query may see the tokens of its own
-episode that lie at most C steps back. Positions enter only as distances (Transformer-XL, arXiv
-1901.02860), so a cached key keeps its meaning as the window slides.
-
-Two ways through the same parameters:
-
-* :meth:`Tssm.__call__`: L tokens at once, after a memory of C cached ones (training; acting is
-  L = 1);
-* :meth:`Tssm.imagine`: one new token for each of n rollouts that share one real past.
+Two of them stand behind one interface: the paper's transformer (``tssm``) and DreamerV3's GRU
+(``rssm``). Both enter a step in the same way: z_{t-1} is embedded, a learned vector standing in for
+it where nothing is known of the past, and joined with the action.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from emerald_jax.config import ModelConfig
-from emerald_jax.models.layers import (
-    Dense,
-    FeedForward,
-    LatentProjection,
-    Norm,
-    NormSilu,
-    learned_vector,
-    sinusoids,
-)
-from emerald_jax.types import Array, Memory, Starts
-
-#: Score of a pair that may not attend: far below any real score, yet finite (a row of -inf is NaN).
-HIDDEN = -1e30
+from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, learned_vector
+from emerald_jax.types import Array, Starts, State
 
 
-def skew(terms: Array, keys: int) -> Array:
-    """Slide row i of a table right by i: from "by distance" to "by key".
+class SequenceModel(nn.Module):
+    """Interface of the sequence models, and the entrance they share.
 
-    Row i holds one term per distance C, C-1, ..., 0; key j lies C + i - j steps back. Padding and a
-    reshape move every term to its key without a gather.
-
-    Args:
-        terms: `[heads, L, C + 1]`, farthest first.
-        keys: C + L.
-
-    Returns:
-        `[heads, L, keys]`; entries off the band hold garbage and must be masked.
-    """
-    heads, length, _ = terms.shape
-    padded = jnp.pad(terms, ((0, 0), (0, 0), (0, keys + 1 - terms.shape[-1])))
-    return padded.reshape(heads, -1)[:, : length * keys].reshape(heads, length, keys)
-
-
-class OwnMemory(NamedTuple):
-    """Keys and values of the imagined tokens of n rollouts.
+    A pass over real steps leaves a *history*, whose method ``past(positions)`` is what rollouts
+    that start at steps `[n]` look back at (:class:`Starts`); a past's method ``room(horizon)`` is
+    the empty memory that such rollouts fill by themselves. Both are pytrees of the model's own.
 
     Attributes:
-        keys: `[blocks, n, H, heads, D / heads]`.
-        values: `[blocks, n, H, heads, D / heads]`.
+        config: sizes.
+        num_actions: A.
+        dtype: compute type.
     """
-
-    keys: Array
-    values: Array
-
-
-class RelativeAttention(nn.Module):
-    """Post-norm multi-head attention with relative positions, over given keys and values."""
-
-    config: ModelConfig
-    dtype: jnp.dtype
-
-    def setup(self) -> None:
-        c = self.config
-        self.qkv = Dense(3 * c.width, dtype=self.dtype)
-        self.distance = Dense(c.width, use_bias=False, dtype=self.dtype)
-        self.out = Dense(c.width, dtype=self.dtype)
-        self.norm = Norm(dtype=self.dtype)
-        self.drop = nn.Dropout(c.dropout)
-        shape = (c.heads, c.width // c.heads)
-        self.content_bias = self.param("content_bias", learned_vector, shape)
-        self.distance_bias = self.param("distance_bias", learned_vector, shape)
-
-    def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """`[T, D]` -> query, key, value, each `[T, heads, D / heads]`."""
-        qkv = self.qkv(x).reshape(x.shape[0], 3, self.config.heads, -1)
-        return qkv[:, 0], qkv[:, 1], qkv[:, 2]
-
-    def biased(self, query: Array) -> tuple[Array, Array]:
-        """The two queries of Transformer-XL: one meets keys, one meets distances; both scaled."""
-        scale = query.shape[-1] ** -0.5
-        content = query + self.content_bias.astype(self.dtype)[None]
-        distance = query + self.distance_bias.astype(self.dtype)[None]
-        return content * scale, distance * scale
-
-    def distance_terms(self, query: Array) -> Array:
-        """`[T, heads, d]` -> `[heads, T, C + 1]`, one term per distance, farthest (C) first."""
-        c = self.config
-        far_to_near = jnp.arange(c.context, -1, -1)
-        table = self.distance(sinusoids(far_to_near, c.width).astype(self.dtype))
-        return jnp.einsum("qhd,mhd->hqm", query, table.reshape(c.context + 1, c.heads, -1))
-
-    def finish(self, x: Array, mixed: Array, deterministic: bool) -> Array:
-        """Output projection, dropout, residual and norm."""
-        y = self.out(mixed.reshape(x.shape))
-        return self.norm(x + self.drop(y, deterministic=deterministic))
-
-    def chunk(
-        self, x: Array, past: tuple[Array, Array], visible: Array, deterministic: bool
-    ) -> tuple[Array, Array, Array]:
-        """L queries over C cached and L own keys.
-
-        Args:
-            x: `[L, D]`.
-            past: keys and values `[C, heads, D / heads]`.
-            visible: `[L, C + L]` bool.
-            deterministic: no dropout.
-
-        Returns:
-            `[L, D]`, and keys and values `[C + L, heads, D / heads]`.
-        """
-        query, key, value = self.project(x)
-        keys = jnp.concatenate([past[0].astype(self.dtype), key])
-        values = jnp.concatenate([past[1].astype(self.dtype), value])
-        content, distance = self.biased(query)
-        scores = jnp.einsum("qhd,khd->hqk", content, keys)
-        scores = scores + skew(self.distance_terms(distance), keys.shape[0])
-        scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        mixed = jnp.einsum("hqk,khd->qhd", weights, values)
-        return self.finish(x, mixed, deterministic), keys, values
-
-    def imagine(
-        self,
-        x: Array,
-        prefix: tuple[Array, Array],
-        own: tuple[Array, Array],
-        step: Array,
-        distance: tuple[Array, Array],
-    ) -> tuple[Array, Array, Array]:
-        """One new query per rollout over the shared prefix and its own imagined keys.
-
-        Args:
-            x: `[n, D]`.
-            prefix: shared keys and values `[T, heads, D / heads]`.
-            own: keys and values `[n, H, heads, D / heads]`, filled up to ``step``.
-            step: `[]` int32, imagined tokens before this one.
-            distance: distances `[n, T]` and `[n, H]`; beyond 0 … C means hidden.
-
-        Returns:
-            `[n, D]`, and ``own`` with this token written at ``step``.
-        """
-        query, key, value = self.project(x)
-        keys = jax.lax.dynamic_update_slice_in_dim(own[0], key[:, None], step, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(own[1], value[:, None], step, axis=1)
-        content, positional = self.biased(query)
-        scores = jnp.concatenate(
-            [
-                jnp.einsum("nhd,thd->hnt", content, prefix[0]),
-                jnp.einsum("nhd,nkhd->hnk", content, keys),
-            ],
-            axis=-1,
-        )
-        distances = jnp.concatenate(distance, axis=-1)
-        context = self.config.context
-        column = jnp.clip(context - distances, 0, context)
-        terms = self.distance_terms(positional)
-        scores = scores + jnp.take_along_axis(terms, column[None], axis=-1)
-        visible = (distances >= 0) & (distances <= context)
-        scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        length = prefix[0].shape[0]
-        mixed = jnp.einsum("hnt,thd->nhd", weights[..., :length], prefix[1])
-        mixed = mixed + jnp.einsum("hnk,nkhd->nhd", weights[..., length:], values)
-        return self.finish(x, mixed, True), keys, values
-
-
-class Tssm(nn.Module):
-    """The paper's temporal transformer; see the module docstring."""
 
     config: ModelConfig
     num_actions: int
@@ -185,20 +37,15 @@ class Tssm(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.latent = LatentProjection(c.groups, c.classes, c.latent_width, self.dtype)
+        self.latent = LatentProjection(c.groups, c.classes, c.latent_channels, self.dtype)
         self.latent_norm = NormSilu(dtype=self.dtype)
         self.flat = Dense(c.width, dtype=self.dtype)
         self.join = Dense(c.width, dtype=self.dtype)
         self.join_norm = NormSilu(dtype=self.dtype)
-        self.enter = Dense(c.width, dtype=self.dtype)
         self.start = self.param("start", learned_vector, (c.width,))
-        self.attention = [RelativeAttention(c, self.dtype) for _ in range(c.blocks)]
-        self.feed_forward = [
-            FeedForward(c.ff_ratio, c.dropout, self.dtype) for _ in range(c.blocks)
-        ]
 
-    def embed(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
-        """Tokens from what led into each step.
+    def joined(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
+        """What led into each step, as one vector.
 
         Where ``reset`` is set nothing is known of z_{t-1}: a learned vector stands in, the same in
         training and acting. The action is a one-hot vector, zero where there was none (-1).
@@ -217,117 +64,43 @@ class Tssm(nn.Module):
             start = jnp.broadcast_to(self.start.astype(self.dtype), z.shape)
             z = jnp.where(reset[:, None], start, z)
         a = jax.nn.one_hot(action, self.num_actions, dtype=self.dtype)
-        return self.enter(self.join_norm(self.join(jnp.concatenate([z, a], axis=-1))))
+        return self.join_norm(self.join(jnp.concatenate([z, a], axis=-1)))
 
     def __call__(
-        self,
-        z_prev: Array,
-        action: Array,
-        reset: Array,
-        memory: Memory,
-        deterministic: bool = True,
-    ) -> tuple[Array, Memory, Array]:
-        """A chunk of L steps after a memory of C.
+        self, z_prev: Array, action: Array, reset: Array, memory: Any, deterministic: bool = True
+    ) -> tuple[Array, Any, Any]:
+        """Read L steps of one sequence after a memory of what lies before.
 
         Args:
             z_prev: `[L, P, G]` int32 or `[L, P, G, K]` float, z_{t-1} of every step.
             action: `[L]` int32.
-            reset: `[L]` bool.
-            memory: :class:`Memory` of C tokens.
+            reset: `[L]` bool, forget everything before the step.
+            memory: of :meth:`empty_memory` or an earlier chunk.
             deterministic: no dropout.
 
         Returns:
-            h `[L, D]`; the :class:`Memory` of all C + L tokens; visible `[L, C + L]` bool, the
-            tokens of each step's own episode up to itself, however far back.
+            h `[L, D]`; the memory for the next chunk; the history.
         """
-        c = self.config
-        # A memory that does not hold the newest token knows nothing of z_{t-1}: an emptied carry.
-        reset = reset | (~memory.valid[-1] & (jnp.arange(reset.shape[0]) == 0))
-        x = self.embed(z_prev, action, reset)
-        same_episode = episode_mask(memory.valid, reset)
-        length = x.shape[0]
-        back = c.context + jnp.arange(length)[:, None] - jnp.arange(c.context + length)[None]
-        visible = same_episode & (back <= c.context)
-        keys, values = [], []
-        for block in range(c.blocks):
-            past = (memory.keys[block], memory.values[block])
-            x, k, v = self.attention[block].chunk(x, past, visible, deterministic)
-            x = self.feed_forward[block](x, deterministic)
-            keys.append(k)
-            values.append(v)
-        everything = Memory(jnp.stack(keys), jnp.stack(values), same_episode[-1])
-        return x, everything, same_episode
+        raise NotImplementedError
 
     def imagine(
-        self, z_prev: Array, action: Array, step: Array, starts: Starts, own: OwnMemory
-    ) -> tuple[Array, OwnMemory]:
-        """One imagined token per rollout.
+        self, state: State, action: Array, step: Array, starts: Starts, own: Any
+    ) -> tuple[Array, Any]:
+        """One imagined step of n rollouts.
 
         Args:
-            z_prev: `[n, P, G]` int32, the newest latent of each rollout.
+            state: :class:`State` `[n]`, the newest of each rollout, class indices.
             action: `[n]` int32, the action taken there.
-            step: `[]` int32, imagined tokens before this one.
-            starts: :class:`Starts`, the shared real past.
-            own: :class:`OwnMemory` of the imagined tokens so far.
+            step: `[]` int32, imagined steps before this one.
+            starts: :class:`Starts`, whose past is this model's.
+            own: what the rollouts have added to it, at first its ``room``.
 
         Returns:
             h `[n, D]` and the grown ``own``.
         """
-        c = self.config
-        horizon = own.keys.shape[2]
-        # Distance from the new token, at start position + step + 1, back to every real token;
-        # -1 hides what belongs to another episode or lies after the start.
-        now = starts.position + step + 1
-        real = now[:, None] - jnp.arange(starts.visible.shape[-1])[None]
-        real = jnp.where(starts.visible, real, -1)
-        imagined = jnp.broadcast_to(step - jnp.arange(horizon), (now.shape[0], horizon))
-        x = self.embed(z_prev, action)
-        keys, values = [], []
-        for block in range(c.blocks):
-            x, k, v = self.attention[block].imagine(
-                x,
-                (starts.prefix.keys[block], starts.prefix.values[block]),
-                (own.keys[block], own.values[block]),
-                step,
-                (real, imagined),
-            )
-            x = self.feed_forward[block](x, True)
-            keys.append(k)
-            values.append(v)
-        return x, OwnMemory(jnp.stack(keys), jnp.stack(values))
+        raise NotImplementedError
 
-
-def episode_mask(valid: Array, reset: Array) -> Array:
-    """Which tokens belong to a step's own episode and are not in its future.
-
-    Args:
-        valid: `[C]` bool, cached tokens that belong to the episode running before this chunk.
-        reset: `[L]` bool.
-
-    Returns:
-        `[L, C + L]` bool.
-    """
-    segment = jnp.cumsum(reset.astype(jnp.int32))
-    cached = (segment == 0)[:, None] & valid[None, :]
-    own = segment[:, None] == segment[None, :]
-    past = jnp.tril(jnp.ones((reset.shape[0], reset.shape[0]), bool))
-    return jnp.concatenate([cached, own & past], axis=1)
-
-
-def trim_memory(memory: Memory, context: int) -> Memory:
-    """The newest ``context`` tokens of a memory."""
-    return Memory(memory.keys[:, -context:], memory.values[:, -context:], memory.valid[-context:])
-
-
-def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Memory:
-    """A memory of C tokens none of which is valid."""
-    shape = (config.blocks, config.context, config.heads, config.width // config.heads)
-    return Memory(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((config.context,), bool)
-    )
-
-
-def empty_own_memory(config: ModelConfig, n: int, horizon: int, dtype: jnp.dtype) -> OwnMemory:
-    """Room for H imagined tokens of n rollouts."""
-    shape = (config.blocks, n, horizon, config.heads, config.width // config.heads)
-    return OwnMemory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    @staticmethod
+    def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Any:
+        """All zeros: the memory of one sequence of which nothing is known."""
+        raise NotImplementedError

@@ -1,46 +1,57 @@
-"""The world model: encoder, temporal transformer, priors, decoder, reward and continue heads.
+"""The world model: encoder, sequence model, priors, decoder, reward and continue heads.
 
 Thin on purpose: every method is one pass, arrays in and arrays out, for ONE sequence (no batch
 dimension). Losses live in ``losses.py``, rollouts in ``imagination.py``; ``jax.vmap`` adds the
-batch.
+batch. Which latent, sequence model and prior it is made of, the configuration decides.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from emerald_jax.config import Config, ModelConfig
+from emerald_jax.models.autoregressive import Autoregressive
 from emerald_jax.models.decoder import Decoder
 from emerald_jax.models.encoder import Encoder
 from emerald_jax.models.heads import Head
+from emerald_jax.models.latent import ImageFeatures, PosteriorHead, VectorDecoder
 from emerald_jax.models.prior import DynamicsHead, MaskGit, Spread
-from emerald_jax.models.sequence import OwnMemory, Tssm, empty_memory
-from emerald_jax.ops.distributions import mixed_log_probs, sample_categorical, straight_through
-from emerald_jax.types import Array, Batch, Carry, Key, Memory, Starts, State
+from emerald_jax.models.rssm import NoPast, Rssm, first_reset
+from emerald_jax.models.sequence import SequenceModel
+from emerald_jax.models.tssm import Tssm
+from emerald_jax.ops.distributions import (
+    choose,
+    mixed_log_probs,
+    sample_categorical,
+    straight_through,
+)
+from emerald_jax.types import Array, Batch, Carry, Key, Recurrent, Starts, State
+
+SEQUENCES: dict[str, type[SequenceModel]] = {"tssm": Tssm, "rssm": Rssm}
 
 
 class Pass(NamedTuple):
     """Everything one forward pass over a sequence computes.
 
     Attributes:
-        posterior: `[L, P, G, K]` float32 log-probabilities q(z_t | o_t), uniform mixed in.
+        posterior: `[L, P, G, K]` float32 log-probabilities q of z_t, uniform mixed in.
         state: :class:`State` `[L]`, the sampled class indices and h_t.
         z: `[L, P, G, K]` float32 one-hot with straight-through gradients.
-        features: `[L, P, F]` what both priors start from.
-        memory: :class:`Memory` of the C cached and L new tokens.
-        visible: `[L, C + L]` bool, the tokens of each step's own episode up to itself.
+        features: `[L, P, F]` what all priors start from.
+        carry: :class:`Carry` for the sequence's next chunk.
+        history: what imagination looks back at; the sequence model's own.
     """
 
     posterior: Array
     state: State
     z: Array
     features: Array
-    memory: Memory
-    visible: Array
+    carry: Carry
+    history: Any
 
 
 class WorldModel(nn.Module):
@@ -60,17 +71,25 @@ class WorldModel(nn.Module):
 
     def setup(self) -> None:
         c, dtype = self.config, self.dtype
-        self.encoder = Encoder(c, self.stages, dtype)
-        self.sequence = Tssm(c, self.num_actions, dtype)
+        if c.latent == "spatial" and not c.posterior_sees_h:
+            self.encoder, self.posterior_head = Encoder(c, self.stages, dtype), None
+        else:
+            self.encoder = ImageFeatures(c, self.stages, dtype)
+            self.posterior_head = PosteriorHead(c, dtype)
+        self.sequence = SEQUENCES[c.sequence](c, self.num_actions, dtype)
         self.spread = Spread(c, dtype)
         self.dynamics_head = DynamicsHead(c, dtype)
-        self.maskgit = MaskGit(c, dtype)
-        self.decoder = Decoder(c, self.stages, dtype)
+        if c.prior == "maskgit":
+            self.maskgit = MaskGit(c, dtype)
+        elif c.prior == "autoregressive":
+            self.autoregressive = Autoregressive(c, dtype)
+        decoder = Decoder if c.latent == "spatial" else VectorDecoder
+        self.decoder = decoder(c, self.stages, dtype)
         self.reward_head = Head(c, c.bins, 0.0, dtype)
         self.continue_head = Head(c, 1, 1.0, dtype)
 
     def __call__(self, sequence: Batch, key: Key, deterministic: bool = True) -> Pass:
-        """Read a real sequence: posterior, sample, temporal transformer.
+        """Read a real sequence: :meth:`observe` with what a :class:`Batch` holds.
 
         Args:
             sequence: :class:`Batch` without its leading B, ``carry`` included.
@@ -80,45 +99,105 @@ class WorldModel(nn.Module):
         Returns:
             :class:`Pass`.
         """
-        posterior = self.encode(sequence.image)
-        index = sample_categorical(key, posterior)
-        z = straight_through(index, posterior)
-        before = jax.nn.one_hot(sequence.carry.z, self.config.classes, dtype=z.dtype)
-        z_prev = jnp.concatenate([before[None], z[:-1]])
-        h, memory, visible = self.sequence(
-            z_prev, sequence.action, sequence.reset, sequence.carry.memory, deterministic
-        )
-        return Pass(posterior, State(index, h), z, self.spread(h), memory, visible)
+        s = sequence
+        return self.observe(s.image, s.action, s.reset, s.carry, key, deterministic)
+
+    def observe(
+        self,
+        image: Array,
+        action: Array,
+        reset: Array,
+        carry: Carry,
+        key: Key,
+        deterministic: bool = True,
+    ) -> Pass:
+        """Infer the latents of L real steps of a sequence, sample them, follow them with h.
+
+        Training reads L steps, acting one.
+
+        Args:
+            image: `[L, height, width, 3]` uint8.
+            action: `[L]` int32, the action that led into each image.
+            reset: `[L]` bool, forget everything before the image.
+            carry: :class:`Carry`, what is known of the steps before.
+            key: consumed; samples the latents.
+            deterministic: no dropout.
+
+        Returns:
+            :class:`Pass`.
+        """
+        before = jax.nn.one_hot(carry.z, self.config.classes, dtype=jnp.float32)
+        if self.config.posterior_sees_h:
+            posterior, index, z, h = self._filter(image, action, reset, carry, before, key)
+            memory, history = Recurrent(h[-1], jnp.ones((), bool)), NoPast()
+        else:
+            posterior = self.encode(image)
+            index = sample_categorical(key, posterior)
+            z = straight_through(index, posterior)
+            z_prev = jnp.concatenate([before[None], z[:-1]])
+            h, memory, history = self.sequence(z_prev, action, reset, carry.memory, deterministic)
+        carry = Carry(memory, index[-1])
+        return Pass(posterior, State(index, h), z, self.spread(h), carry, history)
+
+    def _filter(
+        self, image: Array, action: Array, reset: Array, carry: Carry, before: Array, key: Key
+    ) -> tuple[Array, Array, Array, Array]:
+        """:meth:`observe` where the posterior sees h_t: z_t and h_t in turn, step by step.
+
+        Returns:
+            posterior, class indices, straight-through z and h of all steps.
+        """
+        seen = self.encoder(image)
+        u = jax.random.uniform(key, (image.shape[0], *before.shape[:-1]))
+
+        def body(model: WorldModel, loop: tuple, inputs: tuple) -> tuple:
+            (h, z), (seen, action, reset, u) = loop, inputs
+            h = model.sequence.step(h, z, action, reset)
+            posterior = mixed_log_probs(model.posterior_head(seen, h), model.config.unimix)
+            index = choose(u, posterior)
+            z = straight_through(index, posterior)
+            return (h, z), (posterior, index, z, h)
+
+        scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
+        inputs = (seen, action, first_reset(reset, carry.memory), u)
+        return scan(self, (carry.memory.h, before), inputs)[1]
 
     def encode(self, image: Array) -> Array:
-        """`[T, height, width, 3]` uint8 -> posterior log-probabilities `[T, P, G, K]` float32."""
-        return mixed_log_probs(self.encoder(image), self.config.unimix)
+        """`[T, height, width, 3]` uint8 -> log-probabilities q(z_t | o_t) `[T, P, G, K]` float32.
 
-    def advance(
-        self, z_prev: Array, action: Array, reset: Array, memory: Memory
-    ) -> tuple[Array, Memory]:
-        """h_t of T real steps given class indices z_{t-1}; acting uses T = 1.
+        Raises:
+            ValueError: where the posterior also sees h_t: use :meth:`observe`.
+        """
+        if self.config.posterior_sees_h:
+            raise ValueError("this posterior sees h_t too: it cannot encode an image alone")
+        logits = self.encoder(image)
+        if self.posterior_head is not None:
+            logits = self.posterior_head(logits, None)
+        return mixed_log_probs(logits, self.config.unimix)
+
+    def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
+        """h_t of T steps given the class indices of z_{t-1}.
 
         Args:
             z_prev: `[T, P, G]` int32.
             action: `[T]` int32.
             reset: `[T]` bool.
-            memory: :class:`Memory` of C tokens.
+            memory: a carry's memory.
 
         Returns:
-            h `[T, D]` and the :class:`Memory` of all C + T tokens.
+            h `[T, D]` and the memory of the next carry.
         """
         h, memory, _ = self.sequence(z_prev, action, reset, memory)
         return h, memory
 
     def imagine_step(
-        self, state: State, action: Array, step: Array, starts: Starts, own: OwnMemory
-    ) -> tuple[Array, OwnMemory]:
-        """h `[n, D]` after one more imagined action; see :meth:`Tssm.imagine`."""
-        return self.sequence.imagine(state.z, action, step, starts, own)
+        self, state: State, action: Array, step: Array, starts: Starts, own: Any
+    ) -> tuple[Array, Any]:
+        """h `[n, D]` after one more imagined action; see :meth:`SequenceModel.imagine`."""
+        return self.sequence.imagine(state, action, step, starts, own)
 
     def prior_features(self, h: Array) -> Array:
-        """h `[..., D]` -> `[..., P, F]`, what both priors start from."""
+        """h `[..., D]` -> `[..., P, F]`, what all priors start from."""
         return self.spread(h)
 
     def dynamics(self, features: Array) -> Array:
@@ -131,6 +210,18 @@ class WorldModel(nn.Module):
         """Log-probabilities p_mask `[..., P, G, K]` float32; ``tokens`` None means all MASK."""
         logits = self.maskgit(features, tokens, deterministic)
         return mixed_log_probs(logits, self.config.unimix)
+
+    def ordered_prior(self, features: Array, tokens: Array, deterministic: bool = True) -> Array:
+        """Log-probabilities p_ar `[..., P, G, K]` float32, each given the tokens before it."""
+        logits = self.autoregressive(features, tokens, deterministic)
+        return mixed_log_probs(logits, self.config.unimix)
+
+    def ordered_step(
+        self, features: Array, previous: Array, place: Array, cache: Array
+    ) -> tuple[Array, Array]:
+        """:meth:`ordered_prior` of one position `[..., G, K]`; see :meth:`Autoregressive.step`."""
+        logits, cache = self.autoregressive.step(features, previous, place, cache)
+        return mixed_log_probs(logits, self.config.unimix), cache
 
     def reconstruct(self, z: Array, h: Array) -> Array:
         """Predicted images `[T, height, width, 3]` float32 in [-0.5, 0.5] units."""
@@ -147,14 +238,16 @@ class WorldModel(nn.Module):
     def everything(self, sequence: Batch, key: Key) -> Array:
         """Touch every parameter once; only ``init`` calls it."""
         out = self(sequence, key)
-        tokens = jnp.full(out.state.z.shape, self.config.classes, jnp.int32)
-        parts = (
+        parts = [
             self.dynamics(out.features),
-            self.masked_prior(out.features, tokens),
             self.reconstruct(out.z, out.state.h),
             self.reward(out.z, out.state.h),
             self.cont(out.z, out.state.h),
-        )
+        ]
+        if self.config.prior == "maskgit":
+            parts.append(self.masked_prior(out.features, out.state.z))
+        elif self.config.prior == "autoregressive":
+            parts.append(self.ordered_prior(out.features, out.state.z))
         return jnp.stack([part.sum() for part in parts])
 
 
@@ -177,7 +270,8 @@ def build_world_model(config: Config, num_actions: int) -> WorldModel:
 def empty_carry(model: WorldModel) -> Carry:
     """Carry of one sequence about which nothing is known yet."""
     c = model.config
-    return Carry(empty_memory(c, model.dtype), jnp.zeros((c.grid**2, c.groups), jnp.int32))
+    memory = SEQUENCES[c.sequence].empty_memory(c, model.dtype)
+    return Carry(memory, jnp.zeros((c.positions, c.groups), jnp.int32))
 
 
 def init_world_model(model: WorldModel, key: Key) -> dict:

@@ -1,8 +1,9 @@
 """Acting: one compiled step that reads records, advances each environment's memory and acts.
 
-The same step serves training and evaluation. Each environment carries the transformer's last C keys
-and values and its newest latent, so the agent remembers C x blocks steps back; at an episode's
-first frame a learned start stands in for the past, exactly as in training.
+The same step serves training and evaluation. Each environment carries the sequence model's memory
+and its newest latent: the transformer's last C keys and values, so that the agent remembers
+C x blocks steps back, or the GRU's state. At an episode's first frame a learned start stands in for
+the past, exactly as in training.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emerald_jax.models.sequence import trim_memory
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.training.state import Learner
 from emerald_jax.types import Array, Carry, Key, Params, State
@@ -89,13 +89,10 @@ def _act_one(
     """:func:`act` for one environment; a chunk of length one through the training path."""
     latent_key, action_key = jax.random.split(key)
     net = learner.model.bind({"params": params["world_model"]})
-    z = sample_categorical(latent_key, net.encode(observation.image[None]))
-    h, memory = net.advance(
-        carry.z[None], observation.action[None], observation.is_first[None], carry.memory
-    )
-    state = State(z[0], h[0])
-    log_probs = learner.agent.policy(params["actor"], jax.tree.map(lambda x: x[None], state))[0]
+    image, led, first = (x[None] for x in observation)
+    seen = net.observe(image, led, first, carry, latent_key)
+    log_probs = learner.agent.policy(params["actor"], seen.state)[0]
     sampled = sample_categorical(action_key, log_probs)
     action = jnp.argmax(log_probs).astype(jnp.int32) if mode else sampled
-    memory = trim_memory(memory, learner.model.config.context)
-    return action, Carry(memory, z[0]), jnp.all(jnp.isfinite(log_probs)), state
+    state = jax.tree.map(lambda x: x[0], seen.state)
+    return action, seen.carry, jnp.all(jnp.isfinite(log_probs)), state

@@ -22,7 +22,6 @@ from emerald_jax.losses import (
     weighted_sum,
     world_model_losses,
 )
-from emerald_jax.models.sequence import trim_memory
 from emerald_jax.models.world_model import Pass
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.statistics import moving_average, percentile_range
@@ -79,8 +78,7 @@ def train_step(
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     metrics["behavior/return_scale"] = scale
-    carry = next_carry(passed, learner.model.config.context)
-    return _apply(state, grads, return_range, carry, metrics, learner)
+    return _apply(state, grads, return_range, passed.carry, metrics, learner)
 
 
 def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tuple:
@@ -136,12 +134,6 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
 def start_positions(length: int, stride: int) -> Array:
     """Steps where imagination starts: stride - 1, 2 stride - 1, … (3, 7, 11, … by default)."""
     return jnp.arange(stride - 1, length, stride)
-
-
-def next_carry(passed: Pass, context: int) -> Carry:
-    """What the next chunk of each sequence needs: the newest C tokens and the newest latent."""
-    memory = jax.vmap(partial(trim_memory, context=context))(passed.memory)
-    return Carry(memory, passed.state.z[:, -1])
 
 
 def _judge(params: Params, trajectory: Trajectory, cont_0: Array, *, learner: Learner) -> Returns:

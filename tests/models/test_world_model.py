@@ -76,7 +76,8 @@ def test_bfloat16_computes_but_does_not_store_nor_decide(half):
     for name, value in logits.items():
         assert value.dtype == jnp.float32, name
     assert out.posterior.dtype == jnp.float32
-    for computed in (out.state.h, out.features, out.memory.keys, out.memory.values):
+    memory = out.carry.memory
+    for computed in (out.state.h, out.features, memory.keys, memory.values):
         assert computed.dtype == jnp.bfloat16
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from emerald_jax.training.acting import Observation, act
 from emerald_jax.training.state import build_learner, init_carry
-from emerald_jax.training.update import next_carry
 from emerald_jax.types import Batch
 from tests.model_cases import NUM_ACTIONS, compiled, make_state, small_config, to_numpy
 
@@ -87,7 +86,7 @@ def training_pass(params, frames, key, learner):
     )
     one = partial(learner.model.apply, {"params": params["world_model"]})
     passed = jax.vmap(one)(batch, jax.random.split(key, ENVS))
-    return passed.state, next_carry(passed, learner.model.config.context)
+    return passed.state, passed.carry
 
 
 def test_acting_equals_the_training_pass(learner, params, acting):

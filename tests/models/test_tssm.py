@@ -9,14 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.sequence import (
-    RelativeAttention,
-    Tssm,
-    empty_memory,
-    episode_mask,
-    skew,
-    trim_memory,
-)
+from emerald_jax.models.tssm import RelativeAttention, Tssm, episode_mask, skew
 from emerald_jax.types import Memory
 from tests import oracles
 from tests.model_cases import NUM_ACTIONS, compiled, random_params, small_config, to_numpy
@@ -47,16 +40,16 @@ def make_inputs(seed=0, length=T, resets=RESETS):
 
 @pytest.fixture(scope="module")
 def params():
-    inputs, memory = make_inputs(), empty_memory(CONFIG, jnp.float32)
+    inputs, memory = make_inputs(), Tssm.empty_memory(CONFIG, jnp.float32)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *inputs, memory)
     return random_params(shapes["params"])
 
 
 def run(params, inputs, memory=None):
     """h of all steps at once after a memory, and that memory C tokens on."""
-    memory = memory or empty_memory(CONFIG, jnp.float32)
-    h, memory, visible = MODEL.apply({"params": params}, *inputs, memory)
-    return h, trim_memory(memory, C), visible
+    memory = memory or Tssm.empty_memory(CONFIG, jnp.float32)
+    h, memory, history = MODEL.apply({"params": params}, *inputs, memory)
+    return h, memory, history.visible
 
 
 def run_in_chunks(params, inputs, length):
@@ -67,7 +60,7 @@ def run_in_chunks(params, inputs, length):
         return memory, h
 
     chunks = jax.tree.map(lambda x: x.reshape(-1, length, *x.shape[1:]), inputs)
-    _, h = jax.lax.scan(body, empty_memory(CONFIG, jnp.float32), chunks)
+    _, h = jax.lax.scan(body, Tssm.empty_memory(CONFIG, jnp.float32), chunks)
     return h.reshape(-1, h.shape[-1])
 
 
@@ -123,7 +116,7 @@ def test_a_step_sees_its_own_window_and_episode_alone(params, what):
 def test_memory_is_seen_until_the_first_reset(params, full):
     del full
     rng = np.random.default_rng(1)
-    empty = empty_memory(CONFIG, jnp.float32)
+    empty = Tssm.empty_memory(CONFIG, jnp.float32)
     valid = np.array([False, True, True, True])
 
     def memory(scale):

@@ -1,0 +1,318 @@
+"""The temporal transformer (TSSM): h_t = f(z_{1:t-1}, a_{1:t-1}), cached, with relative positions.
+
+A *token* t holds z_{t-1} and the action stored at t. Its query may see the tokens of its own
+episode that lie at most C steps back. Positions enter only as distances (Transformer-XL, arXiv
+1901.02860), so a cached key keeps its meaning as the window slides.
+
+Two ways through the same parameters:
+
+* :meth:`Tssm.__call__`: L tokens at once, after a memory of C cached ones (training; acting is
+  L = 1);
+* :meth:`Tssm.imagine`: one new token for each of n rollouts that share one real past, and never
+  copy it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emerald_jax.config import ModelConfig
+from emerald_jax.models.layers import (
+    Dense,
+    FeedForward,
+    Norm,
+    learned_vector,
+    sinusoids,
+)
+from emerald_jax.models.sequence import SequenceModel
+from emerald_jax.types import Array, Memory, Starts, State
+
+#: Score of a pair that may not attend: far below any real score, yet finite (a row of -inf is NaN).
+HIDDEN = -1e30
+
+
+def skew(terms: Array, keys: int) -> Array:
+    """Slide row i of a table right by i: from "by distance" to "by key".
+
+    Row i holds one term per distance C, C-1, ..., 0; key j lies C + i - j steps back. Padding and a
+    reshape move every term to its key without a gather.
+
+    Args:
+        terms: `[heads, L, C + 1]`, farthest first.
+        keys: C + L.
+
+    Returns:
+        `[heads, L, keys]`; entries off the band hold garbage and must be masked.
+    """
+    heads, length, _ = terms.shape
+    padded = jnp.pad(terms, ((0, 0), (0, 0), (0, keys + 1 - terms.shape[-1])))
+    return padded.reshape(heads, -1)[:, : length * keys].reshape(heads, length, keys)
+
+
+class OwnMemory(NamedTuple):
+    """Keys and values of the imagined tokens of n rollouts.
+
+    Attributes:
+        keys: `[blocks, n, H, heads, D / heads]`.
+        values: `[blocks, n, H, heads, D / heads]`.
+    """
+
+    keys: Array
+    values: Array
+
+
+class SharedPast(NamedTuple):
+    """The real past of n rollouts that start in one sequence.
+
+    Attributes:
+        position: `[n]` int32, index of each start's own token in ``prefix``.
+        prefix: :class:`Memory` of T real tokens, shared by all n starts; its ``valid`` is unused.
+        visible: `[n, T]` bool, the real tokens of each start's own episode up to itself.
+    """
+
+    position: Array
+    prefix: Memory
+    visible: Array
+
+    def room(self, horizon: int) -> OwnMemory:
+        """Room for H imagined tokens of every rollout."""
+        blocks, _, *size = self.prefix.keys.shape
+        shape, dtype = (blocks, self.position.shape[0], horizon, *size), self.prefix.keys.dtype
+        return OwnMemory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+class History(NamedTuple):
+    """What one pass over L real steps leaves behind.
+
+    Attributes:
+        memory: :class:`Memory` of the C cached and L new tokens.
+        visible: `[L, C + L]` bool, the tokens of each step's own episode up to itself, however far
+            back.
+    """
+
+    memory: Memory
+    visible: Array
+
+    def past(self, positions: Array) -> SharedPast:
+        """What starts at steps `[n]` share; keys and values stay those of the whole sequence."""
+        length, tokens = self.visible.shape
+        return SharedPast(positions + tokens - length, self.memory, self.visible[positions])
+
+
+class RelativeAttention(nn.Module):
+    """Post-norm multi-head attention with relative positions, over given keys and values."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        c = self.config
+        self.qkv = Dense(3 * c.width, dtype=self.dtype)
+        self.distance = Dense(c.width, use_bias=False, dtype=self.dtype)
+        self.out = Dense(c.width, dtype=self.dtype)
+        self.norm = Norm(dtype=self.dtype)
+        self.drop = nn.Dropout(c.dropout)
+        shape = (c.heads, c.width // c.heads)
+        self.content_bias = self.param("content_bias", learned_vector, shape)
+        self.distance_bias = self.param("distance_bias", learned_vector, shape)
+
+    def project(self, x: Array) -> tuple[Array, Array, Array]:
+        """`[T, D]` -> query, key, value, each `[T, heads, D / heads]`."""
+        qkv = self.qkv(x).reshape(x.shape[0], 3, self.config.heads, -1)
+        return qkv[:, 0], qkv[:, 1], qkv[:, 2]
+
+    def biased(self, query: Array) -> tuple[Array, Array]:
+        """The two queries of Transformer-XL: one meets keys, one meets distances; both scaled."""
+        scale = query.shape[-1] ** -0.5
+        content = query + self.content_bias.astype(self.dtype)[None]
+        distance = query + self.distance_bias.astype(self.dtype)[None]
+        return content * scale, distance * scale
+
+    def distance_terms(self, query: Array) -> Array:
+        """`[T, heads, d]` -> `[heads, T, C + 1]`, one term per distance, farthest (C) first."""
+        c = self.config
+        far_to_near = jnp.arange(c.context, -1, -1)
+        table = self.distance(sinusoids(far_to_near, c.width).astype(self.dtype))
+        return jnp.einsum("qhd,mhd->hqm", query, table.reshape(c.context + 1, c.heads, -1))
+
+    def finish(self, x: Array, mixed: Array, deterministic: bool) -> Array:
+        """Output projection, dropout, residual and norm."""
+        y = self.out(mixed.reshape(x.shape))
+        return self.norm(x + self.drop(y, deterministic=deterministic))
+
+    def chunk(
+        self, x: Array, past: tuple[Array, Array], visible: Array, deterministic: bool
+    ) -> tuple[Array, Array, Array]:
+        """L queries over C cached and L own keys.
+
+        Args:
+            x: `[L, D]`.
+            past: keys and values `[C, heads, D / heads]`.
+            visible: `[L, C + L]` bool.
+            deterministic: no dropout.
+
+        Returns:
+            `[L, D]`, and keys and values `[C + L, heads, D / heads]`.
+        """
+        query, key, value = self.project(x)
+        keys = jnp.concatenate([past[0].astype(self.dtype), key])
+        values = jnp.concatenate([past[1].astype(self.dtype), value])
+        content, distance = self.biased(query)
+        scores = jnp.einsum("qhd,khd->hqk", content, keys)
+        scores = scores + skew(self.distance_terms(distance), keys.shape[0])
+        scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        mixed = jnp.einsum("hqk,khd->qhd", weights, values)
+        return self.finish(x, mixed, deterministic), keys, values
+
+    def imagine(
+        self,
+        x: Array,
+        prefix: tuple[Array, Array],
+        own: tuple[Array, Array],
+        step: Array,
+        distance: tuple[Array, Array],
+    ) -> tuple[Array, Array, Array]:
+        """One new query per rollout over the shared prefix and its own imagined keys.
+
+        Args:
+            x: `[n, D]`.
+            prefix: shared keys and values `[T, heads, D / heads]`.
+            own: keys and values `[n, H, heads, D / heads]`, filled up to ``step``.
+            step: `[]` int32, imagined tokens before this one.
+            distance: distances `[n, T]` and `[n, H]`; beyond 0 … C means hidden.
+
+        Returns:
+            `[n, D]`, and ``own`` with this token written at ``step``.
+        """
+        query, key, value = self.project(x)
+        keys = jax.lax.dynamic_update_slice_in_dim(own[0], key[:, None], step, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(own[1], value[:, None], step, axis=1)
+        content, positional = self.biased(query)
+        scores = jnp.concatenate(
+            [
+                jnp.einsum("nhd,thd->hnt", content, prefix[0]),
+                jnp.einsum("nhd,nkhd->hnk", content, keys),
+            ],
+            axis=-1,
+        )
+        distances = jnp.concatenate(distance, axis=-1)
+        context = self.config.context
+        column = jnp.clip(context - distances, 0, context)
+        terms = self.distance_terms(positional)
+        scores = scores + jnp.take_along_axis(terms, column[None], axis=-1)
+        visible = (distances >= 0) & (distances <= context)
+        scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        length = prefix[0].shape[0]
+        mixed = jnp.einsum("hnt,thd->nhd", weights[..., :length], prefix[1])
+        mixed = mixed + jnp.einsum("hnk,nkhd->nhd", weights[..., length:], values)
+        return self.finish(x, mixed, True), keys, values
+
+
+class Tssm(SequenceModel):
+    """The paper's temporal transformer; see the module docstring."""
+
+    def setup(self) -> None:
+        super().setup()
+        c = self.config
+        self.enter = Dense(c.width, dtype=self.dtype)
+        self.attention = [RelativeAttention(c, self.dtype) for _ in range(c.blocks)]
+        self.feed_forward = [
+            FeedForward(c.ff_ratio, c.dropout, self.dtype) for _ in range(c.blocks)
+        ]
+
+    def embed(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
+        """Tokens `[T, D]` from what led into each step; arguments as :meth:`joined`."""
+        return self.enter(self.joined(z_prev, action, reset))
+
+    def __call__(
+        self,
+        z_prev: Array,
+        action: Array,
+        reset: Array,
+        memory: Memory,
+        deterministic: bool = True,
+    ) -> tuple[Array, Memory, History]:
+        """See :meth:`SequenceModel.__call__`; the memory is the newest C tokens."""
+        c = self.config
+        # A memory that does not hold the newest token knows nothing of z_{t-1}: an emptied carry.
+        reset = reset | (~memory.valid[-1] & (jnp.arange(reset.shape[0]) == 0))
+        x = self.embed(z_prev, action, reset)
+        same_episode = episode_mask(memory.valid, reset)
+        length = x.shape[0]
+        back = c.context + jnp.arange(length)[:, None] - jnp.arange(c.context + length)[None]
+        visible = same_episode & (back <= c.context)
+        keys, values = [], []
+        for block in range(c.blocks):
+            past = (memory.keys[block], memory.values[block])
+            x, k, v = self.attention[block].chunk(x, past, visible, deterministic)
+            x = self.feed_forward[block](x, deterministic)
+            keys.append(k)
+            values.append(v)
+        everything = Memory(jnp.stack(keys), jnp.stack(values), same_episode[-1])
+        return x, trim_memory(everything, c.context), History(everything, same_episode)
+
+    def imagine(
+        self, state: State, action: Array, step: Array, starts: Starts, own: OwnMemory
+    ) -> tuple[Array, OwnMemory]:
+        """See :meth:`SequenceModel.imagine`; every rollout adds its own tokens to the shared ones.
+
+        Of the state the latent alone is read: what h knows lies in the keys and values.
+        """
+        c, past = self.config, starts.past
+        horizon = own.keys.shape[2]
+        # Distance from the new token, at start position + step + 1, back to every real token;
+        # -1 hides what belongs to another episode or lies after the start.
+        now = past.position + step + 1
+        real = now[:, None] - jnp.arange(past.visible.shape[-1])[None]
+        real = jnp.where(past.visible, real, -1)
+        imagined = jnp.broadcast_to(step - jnp.arange(horizon), (now.shape[0], horizon))
+        x = self.embed(state.z, action)
+        keys, values = [], []
+        for block in range(c.blocks):
+            x, k, v = self.attention[block].imagine(
+                x,
+                (past.prefix.keys[block], past.prefix.values[block]),
+                (own.keys[block], own.values[block]),
+                step,
+                (real, imagined),
+            )
+            x = self.feed_forward[block](x, True)
+            keys.append(k)
+            values.append(v)
+        return x, OwnMemory(jnp.stack(keys), jnp.stack(values))
+
+    @staticmethod
+    def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Memory:
+        """A memory of C tokens none of which is valid."""
+        shape = (config.blocks, config.context, config.heads, config.width // config.heads)
+        return Memory(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((config.context,), bool)
+        )
+
+
+def episode_mask(valid: Array, reset: Array) -> Array:
+    """Which tokens belong to a step's own episode and are not in its future.
+
+    Args:
+        valid: `[C]` bool, cached tokens that belong to the episode running before this chunk.
+        reset: `[L]` bool.
+
+    Returns:
+        `[L, C + L]` bool.
+    """
+    segment = jnp.cumsum(reset.astype(jnp.int32))
+    cached = (segment == 0)[:, None] & valid[None, :]
+    own = segment[:, None] == segment[None, :]
+    past = jnp.tril(jnp.ones((reset.shape[0], reset.shape[0]), bool))
+    return jnp.concatenate([cached, own & past], axis=1)
+
+
+def trim_memory(memory: Memory, context: int) -> Memory:
+    """The newest ``context`` tokens of a memory."""
+    return Memory(memory.keys[:, -context:], memory.values[:, -context:], memory.valid[-context:])
