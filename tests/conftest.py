@@ -6,6 +6,7 @@ The environment variables are set before anything imports JAX.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -15,9 +16,17 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+from tests import typechecker
 
 # Shapes of different rank meet by intention only.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+#: Modules whose public functions say their shapes and types, which are checked in tests alone.
+CHECKED = ("ops.distributions", "ops.returns", "ops.scalars", "training.dreaming")
+CHECKED += ("training.looking", "viz.dream")
+install_import_hook([f"emerald_jax.{m}" for m in CHECKED], f"{typechecker.__name__}.check")
 
 #: Warnings that third parties raise about themselves, by message or module. Ours are errors.
 THIRD_PARTY_WARNINGS = (
@@ -32,3 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with two checkpoints, recorded frames and rows; only to be read."""
+    from tests.run_cases import make_run
+
+    return make_run(tmp_path_factory.mktemp("shared") / "run", checkpoints=(4, 9))

@@ -148,7 +148,7 @@ def test_help_lists_every_setting(words: list[str], capsys: pytest.CaptureFixtur
     assert "Imagined steps H per rollout." in text
 
 
-@pytest.mark.parametrize("command", ["eval", "presets", "envs", "version"])
+@pytest.mark.parametrize("command", ["eval", "report", "presets", "envs", "check-env", "version"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -249,6 +249,7 @@ def test_a_run_is_not_continued_at_another_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(tmp_path, get_preset("tiny"))
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     line = refusal(capsys, "train", "tiny", "--model.width", "32", "--logdir", str(tmp_path))
     assert "holds a run with model.width 16, not 32" in line
 

@@ -86,6 +86,12 @@ def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
         ({"model__width": 65, "model__heads": 1}, r"model\.width 65 must be even"),
         ({"behavior__decode_steps": 513}, "513 must lie between 0 and the 512 tokens"),
         ({"behavior__decode_steps": -1}, "-1 must lie between"),
+        ({"model__latent": "vector", "behavior__decode_steps": 33}, "33 .* the 32 tokens"),
+        ({"model__posterior": "oh"}, r"posterior oh needs model\.sequence rssm"),
+        (
+            {"model__latent": "vector", "model__prior": "autoregressive"},
+            r"model\.latent vector has only one: choose --model\.prior maskgit or linear",
+        ),
         ({"behavior__start_stride": 65}, "start_stride 65 leaves no start"),
         ({"replay__capacity": 1024}, r"keeps 64 steps .* at least 1040"),  # 65 x 16
         ({"replay__prefill": 1023}, r"prefill 1023 .* at least 1024"),  # 64 x 16
@@ -94,6 +100,29 @@ def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         change(Config(), **settings).validate()
+
+
+@pytest.mark.parametrize("posterior", ["auto", "o", "oh"])
+def test_the_posterior_is_each_sequence_models_own(posterior: str) -> None:
+    recurrent = change(Config(), model__sequence="rssm", model__posterior=posterior)
+    recurrent.validate()
+    assert recurrent.model.posterior_sees_h == (posterior != "o")
+    assert not Config().model.posterior_sees_h
+
+
+def test_settings_that_a_variant_does_not_read_do_not_bind_it() -> None:
+    # No heads divide 100: the GRU has none, and the linear prior no predictor.
+    free = change(
+        Config(),
+        model__sequence="rssm",
+        model__prior="linear",
+        model__width=99,
+        model__predictor_width=100,
+        behavior__decode_steps=1000,
+    )
+    free.validate()
+    with pytest.raises(ConfigError, match="width 99 does not divide"):
+        change(free, model__sequence="tssm").validate()
 
 
 def test_refusals_are_one_line() -> None:

@@ -163,7 +163,7 @@ def test_a_recurrent_dream_continues_the_real_past(posterior):
     np.testing.assert_array_equal(dreamt.state.h[0], passed.state.h[positions])
     np.testing.assert_array_equal(dreamt.state.z[0], passed.state.z[positions])
     np.testing.assert_allclose(dreamt.state.h[1:], real, atol=1e-5)
-    assert len(np.unique(dreamt.state.h[..., 0])) == (H + 1) * STARTS
+    assert len(np.unique(dreamt.state.h.reshape(-1, D), axis=0)) == (H + 1) * STARTS
     np.testing.assert_array_equal(passed.carry.memory.h, passed.state.h[-1])
     np.testing.assert_array_equal(passed.carry.z, passed.state.z[-1])
     # The posterior: a valid distribution, which sees another past only where it may.

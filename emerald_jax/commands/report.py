@@ -1,4 +1,4 @@
-"""``emerald-jax report RUN [RUN …] [--out DIR]``."""
+"""``emerald-jax report RUN [RUN …] [--out DIR] [--random N]``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ def run(words: list[str]) -> int:
     parser.add_argument(
         "--out", default="report", metavar="DIR", help="where report.md goes (%(default)s)"
     )
+    parser.add_argument(
+        "--random",
+        type=int,
+        default=0,
+        metavar="N",
+        help="where nothing is published, play N random episodes to compare with; 0 takes the "
+        "runs' own before their first update (%(default)s)",
+    )
     options = parser.parse_args(words)
+    if options.random < 0:
+        raise ConfigError(f"--random is {options.random}: it must not be negative")
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: give a directory")
     from emerald_jax.reports.write import write_report
 
-    text = write_report(options.runs, out)
+    text = write_report(options.runs, out, random_episodes=options.random)
     return tell(f"{text}\nwritten to {out / 'report.md'}\n")

@@ -13,8 +13,17 @@ from emerald_jax.presets import PRESETS
 COMMANDS = {
     "train": "train an agent from a preset, or continue its run",
     "eval": "play episodes with a trained agent and report its return",
+    "dream": "film the agent's dream beside reality",
+    "checkpoints": "list a run's checkpoints and whether each is whole",
+    "export": "write a run's weights alone, for sharing or for train --init-from",
+    "inspect": "write a report of a run, one HTML file that opens from disk",
+    "play": "steer the dream with the keyboard, in a browser",
+    "report": "table and figure per benchmark: runs beside the published numbers",
+    "collect": "record play into a data set for studies",
     "presets": "list the named configurations",
     "envs": "list the environments",
+    "bench": "measure speed on this machine and compare it with older results",
+    "check-env": "play an environment at random and tell which rules it breaks",
     "version": "tell the versions of this package and of what it stands on",
 }
 

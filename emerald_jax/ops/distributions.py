@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, Int32
 
-from emerald_jax.types import Array, Key
+from emerald_jax.types import AnyArray, Array, Key
 
 
-def mixed_log_probs(logits: Array, unimix: float) -> Array:
+def mixed_log_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array, "*n K"]:
     """Log-probabilities of a categorical mixed with the uniform distribution.
 
     log((1 - unimix) * softmax(logits) + unimix / K): no class can become impossible, so no KL can
@@ -32,7 +33,7 @@ def mixed_log_probs(logits: Array, unimix: float) -> Array:
     return jnp.log((1.0 - unimix) * probs + unimix / logits.shape[-1])
 
 
-def choose(u: Array, log_probs: Array) -> Array:
+def choose(u: Float32[AnyArray, "*n"], log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
     """Class indices by inverting the cumulative distribution at given points.
 
     One uniform number per draw instead of the K Gumbel numbers of ``jax.random.categorical``: 512
@@ -54,7 +55,7 @@ def choose(u: Array, log_probs: Array) -> Array:
     return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), classes - 1)
 
 
-def sample_categorical(key: Key, log_probs: Array) -> Array:
+def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
     """Draw class indices; see :func:`choose`.
 
     Args:
@@ -76,7 +77,9 @@ def gumbel(u: Array) -> Array:
     return -jnp.log(-jnp.log(jnp.maximum(u, jnp.finfo(jnp.float32).tiny)))
 
 
-def straight_through(index: Array, log_probs: Array) -> Array:
+def straight_through(
+    index: Int32[AnyArray, "*n"], log_probs: Float32[AnyArray, "*n K"]
+) -> Float32[Array, "*n K"]:
     """One-hot sample whose gradient is that of the probabilities.
 
     Forward: one_hot(index); backward: d probs (DreamerV2, arXiv 2010.02193, algorithm 1).
@@ -93,7 +96,9 @@ def straight_through(index: Array, log_probs: Array) -> Array:
     return hard + probs - jax.lax.stop_gradient(probs)
 
 
-def take_class(log_probs: Array, index: Array) -> Array:
+def take_class(
+    log_probs: Float32[AnyArray, "*n K"], index: Int32[AnyArray, "*n"]
+) -> Float32[Array, "*n"]:
     """Log-probability of the given classes.
 
     Args:
@@ -106,7 +111,9 @@ def take_class(log_probs: Array, index: Array) -> Array:
     return jnp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
 
 
-def kl_divergence(log_p: Array, log_q: Array) -> Array:
+def kl_divergence(
+    log_p: Float32[AnyArray, "*n K"], log_q: Float32[AnyArray, "*n K"]
+) -> Float32[Array, "*n"]:
     """KL(p || q) = sum_k p_k (log p_k - log q_k), in nats.
 
     Args:
@@ -119,7 +126,7 @@ def kl_divergence(log_p: Array, log_q: Array) -> Array:
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def entropy(log_probs: Array) -> Array:
+def entropy(log_probs: Float32[AnyArray, "*n K"]) -> Float32[Array, "*n"]:
     """Entropy -sum_k p_k log p_k, in nats.
 
     Args:

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from emerald_jax.types import Array
+from emerald_jax.types import AnyArray, Array
 
 
-def lambda_returns(r_tp1: Array, c_tp1: Array, v_t: Array, *, gamma: float, lam: float) -> Array:
+def lambda_returns(
+    r_tp1: Float[AnyArray, "H *n"],
+    c_tp1: Float[AnyArray, "H *n"],
+    v_t: Float[AnyArray, "H+1 *n"],
+    *,
+    gamma: float,
+    lam: float,
+) -> Float[Array, "H *n"]:
     """Lambda-returns of an imagined rollout (DreamerV3, arXiv 2301.04104, equation 7).
 
     R_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam R_{k+1}),  R_H = v_H
@@ -39,7 +47,7 @@ def lambda_returns(r_tp1: Array, c_tp1: Array, v_t: Array, *, gamma: float, lam:
     return returns
 
 
-def survival_weights(c_t: Array, *, gamma: float) -> Array:
+def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: float) -> Float[Array, "T *n"]:
     """How much each imagined state counts: w_0 = c_0, w_k = w_{k-1} gamma c_k.
 
     c_0 is the real continuation of the start, so a rollout from a real death weighs nothing.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from emerald_jax.types import Array
+from emerald_jax.types import AnyArray, Array
 
 #: Bins cover symlog values from -LIMIT to LIMIT, that is about ±4.9e8 in reward units.
 LIMIT = 20.0
@@ -21,7 +22,7 @@ def symexp(x: Array) -> Array:
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
-def bin_centers(bins: int) -> Array:
+def bin_centers(bins: int) -> Float[Array, " {bins}"]:
     """Centres b of the bins, equally spaced in symlog space.
 
     Returns:
@@ -30,7 +31,7 @@ def bin_centers(bins: int) -> Array:
     return jnp.linspace(-LIMIT, LIMIT, bins, dtype=jnp.float32)
 
 
-def two_hot(x: Array, bins: int) -> Array:
+def two_hot(x: Float[AnyArray, "*n"], bins: int) -> Float[Array, "*n {bins}"]:
     """Weights on the two bins around symlog(x), so that their mean is symlog(x).
 
     Args:
@@ -47,7 +48,9 @@ def two_hot(x: Array, bins: int) -> Array:
     return jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None] - center))
 
 
-def two_hot_loss(logits: Array, target: Array) -> Array:
+def two_hot_loss(
+    logits: Float[AnyArray, "*n bins"], target: Float[AnyArray, "*n"]
+) -> Float[Array, "*n"]:
     """Cross-entropy between predicted bins and the two-hot target.
 
     Args:
@@ -61,7 +64,7 @@ def two_hot_loss(logits: Array, target: Array) -> Array:
     return -jnp.sum(two_hot(target, logits.shape[-1]) * log_probs, axis=-1)
 
 
-def two_hot_mean(logits: Array) -> Array:
+def two_hot_mean(logits: Float[AnyArray, "*n bins"]) -> Float[Array, "*n"]:
     """Expected scalar: symexp(sum p b), never sum p symexp(b).
 
     The mean is taken in symlog space, where the target's two bins were weighted.

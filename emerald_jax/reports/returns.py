@@ -1,7 +1,8 @@
 """Environments without a published protocol: returns beside those of random play.
 
-Random play is the run's own: before the first update actions are uniformly random. Only episodes
-that ended by then are known to be wholly random, and long ones are rarer among them.
+Random play is played anew where it is asked for. Otherwise it is the run's own: before the first
+update actions are uniformly random. Only episodes that ended by then are known to be wholly random,
+and long ones are rarer among them, which the table says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from emerald_jax.envs.playing import is_whole, play_randomly
 from emerald_jax.reports.runs import RunFacts, about, left_out_note, same_seed_note
 from emerald_jax.reports.tables import NONE, Table, spread
 
@@ -36,8 +38,26 @@ class Entry:
     episodes: list[int]
 
 
-def entries(runs: Sequence[RunFacts]) -> list[Entry]:
-    """Results of one environment's runs: training, evaluations, random play."""
+@dataclass(frozen=True)
+class Chance:
+    """Random play.
+
+    Attributes:
+        protocol: how it came about.
+        scores: return of each episode.
+    """
+
+    protocol: str
+    scores: list[float]
+
+
+def entries(runs: Sequence[RunFacts], chance: Chance | None = None) -> list[Entry]:
+    """Results of one environment's runs: training, evaluations, random play.
+
+    Args:
+        runs: all of the same environment.
+        chance: random play; None takes the runs' own.
+    """
     found: dict[tuple, Entry] = {}
 
     def add(key: tuple, label: str, protocol: str, mean: float, episodes: int) -> None:
@@ -58,20 +78,33 @@ def entries(runs: Sequence[RunFacts]) -> list[Entry]:
             kinds.setdefault(_evaluation(result), result)
         for protocol, result in kinds.items():
             add(run.experiment, run.label, protocol, result["return"], result["episodes"])
-    if chance := random_scores(runs):
-        protocol = "episodes that ended before the first update"
-        add(("random",), RANDOM, protocol, statistics.fmean(chance), len(chance))
+    chance = chance or chance_before_training(runs)
+    if chance.scores:
+        mean = statistics.fmean(chance.scores)
+        add(("random",), RANDOM, chance.protocol, mean, len(chance.scores))
     return list(found.values())
 
 
-def random_scores(runs: Sequence[RunFacts]) -> list[float]:
-    """Returns of the episodes that ended before a run's first update."""
-    return [
+def chance_before_training(runs: Sequence[RunFacts]) -> Chance:
+    """The episodes that ended before a run's first update."""
+    scores = [
         row["score"]
         for run in runs
         for row in run.episodes
         if row.get("step", 0) <= run.config.replay.prefill and not run.config.init_from
     ]
+    return Chance("episodes that ended before the first update: short ones count too often", scores)
+
+
+def chance_played(run: RunFacts, episodes: int) -> Chance:
+    """Random play of so many whole episodes in the run's environment, made as the run made it.
+
+    Raises:
+        EnvError: the environment cannot be made here, or fails too often.
+    """
+    played = play_randomly(run.config.env, run.config.envs, episodes)[1]
+    scores = [episode.score for episode in played if is_whole(episode)]
+    return Chance("whole episodes, played for this report", scores)
 
 
 def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:

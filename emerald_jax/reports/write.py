@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +18,28 @@ from emerald_jax.viz.scores import Bar, bar_figure, rates_figure, returns_figure
 REPORT_FILE = "report.md"
 
 
-def write_report(paths: Iterable[str | Path], out: str | Path) -> str:
+def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episodes: int = 0) -> str:
     """Compare runs with the published numbers.
 
     Args:
         paths: run directories; they are only read.
         out: directory for report.md and its pictures; made when there is none.
+        random_episodes: of random play in each environment that has no published protocol; 0 takes
+            what the runs themselves played before their first update.
 
     Returns:
         The text of report.md.
 
     Raises:
         ConfigError: one of ``paths`` is no run directory, or is given twice.
+        EnvError: random play is wanted in an environment that cannot be made here.
     """
     runs, out = read_runs(paths), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     parts = ["# Report\n"]
     for title, section in _sections(runs).items():
-        write = {"Crafter": _crafter, "Atari 100k": _atari}.get(title, _returns)
+        plain = partial(_returns, random_episodes=random_episodes)
+        write = {"Crafter": _crafter, "Atari 100k": _atari}.get(title, plain)
         parts.append(f"## {title}\n\n{write(section, out)}")
     parts.append(_runs_section(runs))
     text = "\n".join(parts)
@@ -110,16 +115,20 @@ def _atari(runs: list[RunFacts], out: Path) -> str:
     return text + (f"\n{atari.games_table(ours).markdown()}" if ours else "")
 
 
-def _returns(runs: list[RunFacts], out: Path) -> str:
-    env, ours = runs[0].config.env, returns.entries(runs)
+def _returns(runs: list[RunFacts], out: Path, random_episodes: int) -> str:
+    if random_episodes:
+        chance = returns.chance_played(runs[0], random_episodes)
+    else:
+        chance = returns.chance_before_training(runs)
+    env, ours = runs[0].config.env, returns.entries(runs, chance)
     curves: dict[str, list] = {}
     for run in runs:
         points = np.array([(row["step"], row["score"]) for row in run.episodes], float)
         if len(points):
             curves.setdefault(run.label, []).append(tuple(points.T))
-    chance = returns.random_scores(runs)
+    level = float(np.mean(chance.scores)) if chance.scores else None
     name = f"{re.sub(r'[^A-Za-z0-9._]+', '-', env)}.png"
-    returns_figure(curves, float(np.mean(chance)) if chance else None, out / name, title=env)
+    returns_figure(curves, level, out / name, title=env)
     return f"{returns.table(runs, ours).markdown()}\n![Learning curve]({name})\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,12 +16,24 @@ from emerald_jax.training.program import (
 )
 from emerald_jax.training.state import Learner, init_carry
 from emerald_jax.types import Batch, Key
-from emerald_jax.viz.strips import report_strip
+from emerald_jax.viz.strips import report_strip, side_by_side
 
 #: What frames after an episode's end are painted with, in every row.
 BLANK = 230
 #: Windows drawn for a picture; those that stay longest within one episode are shown.
 CANDIDATES = 32
+
+
+class Drawing(NamedTuple):
+    """One look at what a model makes of recorded sequences.
+
+    Attributes:
+        strip: `[height, width, 3]` uint8, all of it in one picture.
+        frames: `[T, height, width, 3]` uint8, the same as a film.
+    """
+
+    strip: np.ndarray
+    frames: np.ndarray
 
 
 class PictureMaker:
@@ -41,15 +53,15 @@ class PictureMaker:
         self.rows = min(PICTURE_SEQUENCES, learner.config.replay.batch)
         self.carry = init_carry(learner, self.rows)
 
-    def draw(self, params: Any, update: int) -> np.ndarray | None:
-        """A strip of a few sequences; None while the replay holds too little.
+    def draw(self, params: Any, update: int) -> Drawing | None:
+        """A picture and a film of a few sequences; None while the replay holds too little.
 
         Args:
             params: the trained parameters.
             update: number of updates so far; decides windows and dreams.
 
         Returns:
-            `[height, width, 3]` uint8.
+            :class:`Drawing`.
         """
         sampler = WindowSampler(self.replay, CANDIDATES, self.length, update)
         try:
@@ -70,7 +82,8 @@ class PictureMaker:
             for frames in (real, recon, dream):
                 frames[row, steps:] = BLANK
         longest = max(int(inside[best].max()), self.context + 1)
-        return report_strip(*(x[:, :longest] for x in (real, recon, dream)), self.context)
+        shown = [x[:, :longest] for x in (real, recon, dream)]
+        return Drawing(report_strip(*shown, self.context), side_by_side(*shown, self.context))
 
     def blank_batch(self) -> Batch:
         """A training batch of zeros, the shape of one that is saved in a checkpoint."""

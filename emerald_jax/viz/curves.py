@@ -33,7 +33,16 @@ def learning_curve(run: str | Path, out: str | Path) -> Path:
     Raises:
         ValueError: when the run has neither episodes nor losses yet.
     """
-    run, out = Path(run), Path(out)
+    out = Path(out)
+    figure = curve_figure(run)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    return out
+
+
+def curve_figure(run: str | Path) -> Figure:
+    """The figure of :func:`learning_curve`; arguments and errors as there."""
+    run = Path(run)
     episodes = read_rows(run / EPISODES_FILE)
     losses = loss_series(read_rows(run / METRICS_FILE))
     if not episodes and not losses:
@@ -46,10 +55,8 @@ def learning_curve(run: str | Path, out: str | Path) -> Path:
     if losses:
         _draw_losses(axes[1], losses)
     for axis in axes:
-        _tidy(axis)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
+        tidy(axis)
+    return figure
 
 
 def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -113,7 +120,8 @@ def _draw_losses(axis: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
+    """Axes against environment steps, without what tells nothing."""
     axis.set_xlabel("environment steps")
     axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.grid(alpha=0.25, linewidth=0.6)

@@ -58,6 +58,38 @@ def report_strip(
     return _draw(rows, context)
 
 
+def side_by_side(
+    real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int
+) -> np.ndarray:
+    """The same as :func:`report_strip` in time instead of side by side: one picture a step.
+
+    A row per sequence; in it the real frame, its reconstruction and the imagined one, which wears
+    an orange frame as soon as it is a dream.
+
+    Args:
+        real: `[B, T, height, width, 3]` uint8.
+        recon: the same shape.
+        dream: the same shape; up to ``context`` the reconstruction is shown instead.
+        context: frames the model had seen when imagination began.
+
+    Returns:
+        `[T, height, width, 3]` uint8.
+    """
+    _check(real, recon, dream, context)
+    shown = np.concatenate([recon[:, :context], dream[:, context:]], axis=1)
+    factor = enlargement(*real.shape[2:4], 64)
+    edge = ((0, 0), (0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
+    columns = []
+    for frames in (real, recon, shown):
+        framed = np.full_like(np.pad(enlarge(frames, factor), edge), BACKGROUND[0])
+        if frames is shown:
+            framed[:, context:] = ACCENT
+        framed[:, :, GAP:-GAP, GAP:-GAP] = enlarge(frames, factor)
+        columns.append(framed)
+    rows = np.concatenate(columns, axis=3)
+    return np.concatenate(list(rows), axis=1)
+
+
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
     """Repeat every pixel ``factor`` times both ways.
 

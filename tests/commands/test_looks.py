@@ -164,6 +164,7 @@ class Page(HTMLParser):
             self._inside = ""
 
 
+@pytest.mark.slow
 def test_inspect_shows_everything_a_run_has(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

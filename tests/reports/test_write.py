@@ -52,6 +52,16 @@ def test_random_play_is_what_ended_before_the_first_update(make_run):
     ]
 
 
+def test_random_play_can_be_played_anew(make_run, tmp_path):
+    # Catch ends after nine steps with 1 or -1; the run itself has no random episode.
+    path = make_run("a", "tiny", episodes=[{"step": 500, "score": 1.0, "length": 9}])
+    chance = returns.chance_played(read_run(path), 6)
+    assert len(chance.scores) == 6
+    assert set(chance.scores) <= {-1.0, 1.0}
+    text = write_report([path], tmp_path / "out", random_episodes=6)
+    assert f"| random play | {np.mean(chance.scores):.2f} | – | 6 | whole episodes" in text
+
+
 def test_seeds_and_their_spread(make_run):
     paths = [make_run(f"{s}", "tiny", seed=s, episodes=catch_rows(8, float(s))) for s in (0, 2)]
     runs = read_runs(paths)

@@ -1,0 +1,1 @@
+"""Machinery of the experiments: recorded data sets, resumable cells, measures, tables, figures."""

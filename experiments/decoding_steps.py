@@ -1,0 +1,82 @@
+"""Are three MaskGIT decoding steps enough? The linear head and S = 1 ... 16 on the same weights.
+
+Claim: S = 3 decodes as well as more steps; one parallel sample and the linear head do worse.
+Source: EMERALD, arXiv 2507.04075, ablation on decoding steps: Crafter score 51.6 % with the linear
+    head, 53.8 % with S = 1, 58.1 % with S = 3 (agents; here the world model, and agents at cpu).
+Command: python experiments/decoding_steps.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+    Other environments: record them with emerald-jax collect, name them with --data.
+Cost: smoke one to four minutes, nearly all of it compiling; estimated, not yet run: cpu under an
+    hour on 2 cores, paper hours on one GPU.
+Result: table.md, result.json, curves.png, points.png in --out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emerald_jax.studies.study import Scale, Study, Variant, main
+
+STEPS = (0, 1, 2, 3, 5, 8, 16)
+#: Decoding steps that agents are trained with, where the scale trains agents.
+AGENT_STEPS = (0, 1, 3, 8)
+
+SCALES = {
+    "smoke": Scale(
+        preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5
+    ),
+    "cpu": Scale(
+        preset="crafter-small",
+        records=20_000,
+        updates=500,
+        seeds=2,
+        windows=32,
+        context=8,
+        horizon=24,
+        agent_preset="quickstart",
+    ),
+    "paper": Scale(
+        preset="crafter",
+        records=200_000,
+        updates=50_000,
+        seeds=3,
+        windows=256,
+        context=16,
+        horizon=50,
+    ),
+}
+
+
+def variants(scale: Scale) -> Sequence[Variant]:
+    """One world model read with every S; agents with some."""
+    steps = STEPS if scale.preset != "tiny" else (0, 1, 3)
+    names = {s: f"S = {s}" if s else "linear head" for s in (*steps, *AGENT_STEPS)}
+    readings = {names[s]: {"behavior.decode_steps": s} for s in steps}
+    found = [Variant(label="", readings=readings)]
+    if scale.agent_preset:
+        found += [
+            Variant(label=names[s], changes={"behavior.decode_steps": s}, agent=True)
+            for s in AGENT_STEPS
+        ]
+    return found
+
+
+STUDY = Study(
+    name="decoding_steps",
+    claim=__doc__.splitlines()[0],
+    scales=SCALES,
+    variants=variants,
+    metrics={
+        "token_accuracy": "token accuracy",
+        "nats": "nats per latent",
+        "dream_error": "dream error",
+        "reward_error": "reward error",
+        "decode_us": "decoding, us per latent",
+        "score": "agent's return",
+    },
+    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    points={"token_accuracy": "token accuracy", "nats": "nats per latent"},
+    timed=True,
+)
+
+if __name__ == "__main__":
+    main(STUDY)

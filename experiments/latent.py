@@ -1,0 +1,73 @@
+"""Do spatial latents keep details that a vector loses?
+
+Claim: a 4x4 grid of categoricals reconstructs what a vector of 32 categoricals blurs.
+Source: EMERALD, arXiv 2507.04075: pixel error 0.000522 with a vector, about 0.00024 with a spatial
+    latent, and a Crafter score of 34.9 against 40.4 % (both with an RSSM).
+Command: python experiments/latent.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+Cost: smoke one to four minutes, nearly all of it compiling; estimated, not yet run: cpu under an
+    hour on 2 cores, paper a day on one GPU.
+Result: table.md, result.json, curves.png, points.png in --out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emerald_jax.studies.study import Scale, Study, Variant, main
+
+SCALES = {
+    "smoke": Scale(
+        preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5
+    ),
+    "cpu": Scale(
+        preset="crafter-small",
+        records=20_000,
+        updates=300,
+        seeds=2,
+        windows=64,
+        context=8,
+        horizon=16,
+        agent_preset="quickstart",
+    ),
+    "paper": Scale(
+        preset="crafter",
+        records=200_000,
+        updates=50_000,
+        seeds=3,
+        windows=256,
+        context=16,
+        horizon=50,
+    ),
+}
+
+
+def variants(scale: Scale) -> Sequence[Variant]:
+    """The two latents, and agents with them where the scale trains agents."""
+    kinds = [("spatial", {}), ("vector", {"model.latent": "vector"})]
+    agents = (False, True) if scale.agent_preset else (False,)
+    return [
+        Variant(label=f"{label}{' agent' * agent}", changes=changes, agent=agent)
+        for agent in agents
+        for label, changes in kinds
+    ]
+
+
+STUDY = Study(
+    name="latent",
+    claim=__doc__.splitlines()[0],
+    scales=SCALES,
+    variants=variants,
+    metrics={
+        "pixel_error": "reconstruction error",
+        "tile_accuracy": "map tiles read back",
+        "item_accuracy": "inventory read back",
+        "dream_error": "dream error",
+        "reward_error": "reward error",
+        "score": "agent's return",
+    },
+    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    points={"pixel_error": "reconstruction error"},
+)
+
+if __name__ == "__main__":
+    main(STUDY)

@@ -1,0 +1,51 @@
+"""Intervals, tables and figures from the numbers of cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emerald_jax.studies.outcome import bootstrap, point_figure, step_figure, table
+
+
+def test_bootstrap_by_theory():
+    # One seed: the interval of a mean of 400 values of standard deviation 1 is ± 1.96 / 20.
+    x = np.random.default_rng(0).normal(size=400)
+    found = bootstrap([x])
+    assert found.value == pytest.approx(x.mean())
+    assert found.low == pytest.approx(x.mean() - 1.96 * x.std() / 20, abs=0.02)
+    assert found.high == pytest.approx(x.mean() + 1.96 * x.std() / 20, abs=0.02)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    # Windows agree, seeds do not: the interval spans the seeds however many windows there are.
+    found = bootstrap([np.full(1000, v) for v in (0.0, 1.0, 2.0)])
+    assert (found.value, found.low, found.high) == (1.0, 0.0, 2.0)
+    constant = bootstrap([np.full(10, 3.0)] * 4)
+    assert (constant.value, constant.low, constant.high) == (3.0, 3.0, 3.0)
+
+
+RESULTS = {
+    "one": {"error": [np.full((4, 3), 0.25), np.full((4, 3), 0.25)], "speed": [np.full(2, 1234.5)]},
+    "two": {"error": [np.arange(12.0).reshape(4, 3)] * 2},
+}
+
+
+def test_table_by_hand():
+    made = table(RESULTS, {"error": "the error", "nothing": "nobody has it", "speed": "us"})
+    assert made.columns == ("", "the error", "us")
+    assert made.rows[0] == ("one", "0.2500 [0.2500, 0.2500]", "1234 [1234, 1234]")
+    assert made.rows[1][1].startswith("5.500 [")
+    assert made.rows[1][2] == "–"
+    assert "1 to 2 seeds" in made.notes[0]
+    alone = table({"one": {"speed": [np.ones(3)]}}, {"speed": "us"})
+    assert "over windows alone" in alone.notes[0]
+
+
+def test_figures_are_drawn(tmp_path):
+    drawn = step_figure(RESULTS, {"error": "error"}, tmp_path / "a" / "curves.png")
+    points = point_figure(RESULTS, {"error": "error", "speed": "us"}, tmp_path / "points.png")
+    for path in (drawn, points):
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5

@@ -1,0 +1,87 @@
+"""A study computes every cell once, refuses cells of other settings, and writes what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from emerald_jax.config import ConfigError
+from emerald_jax.presets import get_preset
+from emerald_jax.studies import study
+from emerald_jax.studies.study import Scale, Study, Variant, change, config_of, run
+
+SCALE = Scale(preset="tiny", records=400, updates=3, seeds=2, windows=4, context=3, horizon=4)
+VARIANTS = [
+    Variant(label="a", readings={"": {}, "S = 0": {"behavior.decode_steps": 0}}),
+    Variant(label="b!", changes={"model.prior": "linear"}),
+]
+STUDY = Study(
+    name="test",
+    claim="A claim.",
+    scales={"smoke": SCALE},
+    variants=lambda scale: VARIANTS,
+    metrics={"error": "error"},
+    curves={"error": "error"},
+    points={"error": "error"},
+)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Cells computed so far, by a stand-in for the training of world models."""
+    seen = []
+
+    def fake(study, scale, variant, seed, source):
+        seen.append((variant.label, seed))
+        values = {"error": (seed + np.arange(8.0).reshape(4, 2)).tolist()}
+        return {"readings": dict.fromkeys(variant.readings, values), "parameters": {"total": 7}}
+
+    monkeypatch.setattr(study, "_world", fake)
+    return seen
+
+
+def test_every_cell_is_computed_once(tmp_path, computed):
+    run(STUDY, SCALE, tmp_path)
+    assert computed == [("a", 0), ("a", 1), ("b!", 0), ("b!", 1)]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row[0] for row in result["rows"]] == ["a", "a S = 0", "b!"]
+    assert result["rows"][0][1].startswith("4.000 [")
+    assert result["parameters"] == {"a": {"total": 7}, "b!": {"total": 7}}
+    assert (tmp_path / "table.md").read_text().startswith("A claim.\n\n|")
+    assert (tmp_path / "curves.png").is_file()
+    assert (tmp_path / "points.png").is_file()
+    # Stopped and continued: only what is missing.
+    (tmp_path / "cells" / "a-1.json").unlink()
+    run(STUDY, SCALE, tmp_path)
+    assert computed[4:] == [("a", 1)]
+
+
+def test_cells_of_other_settings_are_refused(tmp_path, computed):
+    run(STUDY, SCALE, tmp_path)
+    other = dataclasses.replace(SCALE, updates=4)
+    with pytest.raises(ConfigError, match=r"a-0\.json is a cell of other settings"):
+        run(STUDY, other, tmp_path)
+    assert len(computed) == 4
+
+
+def test_impossible_variants_are_refused_before_anything_runs(tmp_path, computed):
+    bad = Variant(label="c", changes={"model.latent": "vector", "model.prior": "autoregressive"})
+    broken = dataclasses.replace(STUDY, variants=lambda scale: [*VARIANTS, bad])
+    with pytest.raises(ConfigError, match="vector has only one"):
+        run(broken, SCALE, tmp_path / "out")
+    assert not computed
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_changed_by_name():
+    config = change(get_preset("tiny"), {"model.width": 32, "steps": 7})
+    assert (config.model.width, config.steps) == (32, 7)
+    with pytest.raises(ConfigError, match=r"unknown setting model\.widht"):
+        change(config, {"model.widht": 3})
+    agent = dataclasses.replace(SCALE, agent_preset="quickstart", agent_changes={"steps": 9})
+    assert config_of(agent, Variant(label="x", agent=True)).preset == "quickstart"
+    assert config_of(agent, Variant(label="x", agent=True)).steps == 9
+    assert config_of(agent, VARIANTS[1]).model.prior == "linear"
