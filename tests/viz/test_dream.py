@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
 
 from emerald_jax.viz.dream import Film, film_frames, film_sheet, save_film, tint
 from emerald_jax.viz.strips import ACCENT
+from tests.films import read_mp4
 
 N, CONTEXT = 8, 3
 
@@ -86,23 +85,14 @@ def test_the_sheet_holds_every_step_of_a_short_film() -> None:
         assert area == count * side * side
 
 
-def read_mp4(path: Path) -> np.ndarray:
-    """Frames of a film, by ffmpeg itself: imageio's reader leaves a pipe open."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path]
-    raw = subprocess.run(
-        [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
-    ).stdout
-    shape = next(film_frames(film())).shape
-    return np.frombuffer(raw, np.uint8).reshape(-1, *shape)
-
-
 @pytest.mark.parametrize("ending", [".mp4", ".gif", ".png"])
 def test_files_open_and_hold_every_step(ending: str, tmp_path: Path) -> None:
     path = save_film(film(), tmp_path / "new" / f"dream{ending}", fps=5)
     if ending == ".png":
         assert np.asarray(Image.open(path)).std() > 10
     else:
-        frames = read_mp4(path) if ending == ".mp4" else iio.imread(path)
+        shape = next(film_frames(film())).shape
+        frames = read_mp4(path, shape) if ending == ".mp4" else iio.imread(path)
         assert len(frames) == N
         assert abs(int(frames[0][120, 100, 0]) - 40) < 12
         assert abs(int(frames[0][120, 340, 0]) - 90) < 12
