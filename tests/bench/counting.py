@@ -1,4 +1,7 @@
-"""FLOPs of a traced program: matrix products and convolutions, loops multiplied out."""
+"""FLOPs of a traced program: matrix products and convolutions, loops multiplied out.
+
+A product that sums over nothing is a broadcast by another name (``layers.spread_rows``), no work.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def _flops(jaxpr: Jaxpr) -> int:
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(out.shape) * math.prod(shape[i] for i in contracted)
+            terms = math.prod(shape[i] for i in contracted)
+            total += 2 * math.prod(out.shape) * terms if terms > 1 else 0
         elif name == "conv_general_dilated":
             numbers = equation.params["dimension_numbers"]
             kernel = equation.invars[1].aval.shape

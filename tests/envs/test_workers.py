@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 # A training script as users write them: JAX at the top, no __main__ guard, an environment of its
 # own that gets stuck.
 SCRIPT = """
-import time
+import signal, time
+# What a shell starts with "&" ignores SIGINT, and so would this test run and all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import gymnasium, jax, numpy as np
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvSpec, make_vector_env
@@ -245,9 +247,6 @@ def test_nothing_outlives_a_killed_run(tmp_path, number):
         stderr=subprocess.DEVNULL,
         env=environment,
         text=True,
-        # What a shell starts with "&" ignores SIGINT, and so would all that it starts: this test
-        # run, then the script, which would sleep on to its end.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert len(workers) == 4
