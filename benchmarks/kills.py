@@ -22,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
+#: Exit code of a run that was asked to leave and has saved.
+INTERRUPTED = 75
 EMERALD = [sys.executable, "-m", "emerald_jax"]
 CONTINUES = re.compile(r"continues after [\d,]+ steps and ([\d,]+) updates")
 
@@ -96,7 +98,9 @@ def lost_since(reached: dict[int, float], point: int) -> dict:
     """Updates and seconds of training between a point and the last update in the log."""
     if not reached:
         return {"lost_updates": 0, "lost_s": 0.0}
-    begin = reached.get(point, min(reached.values()))
+    # From the update after the point: the point's own row may be of an earlier sitting, and what
+    # lay between the two was a start, not work.
+    begin = reached.get(point + 1, min(reached.values()))
     last = max(reached)
     return {"lost_updates": last - point, "lost_s": round(reached[last] - begin, 2)}
 
@@ -105,7 +109,7 @@ def kill_often(run: Path, kills: int, interval_s: float, startup_s: float) -> li
     """The table: one row per kill; a loss stands with the sitting that went on after it."""
     table, reached, said, rng = [], {}, run.with_suffix(".txt"), random.Random(0)
     for number in range(kills):
-        wait = rng.uniform(0, startup_s + 2 * interval_s)
+        wait = rng.uniform(0, startup_s + 3 * interval_s)
         facts, now = kill_once(run, said, wait, number % 2 == 1, interval_s)
         if facts["continued_from"] is not None:
             facts |= lost_since(reached, facts["continued_from"])
@@ -114,6 +118,25 @@ def kill_often(run: Path, kills: int, interval_s: float, startup_s: float) -> li
         table.append({"kill": number + 1, **facts})
         print(" ".join(f"{key} {value}" for key, value in table[-1].items()), flush=True)
     return table
+
+
+def warm_up(run: Path, interval_s: float) -> float:
+    """Two polite sittings before the kills; seconds that a start takes once programs are cached.
+
+    Compiled programs come from the compilation cache in every start but a machine's first, which
+    takes longer than any sitting here lasts.
+    """
+    said, seconds = run.with_suffix(".txt"), 0.0
+    for _ in range(2):
+        before, began = len(rows(run)), time.monotonic()
+        process = start(run, interval_s, said)
+        while len(rows(run)) <= before and process.poll() is None:
+            time.sleep(0.1)
+        seconds = time.monotonic() - began
+        process.send_signal(signal.SIGTERM)
+        if process.wait() != INTERRUPTED:
+            raise SystemExit(f"the run ended by itself: {said.read_text()}")
+    return seconds
 
 
 def last_sitting(run: Path, interval_s: float) -> dict:
@@ -142,12 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--interval", type=float, default=3.0, help="of checkpoints, seconds")
-    parser.add_argument("--startup", type=float, default=8.0, help="about what a start takes")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/kills.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        table = kill_often(run, options.kills, options.interval, options.startup)
+        startup = warm_up(run, options.interval)
+        table = kill_often(run, options.kills, options.interval, startup)
         end = last_sitting(run, options.interval)
     losses = [row for row in table if "lost_s" in row]
     result = {
@@ -156,6 +179,7 @@ def main() -> None:
         "mid_save": sum(row["mid_save"] for row in table),
         "before_it_went_on": sum(row["continued_from"] is None for row in table),
         "interval_s": options.interval,
+        "startup_s": round(startup, 1),
         "most_lost_s": max(row["lost_s"] for row in losses),
         "most_lost_updates": max(row["lost_updates"] for row in losses),
         **end,

@@ -70,14 +70,13 @@ def points(options: Options, config: Config) -> list[Point]:
         for batch, dtype, (prior, steps) in product(
             options.starts or batches, options.dtypes or dtypes, kinds
         )
-        if steps <= config.tokens and (prior != "autoregressive" or hasattr(config.model, "prior"))
+        if steps <= config.tokens
     ]
 
 
 def measure_point(config: Config, point: Point, options: Options) -> tuple[list[float], Row]:
     """Compile and time one point; also its seconds."""
-    prior = {"prior": point.prior} if hasattr(config.model, "prior") else {}
-    config = with_changes(config, model={**prior, "dtype": point.dtype})
+    config = with_changes(config, model={"prior": point.prior, "dtype": point.dtype})
     learner = build_learner(config, NUM_ACTIONS)
     params = random_state(learner).params["world_model"]
     h = jax.random.normal(jax.random.key(0), (point.batch, config.model.width))

@@ -228,8 +228,9 @@ class Run(Sitting):
             self._picture()
 
     def _log(self) -> None:
-        """One row of metrics; waits for the update in flight."""
+        """One row of metrics, each update's at most once; waits for the update in flight."""
         self.narrator.metrics(self.env_steps, self.updates, self.metrics, self.state.skipped)
+        self.metrics = None
 
     def _picture(self) -> None:
         """Draw real frames, reconstructions and dreams."""

@@ -75,6 +75,7 @@ class Sitting:
         self.narrator = Narrator(logger, config, replay)
         self.pace = Pace(config)
         self.env_steps = self.updates = self.vector_steps = 0
+        #: Of the newest update, until they are logged.
         self.metrics: dict[str, Any] | None = None
         self.unchecked: list[dict[str, Any]] = []
         self.pending = self.on_device = self.record = self.env = self.programs = None
