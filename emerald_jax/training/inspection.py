@@ -193,7 +193,7 @@ def _reward_drift(metrics: Rows, episodes: Rows) -> Section:
     about = (
         "Mean reward of a step, imagined in updates and real over the last 100 training episodes. "
         "Imagination that promises ever more than reality gives is being exploited. Imagined steps "
-        "after a predicted end count too: where episodes are short compare trends, not levels."
+        "count by the chance that the dream has gone on so far."
     )
     picture = Picture(panels.lines(short, title="Reward per step"), title)
     return Section(title, about, (picture,))

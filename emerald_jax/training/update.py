@@ -77,6 +77,8 @@ def train_step(
     metrics = {**metrics, **actor_metrics, **critic_metrics, **_dream_metrics(returns)}
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    # A ratio of means over all devices: each may have rollouts of other lengths.
+    metrics["behavior/imagined_reward"] /= jnp.maximum(metrics["behavior/weight"], 1e-8)
     metrics["behavior/return_scale"] = scale
     return _apply(state, grads, return_range, passed.carry, metrics, learner)
 
@@ -170,9 +172,12 @@ def _critic_loss(
 
 
 def _dream_metrics(returns: Returns) -> Metrics:
-    """What warns of model exploitation: imagined reward, value and continuation."""
+    """What warns of model exploitation: imagined reward, value and continuation.
+
+    Rewards count by survival, as in the losses; the caller divides by the mean weight.
+    """
     return {
-        "behavior/imagined_reward": returns.reward.mean(),
+        "behavior/imagined_reward": (returns.weight * returns.reward).mean(),
         "behavior/imagined_continue": returns.cont.mean(),
         "behavior/value": returns.value.mean(),
         "behavior/return": returns.target.mean(),

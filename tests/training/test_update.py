@@ -146,6 +146,23 @@ def test_model_loss_is_the_weighted_sum(after):
     assert metrics["finite"] == 1
 
 
+def test_imagined_reward_counts_by_survival(update, before, batch):
+    # Rollouts that start at a real death weigh nothing, so two halves of a batch make the whole.
+    dead = np.zeros_like(batch.is_terminal)
+    dead[: len(dead) // 2] = True
+    one, other, both, none = (
+        update(copy(before), batch._replace(is_terminal=flags), sequence_keys(0))[2]
+        for flags in (dead, ~dead, np.zeros_like(dead), np.ones_like(dead))
+    )
+    weight = [float(m["behavior/weight"]) for m in (one, other)]
+    parts = [float(m["behavior/imagined_reward"]) for m in (one, other)]
+    assert abs(parts[0] - parts[1]) > 1e-5
+    expected = np.dot(weight, parts) / sum(weight)
+    np.testing.assert_allclose(both["behavior/imagined_reward"], expected, rtol=1e-3, atol=1e-8)
+    assert none["behavior/imagined_reward"] == none["behavior/weight"] == 0
+    assert none["finite"] == 1
+
+
 def test_carry_is_what_the_next_chunk_needs(batch, after):
     carry = to_numpy(after[1])
     assert jax.tree.map(lambda x: (x.shape, x.dtype), carry) == jax.tree.map(
