@@ -29,22 +29,25 @@ def run(words: list[str]) -> int:
     from emerald_jax.training.rundir import read_config
 
     read_config(options.run)
-    from emerald_jax.play.server import PlayServer
-    from emerald_jax.play.session import DreamSession
-    from emerald_jax.training.loaded import load
-    from emerald_jax.training.recordings import Recordings
+    from emerald_jax.play.port import take_port
 
-    agent = load(options.run, options.checkpoint)
-    session = DreamSession(agent, Recordings(options.run), seed=options.seed)
-    server = PlayServer(
-        session,
-        port=options.port,
-        title=options.run,
-        beside=options.env_beside,
-        fps=options.fps,
-        say=complain,
-    )
-    asyncio.run(_serve(server))
+    with take_port(options.port) as listening:
+        from emerald_jax.play.server import PlayServer
+        from emerald_jax.play.session import DreamSession
+        from emerald_jax.training.loaded import load
+        from emerald_jax.training.recordings import Recordings
+
+        agent = load(options.run, options.checkpoint)
+        session = DreamSession(agent, Recordings(options.run), seed=options.seed)
+        server = PlayServer(
+            session,
+            listening=listening,
+            title=options.run,
+            beside=options.env_beside,
+            fps=options.fps,
+            say=complain,
+        )
+        asyncio.run(_serve(server))
     return tell("stopped\n")
 
 

@@ -9,9 +9,9 @@ web page talk to this port.
 from __future__ import annotations
 
 import asyncio
-import errno
 import http
 import json
+import socket
 import struct
 import time
 from collections import deque
@@ -29,10 +29,10 @@ from websockets.http11 import Request, Response
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvError
 from emerald_jax.play.keys import idle_action, key_bindings
+from emerald_jax.play.port import HOST
 from emerald_jax.play.session import TEMPERATURES, DreamSession, Picture
 from emerald_jax.replay import ReplayError
 
-HOST = "127.0.0.1"
 #: Frames a second: what a dream starts with, and what may be asked for.
 FPS, FPS_RANGE = 10.0, (1.0, 60.0)
 #: Frames a rate is measured over, and the share of the rate asked for below which we say so.
@@ -52,14 +52,14 @@ class PlayServer:
     """Serves one :class:`DreamSession`; ``async with`` starts and stops it.
 
     Attributes:
-        port: where it listens, known once it has started.
+        port: where it listens.
     """
 
     def __init__(
         self,
         session: DreamSession,
         *,
-        port: int,
+        listening: socket.socket,
         title: str,
         beside: bool = False,
         fps: float = FPS,
@@ -69,13 +69,14 @@ class PlayServer:
 
         Args:
             session: the dream.
-            port: 0 takes a free one.
+            listening: from :func:`port.take_port`; closed when the server stops.
             title: what the page calls the run.
             beside: begin with the real environment beside the dream.
             fps: frames a second to begin with.
             say: told in one line when this machine cannot keep up.
         """
-        self.session, self.port, self._title, self._say = session, port, title, say
+        self.session, self._title, self._say = session, title, say
+        self._listening, self.port = listening, listening.getsockname()[1]
         self._beside = beside
         self._player: ServerConnection | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dream")
@@ -89,23 +90,15 @@ class PlayServer:
         self._idle = idle_action(session.agent.spec.action_names)
 
     async def __aenter__(self) -> PlayServer:
-        try:
-            listening = serve(
-                self._play,
-                HOST,
-                self.port,
-                process_request=self._answer,
-                max_size=_MAX_MESSAGE,
-                compression=None,
-                close_timeout=1,
-            )
-            server = await self._open.enter_async_context(listening)
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                why = "in use" if error.errno == errno.EADDRINUSE else "not ours to take"
-                raise ConfigError(f"port {self.port} is {why}: choose another --port") from error
-            raise
-        self.port = server.sockets[0].getsockname()[1]
+        listening = serve(
+            self._play,
+            sock=self._listening,
+            process_request=self._answer,
+            max_size=_MAX_MESSAGE,
+            compression=None,
+            close_timeout=1,
+        )
+        await self._open.enter_async_context(listening)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

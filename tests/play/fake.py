@@ -13,6 +13,7 @@ import numpy as np
 
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec
+from emerald_jax.play.port import take_port
 from emerald_jax.play.server import PlayServer
 from emerald_jax.play.session import Picture
 from emerald_jax.replay import ReplayError
@@ -80,7 +81,8 @@ class FakeSession:
 def serving(session: FakeSession, **options: object) -> Iterator[tuple[PlayServer, list[str]]]:
     """The server in a thread of its own, and what it says."""
     said: list[str] = []
-    server = PlayServer(session, **{"port": 0, "title": "runs/fake", "say": said.append, **options})
+    own = {"listening": take_port(0), "title": "runs/fake", "say": said.append}
+    server = PlayServer(session, **own, **options)
     ready, problem = threading.Event(), []
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()

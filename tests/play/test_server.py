@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvError
+from emerald_jax.play.port import take_port
 from emerald_jax.play.server import PlayServer
 from tests.play.fake import SIDE, FakeSession, serving
 
@@ -284,13 +284,10 @@ def test_it_stops_cleanly_while_somebody_plays(session: FakeSession) -> None:
         player(server)
 
 
-def test_a_port_in_use_is_one_line(session: FakeSession) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_a_port_in_use_is_one_line() -> None:
+    with take_port(0) as taken:
         port = taken.getsockname()[1]
-        with (
-            pytest.raises(ConfigError, match=f"port {port} is in use: choose another --port"),
-            serving(session, port=port),
-        ):
-            pass
+        with pytest.raises(ConfigError, match=f"port {port} is in use: choose another --port"):
+            take_port(port)
+    # It is free again at once.
+    take_port(port).close()
