@@ -14,50 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emerald_jax.studies.study import Scale, Study, Variant, main
+from emerald_jax.studies.plan import Scale, Study, Variant, cpu_scale, paper_scale, smoke_scale
+from emerald_jax.studies.study import main
 
 STEPS = (0, 1, 2, 3, 5, 8, 16)
-#: Decoding steps that agents are trained with, where the scale trains agents.
-AGENT_STEPS = (0, 1, 3, 8)
-
-SCALES = {
-    "smoke": Scale(
-        preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5
-    ),
-    "cpu": Scale(
-        preset="crafter-small",
-        records=20_000,
-        updates=500,
-        seeds=2,
-        windows=32,
-        context=8,
-        horizon=24,
-        agent_preset="quickstart",
-    ),
-    "paper": Scale(
-        preset="crafter",
-        records=200_000,
-        updates=50_000,
-        seeds=3,
-        windows=256,
-        context=16,
-        horizon=50,
-    ),
-}
+SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
-    """One world model read with every S; agents with some."""
+    """One world model, read with every S."""
     steps = STEPS if scale.preset != "tiny" else (0, 1, 3)
-    names = {s: f"S = {s}" if s else "linear head" for s in (*steps, *AGENT_STEPS)}
-    readings = {names[s]: {"behavior.decode_steps": s} for s in steps}
-    found = [Variant(label="", readings=readings)]
-    if scale.agent_preset:
-        found += [
-            Variant(label=names[s], changes={"behavior.decode_steps": s}, agent=True)
-            for s in AGENT_STEPS
-        ]
-    return found
+    names = {s: f"S = {s}" if s else "linear head" for s in steps}
+    return [Variant(label="", readings={names[s]: {"behavior.decode_steps": s} for s in steps})]
 
 
 STUDY = Study(
@@ -71,7 +39,6 @@ STUDY = Study(
         "dream_error": "dream error",
         "reward_error": "reward error",
         "decode_us": "decoding, us per latent",
-        "score": "agent's return",
     },
     curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
     points={"token_accuracy": "token accuracy", "nats": "nats per latent"},

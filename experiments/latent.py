@@ -13,32 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emerald_jax.studies.study import Scale, Study, Variant, main
+from emerald_jax.studies.plan import Scale, Study, Variant, cpu_scale, paper_scale, smoke_scale
+from emerald_jax.studies.study import main
 
-SCALES = {
-    "smoke": Scale(
-        preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5
-    ),
-    "cpu": Scale(
-        preset="crafter-small",
-        records=20_000,
-        updates=300,
-        seeds=2,
-        windows=64,
-        context=8,
-        horizon=16,
-        agent_preset="quickstart",
-    ),
-    "paper": Scale(
-        preset="crafter",
-        records=200_000,
-        updates=50_000,
-        seeds=3,
-        windows=256,
-        context=16,
-        horizon=50,
-    ),
-}
+SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
 
 
 def variants(scale: Scale) -> Sequence[Variant]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,6 +69,35 @@ def table(results: Results, headings: dict[str, str], digits: int = 4) -> Table:
     if seeds == {1}:
         note += " With one seed the interval is over windows alone."
     return Table(columns=("", *headings.values()), rows=rows, notes=(note,))
+
+
+def means(results: Results) -> dict[str, dict[str, Any]]:
+    """The numbers behind table and figures, as JSON.
+
+    Returns:
+        label -> metric -> ``mean``, ``low`` and ``high`` of :func:`bootstrap` and the mean of each
+        of the ``seeds``; of a metric over steps a list with one value per step each.
+    """
+    return {
+        label: {name: _mean(samples) for name, samples in metrics.items()}
+        for label, metrics in results.items()
+    }
+
+
+def _mean(samples: Sequence[np.ndarray]) -> dict[str, Any]:
+    steps = samples[0].ndim > 1
+    found = (
+        [bootstrap([x[:, i] for x in samples]) for i in range(samples[0].shape[1])]
+        if steps
+        else [bootstrap(samples)]
+    )
+    seeds = [x.mean(0).tolist() for x in samples]
+    named = {
+        "mean": [f.value for f in found],
+        "low": [f.low for f in found],
+        "high": [f.high for f in found],
+    }
+    return {**{k: v if steps else v[0] for k, v in named.items()}, "seeds": seeds}
 
 
 def _places(value: float, digits: int) -> int:

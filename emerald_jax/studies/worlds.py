@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def train_world(
     """
     learner, batch_size = build_learner(config, num_actions), config.replay.batch
     init_key, base = jax.random.split(jax.random.key(seed))
-    params = jax.jit(partial(init_world_model, learner.model))(init_key)
+    params = jax.jit(fresh_params(learner))(init_key)
     opt_state = jax.jit(learner.optimizers["world_model"].init)(params)
     carry = init_carry(learner, batch_size)
     sampler = make_sampler(
@@ -80,6 +81,11 @@ def train_world(
             curve.append([number + 1, values])
     jax.block_until_ready(params)
     return World(learner, params, curve, time.monotonic() - began)
+
+
+def fresh_params(learner: Learner) -> Callable[[Key], Params]:
+    """What makes a world model's untrained parameters of a key."""
+    return partial(init_world_model, learner.model)
 
 
 def _update(

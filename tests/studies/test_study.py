@@ -11,7 +11,8 @@ import pytest
 from emerald_jax.config import ConfigError
 from emerald_jax.presets import get_preset
 from emerald_jax.studies import study
-from emerald_jax.studies.study import Scale, Study, Variant, change, config_of, run
+from emerald_jax.studies.plan import Scale, Study, Variant, change, config_of
+from emerald_jax.studies.study import run
 
 SCALE = Scale(preset="tiny", records=400, updates=3, seeds=2, windows=4, context=3, horizon=4)
 VARIANTS = [
@@ -34,12 +35,19 @@ def computed(monkeypatch):
     """Cells computed so far, by a stand-in for the training of world models."""
     seen = []
 
-    def fake(study, scale, variant, seed, source):
+    def fake(maker, variant, seed):
         seen.append((variant.label, seed))
         values = {"error": (seed + np.arange(8.0).reshape(4, 2)).tolist()}
-        return {"readings": dict.fromkeys(variant.readings, values), "parameters": {"total": 7}}
+        return {
+            "data": "crafter",
+            "readings": dict.fromkeys(variant.readings, values),
+            "curve": [[3, {"loss/model": 1.0}]],
+            "parameters": {"total": 7},
+            "updates": 3,
+            "seconds_per_update": 0.1,
+        }
 
-    monkeypatch.setattr(study, "_world", fake)
+    monkeypatch.setattr(study._Maker, "world", fake)
     return seen
 
 
@@ -50,6 +58,9 @@ def test_every_cell_is_computed_once(tmp_path, computed):
     assert [row[0] for row in result["rows"]] == ["a", "a S = 0", "b!"]
     assert result["rows"][0][1].startswith("4.000 [")
     assert result["parameters"] == {"a": {"total": 7}, "b!": {"total": 7}}
+    # Seed 1 is 1 above seed 0, whose windows' means are 3 and 4 at its two steps.
+    assert result["means"]["a"]["error"]["mean"] == [3.5, 4.5]
+    assert result["means"]["a"]["error"]["seeds"] == [[3.0, 4.0], [4.0, 5.0]]
     assert (tmp_path / "table.md").read_text().startswith("A claim.\n\n|")
     assert (tmp_path / "curves.png").is_file()
     assert (tmp_path / "points.png").is_file()
