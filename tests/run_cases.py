@@ -46,6 +46,8 @@ def make_run(path: Path, *, checkpoints: tuple[int, ...] = (9,), rows: int = ROW
             "loss/image": 9.0 / (i + 1),
             "behavior/imagined_reward": 0.1,
             "behavior/return_scale": 1.0 + i,
+            "behavior/value": 0.5 * i,
+            "behavior/return": 0.4 * i,
             "behavior/policy_entropy": 1.0,
             "model/pixel_error": None if i == 2 else 0.1,
             "speed/updates_per_s": 5.0,

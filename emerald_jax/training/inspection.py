@@ -66,6 +66,7 @@ def inspect_run(
         *_model_sections(run, checkpoint, seed),
         _try("Imagined and real reward over training", lambda: _reward_drift(metrics, episodes)),
         _metric(metrics, "Return scale", ("behavior/return_scale",), _RETURN_SCALE),
+        _metric(metrics, "Values", ("behavior/value", "behavior/return"), _VALUES),
         _metric(metrics, "Entropy", ("behavior/policy_entropy",), _ENTROPY),
         _metric(
             metrics,
@@ -87,6 +88,10 @@ def inspect_run(
 _RETURN_SCALE = (
     "What advantages are divided by: the range of imagined returns, never below 1. A scale that "
     "keeps rising while episodes do not get better warns of a model that is being exploited."
+)
+_VALUES = (
+    "What the critic expects of imagined states, and the returns that it learns from. Values that "
+    "drift away from what episodes give, or from their own returns, promise what is not there."
 )
 _ENTROPY = (
     "Of the policy, in nats. Near zero it explores no more; near its maximum it has learnt nothing."

@@ -229,7 +229,9 @@ class Run(Sitting):
 
     def _log(self) -> None:
         """One row of metrics, each update's at most once; waits for the update in flight."""
-        self.narrator.metrics(self.env_steps, self.updates, self.metrics, self.state.skipped)
+        self.narrator.metrics(
+            self.env_steps, self.updates, self.metrics, self.state.skipped, self.env.spec
+        )
         self.metrics = None
 
     def _picture(self) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
@@ -21,6 +22,9 @@ from emerald_jax.training.picture import Drawing
 from emerald_jax.training.state import TrainState, count_parameters
 
 _log = logging.getLogger(__name__)
+
+#: Newest records of real play that a row of metrics tells of.
+RECENT_RECORDS = 2000
 
 
 class Narrator:
@@ -65,7 +69,12 @@ class Narrator:
         self._mark, self.waited = (time.monotonic(), updates, env_steps), 0.0
 
     def metrics(
-        self, env_steps: int, updates: int, metrics: dict[str, Any], skipped: jax.Array
+        self,
+        env_steps: int,
+        updates: int,
+        metrics: dict[str, Any],
+        skipped: jax.Array,
+        spec: EnvSpec,
     ) -> None:
         """One row of metrics; waits for the update in flight.
 
@@ -74,6 +83,7 @@ class Narrator:
             updates: so far.
             metrics: of the last update, on the device.
             skipped: `[]` updates skipped so far.
+            spec: of the environment; names its actions.
         """
         now, (then, before, steps) = time.monotonic(), self._mark
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -85,6 +95,7 @@ class Narrator:
             "replay/records": float(len(self._replay)),
             "train/updates": float(updates),
             "train/skipped": float(jax.device_get(skipped)),
+            **real_play(self._replay, spec),
         }
         self._mark, self.waited = (now, updates, env_steps), 0.0
         self.numbers(env_steps, values)
@@ -118,3 +129,32 @@ class Narrator:
             _log.warning(
                 "%s cannot be written to (%s): going on", self._logger.logdir, error.strerror
             )
+
+
+def real_play(replay: Replay, spec: EnvSpec) -> dict[str, float]:
+    """What the newest records of real play were like, to be held against what is imagined.
+
+    Read off the replay, so that a run that was interrupted tells the same as one that was not.
+
+    Args:
+        replay: the run's store.
+        spec: of the environment.
+
+    Returns:
+        ``play/reward``, the mean reward of a step, and ``actions/NAME``, the share of every action;
+        nothing while there is no step.
+    """
+    start, stop = (replay.spans() or [(0, 0)])[-1]
+    start = max(start, stop - max(1, RECENT_RECORDS // replay.num_envs))
+    index = np.arange(start, stop) % replay.rows
+    action, reward = (replay.columns[name][index] for name in ("action", "reward"))
+    stepped = ~replay.columns["is_first"][index]
+    if not stepped.any():
+        return {}
+    counts = np.bincount(action[stepped], minlength=spec.num_actions)
+    names = spec.action_names or [str(i) for i in range(spec.num_actions)]
+    shares = zip(names, counts / counts.sum(), strict=True)
+    return {
+        "play/reward": float(reward[stepped].mean()),
+        **{f"actions/{name}": float(share) for name, share in shares},
+    }

@@ -177,7 +177,7 @@ def test_inspect_shows_everything_a_run_has(
         *("Settings", "Learning curves", "Success rates", "Parameters"),
         *("Reconstructions and dreams", "Imagined against real reward", "Decoding steps"),
         *("Attention over the past", "Actions", "Imagined and real reward over training"),
-        *("Return scale", "Entropy", "Latent entropy", "Pixel error", "Time"),
+        *("Return scale", "Values", "Entropy", "Latent entropy", "Pixel error", "Time"),
     ]
     # Only the latent entropy was never logged.
     assert text.count("Not shown") == 1
@@ -243,3 +243,15 @@ def test_bad_play_is_refused(
     words: str, line: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert line in refusal(capsys, "play", run, *words.split())
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A run without weights: had they been looked for first, that would be the complaint.
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(capsys, "play", tmp_path, "--port", port)
+    assert line == f"port {port} is in use: choose another --port"
+    assert "no checkpoint" in refusal(capsys, "play", tmp_path, "--port", 0)

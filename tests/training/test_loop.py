@@ -66,6 +66,12 @@ def test_a_run_leaves_its_artefacts(straight):
     metrics = rows(logdir, "metrics.jsonl")
     assert all(np.isfinite(v) for row in metrics for k, v in row.items() if k.startswith("loss/"))
     assert metrics[-1]["train/skipped"] == 0
+    # What warns of a model that is being exploited: promises beside reality, and a collapse.
+    told = ("imagined_reward", "value", "return", "return_scale", "policy_entropy")
+    assert {*(f"behavior/{name}" for name in told), "play/reward"} <= metrics[-1].keys()
+    shares = [v for k, v in metrics[-1].items() if k.startswith("actions/")]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(1)
     episodes = rows(logdir, "episodes.jsonl")
     # Catch: nine steps, then exactly +1 or -1.
     assert {row["length"] for row in episodes} == {9}
