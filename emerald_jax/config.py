@@ -31,7 +31,11 @@ class EnvsConfig:
     time_limit: int = 0
     """Agent steps after which an episode is cut (not a death); 0 keeps the environment's own."""
     workers: Literal["auto", "process", "inline"] = "auto"
-    """Host environments: one process each (`process`), or all in this one (`inline`)."""
+    """Host environments: in processes of their own (`process`), or all in this one (`inline`);
+    `auto` keeps a single one in this one. (O)"""
+    processes: int = 0
+    """Worker processes that host environments are divided over, at most one per environment; 0
+    takes one per CPU core that this process may use. (O)"""
     frame_skip: int = 0
     """Frames each action lasts in `atari:` and `gym:` environments and your own; 0 keeps the
     environment's own: 4 for Atari, 1 elsewhere. (P)"""
@@ -39,9 +43,11 @@ class EnvsConfig:
     """Entry of a dict observation that is the image, in `gym:` environments and your own; empty
     takes the only one there is, `render` what the environment draws."""
     worker_timeout: float = 120.0
-    """Seconds a worker process may take to start, reset or step before it is replaced. (O)"""
+    """Seconds an environment in a worker process may take to start, reset or step before the
+    process is replaced, with all environments in it. (O)"""
     max_worker_failures: int = 10
-    """Environments that raised, hung or were killed and are replaced before the run ends. (O)"""
+    """Failures before the run ends: an environment that raised, or a worker process that hung or
+    was killed; each is replaced. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +191,9 @@ class OptimConfig:
     """Largest global gradient norm of the world model. (D)"""
     agent_clip: float = 100.0
     """Largest global gradient norm of the actor and of the critic. (D)"""
+    micro_batch: int = 0
+    """Sequences whose gradients are computed at once, at most; those of a batch are summed. Fewer
+    need less memory; 0 takes all on a GPU or TPU, on a CPU as many as suit its caches. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)

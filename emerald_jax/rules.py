@@ -41,11 +41,16 @@ def _positive(config: Config) -> str | None:
 
 def _envs(config: Config) -> str | None:
     envs = config.envs
-    for name in ("time_limit", "frame_skip", "max_worker_failures"):
+    for name in ("time_limit", "processes", "frame_skip", "max_worker_failures"):
         if getattr(envs, name) < 0:
             return f"envs.{name} is {getattr(envs, name)}: it must not be negative"
     if not envs.worker_timeout > 0:
         return f"envs.worker_timeout is {envs.worker_timeout}: it must be positive"
+    if envs.processes and envs.workers == "inline":
+        return (
+            f"envs.processes {envs.processes} goes unused with envs.workers inline: "
+            "leave it at 0, or choose --envs.workers process"
+        )
     return None
 
 
@@ -124,6 +129,12 @@ def _replay_holds_a_batch(config: Config) -> str | None:
     return None
 
 
+def _optim(config: Config) -> str | None:
+    if config.optim.micro_batch < 0:
+        return f"optim.micro_batch is {config.optim.micro_batch}: it must not be negative"
+    return None
+
+
 def _log(config: Config) -> str | None:
     log = config.log
     for name, value in {
@@ -148,5 +159,6 @@ RULES = (
     _decode_steps,
     _starts_exist,
     _replay_holds_a_batch,
+    _optim,
     _log,
 )

@@ -2,8 +2,9 @@
 
 Host environments run inline and in worker processes; those on the device have one way only.
 ``noise`` is an image of noise, 210 x 160, behind the Gymnasium adapter: its cost is the adapter's
-own. ``plain`` rows step the same Crafter worlds in bare processes that talk to nobody, all at once:
-what the worker layer costs is the difference to Crafter's rows. First frames are no steps.
+own. ``plain`` rows play the same Crafter episodes, seed by seed and action by action, in a bare
+process for each environment that talks to nobody, all at once: what the worker layer costs is the
+difference to Crafter's ``process`` rows. First frames are no steps, but the time they take counts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from emerald_jax.bench.options import Budget, Options
 from emerald_jax.bench.report import Row, Spread
 from emerald_jax.config import Config, EnvsConfig
 from emerald_jax.envs import EnvError, make_vector_env, register
+from emerald_jax.envs.supervision import env_seeds
 
 NAME = "envs"
 ENVS = (
@@ -35,6 +37,7 @@ ENVS = (
 _ON_DEVICE = ("gymnax", "craftax")
 _WARM_UP = 20
 _ACTIONS = 1024
+_CRAFTER_ACTIONS = 17
 
 
 class Noise(gymnasium.Env):
@@ -79,9 +82,8 @@ def measure(options: Options) -> Iterator[Row | str]:
                 yield f"envs {name}: {error}"
                 break
             yield add_hiding(row, config, options)
-    if "crafter" in names:
-        for count in dict.fromkeys(counts):
-            yield plain_row(count, budget)
+            if (name, way) == ("crafter", "process"):
+                yield plain_row(count, budget)
 
 
 def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
@@ -94,7 +96,7 @@ def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
     began = time.perf_counter()
     env = make_vector_env(name, EnvsConfig(count=count, **settings), seed=0)
     try:
-        actions = np.random.default_rng(0).integers(env.spec.num_actions, size=(_ACTIONS, count))
+        actions = random_actions(env.spec.num_actions, count)
         env.reset()
         for t in range(_WARM_UP):
             env.step(actions[t])
@@ -130,9 +132,12 @@ def plain_row(count: int, budget: Budget) -> Row:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["emerald_jax.envs.crafter_warm"])
     gate, queue = context.Barrier(count), context.Queue()
+    actions = random_actions(_CRAFTER_ACTIONS, count)
     workers = [
-        context.Process(target=play_plain, args=(seed, gate, queue, budget), daemon=True)
-        for seed in range(count)
+        context.Process(
+            target=play_plain, args=(seed, actions[:, i], gate, queue, budget), daemon=True
+        )
+        for i, seed in enumerate(env_seeds(0, count))
     ]
     for worker in workers:
         worker.start()
@@ -148,21 +153,31 @@ def plain_row(count: int, budget: Budget) -> Row:
     )
 
 
-def play_plain(seed: int, gate: Any, queue: Any, budget: Budget) -> None:
+def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Budget) -> None:
     """Body of one bare process: the same number of repeats in all, begun together."""
     from emerald_jax.envs.crafter import CrafterEnv
 
-    env = CrafterEnv()
+    env, over = CrafterEnv(), False
     env.reset(seed=seed)
-    actions = np.random.default_rng(seed).integers(17, size=_ACTIONS)
 
     def step(t: int) -> int:
-        *_, terminated, truncated, _ = env.step(actions[t % _ACTIONS])
-        if terminated or truncated:
+        nonlocal over
+        if over:  # As behind the vector interface: a beginning takes an action's turn.
             env.reset()
+            over = False
+            return 0
+        *_, terminated, truncated, _ = env.step(actions[t % _ACTIONS])
+        over = terminated or truncated
         return 1
 
+    for t in range(_WARM_UP):
+        step(t)
     queue.put(timed_steps(step, budget, before=gate.wait))
+
+
+def random_actions(num_actions: int, count: int) -> np.ndarray:
+    """What every environment does, again and again: `[1024, count]`."""
+    return np.random.default_rng(0).integers(num_actions, size=(_ACTIONS, count))
 
 
 def timed_steps(step: Any, budget: Budget, before: Any = None) -> list[float]:

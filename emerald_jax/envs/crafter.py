@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import crafter
 import gymnasium
 import numpy as np
+import opensimplex
+from crafter import objects, worldgen
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec
@@ -16,13 +18,47 @@ TIME_LIMIT = 10_000
 SMALLEST_IMAGE = 18
 
 
-class _ReproducibleWorld(crafter.Env):
-    """Crafter whose random choices depend on its seed alone."""
+class _World(crafter.Env):
+    """Crafter whose random choices depend on its seed alone, and whose reset may be taken slowly.
+
+    Attributes:
+        image: the first frame, once :meth:`begin_slowly` is through.
+    """
+
+    image: np.ndarray
 
     def _balance_chunk(self, chunk: tuple[int, ...], objs: set[Any]) -> None:
         # The original draws the creature to remove from a Python set, whose order follows memory
         # addresses: two processes with one seed drift apart. Every position holds one object.
         super()._balance_chunk(chunk, sorted(objs, key=lambda obj: tuple(obj.pos)))
+
+    def begin(self, seed: int, episode: int) -> np.ndarray:
+        """World number ``episode`` of a series, by Crafter's own reset; its first frame."""
+        self._seed, self._episode = seed, episode - 1  # its reset counts one on
+        return self.reset()
+
+    def begin_slowly(self, seed: int, episode: int) -> Iterator[None]:
+        """The same world, a column of it at every step: Crafter's reset and ``generate_world``."""
+        world, (width, height) = self._world, self._world.area
+        self._seed, self._episode, self._step = seed, episode, 0
+        world.reset(seed=hash((seed, episode)) % (2**31 - 1))
+        self._update_time()
+        self._player = player = objects.Player(world, (width // 2, height // 2))
+        self._last_health = player.health
+        world.add(player)
+        self._unlocked = set()
+        noise = opensimplex.OpenSimplex(seed=world.random.randint(0, 2**31 - 1))
+        tunnels = np.zeros(world.area, bool)
+        for x in range(width):
+            yield
+            for y in range(height):
+                worldgen._set_material(world, (x, y), player, tunnels, noise)
+        for x in range(width):
+            yield
+            for y in range(height):
+                worldgen._set_object(world, (x, y), player, tunnels)
+        yield
+        self.image = self._obs()
 
 
 class CrafterEnv(gymnasium.Env):
@@ -58,8 +94,9 @@ class CrafterEnv(gymnasium.Env):
             size: height and width of the image in pixels.
             length: steps after which an episode is cut.
             render_mode: None or ``rgb_array``.
-            ahead: make the next world in a thread while this one is played. Making one takes as
-                long as fifty steps, for which environments that are stepped together would wait.
+            ahead: make the next world in :meth:`work_ahead` while this one is played. Making one
+                takes as long as fifty steps, for which environments that are stepped together
+                would wait.
 
         Raises:
             EnvError: when the image is too small to draw the inventory.
@@ -70,10 +107,12 @@ class CrafterEnv(gymnasium.Env):
         self.action_space = gymnasium.spaces.Discrete(len(crafter.constants.actions))
         self._size = size
         self._length = length
-        self._world: crafter.Env | None = None
         self._seed, self._episode = 0, 0
-        self._thread = ThreadPoolExecutor(1) if ahead else None
-        self._coming: Future[tuple[crafter.Env, np.ndarray]] | None = None
+        self._ahead = ahead
+        self._world: _World | None = None
+        # The next world, and what is still to be done for it.
+        self._next: _World | None = None
+        self._making: Iterator[None] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -85,33 +124,34 @@ class CrafterEnv(gymnasium.Env):
             seed = int(self.np_random.integers(2**31 - 1))
         if seed is not None:
             self._seed, self._episode = int(seed), 0
-            if self._coming is not None:
-                self._coming.exception()  # wait: it is of another series
-                self._coming = None
+            self._making = None  # it is of another series
         self._episode += 1
-        over = self._world
-        if self._coming is not None:
-            self._world, image = self._coming.result()
+        if self._making is None:
+            # Everything in a world depends on two numbers, not on the object it is made in; a new
+            # object reads the textures from disk.
+            self._world = self._world or self._new()
+            image = self._world.begin(self._seed, self._episode)
         else:
-            self._world, image = self._make(over, self._seed, self._episode)
-            over = None
-        if self._thread is not None:
-            self._coming = self._thread.submit(self._make, over, self._seed, self._episode + 1)
+            for _ in self._making:
+                pass
+            self._world, self._next = self._next, self._world
+            image = self._world.image
+        self._making = self._make(self._seed, self._episode + 1) if self._ahead else None
         return image, {}
 
-    def _make(
-        self, spare: crafter.Env | None, seed: int, episode: int
-    ) -> tuple[crafter.Env, np.ndarray]:
-        """World number ``episode`` of a series and its first frame, in ``spare`` if there is one.
+    def work_ahead(self) -> bool:
+        """Make a 130th of the next world, a fraction of a step's time; False when it is made.
 
-        Which object a world is made in does not matter: everything in it depends on the two
-        numbers. A new object reads the textures from disk.
+        A world that is needed before it is ready is finished by the reset.
         """
-        world = spare
-        if world is None:
-            world = _ReproducibleWorld(size=(self._size, self._size), length=self._length)
-        world._seed, world._episode = seed, episode - 1  # its reset counts one on
-        return world, world.reset()
+        return self._making is not None and next(self._making, self) is None
+
+    def _make(self, seed: int, episode: int) -> Iterator[None]:
+        self._next = self._next or self._new()
+        yield from self._next.begin_slowly(seed, episode)
+
+    def _new(self) -> _World:
+        return _World(size=(self._size, self._size), length=self._length)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action; see the class for reward, termination and info."""
@@ -127,11 +167,6 @@ class CrafterEnv(gymnasium.Env):
     def render(self) -> np.ndarray | None:
         """The current frame, or None without ``render_mode``."""
         return self._world.render() if self.render_mode else None
-
-    def close(self) -> None:
-        """Let the world that is being made be the last one; safe to call twice."""
-        if self._thread is not None:
-            self._thread.shutdown()
 
 
 def check_size(size: int) -> None:

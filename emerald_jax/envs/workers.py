@@ -17,12 +17,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from emerald_jax.envs.seats import EnvFactory, Reply, SeatError, Spaces, describe, fault_of, play
+from emerald_jax.envs.seats import Answer, Command, EnvFactory, SeatError, Table
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -35,26 +35,26 @@ _PR_SET_PDEATHSIG = 1
 _FORK_SERVER = "emerald_jax.envs.fork_server"
 
 
-class _Failure(NamedTuple):
-    """What a worker says last when its environment raised; see :func:`describe`."""
+class WorkerSeats:
+    """Environments in a process of their own, their images in shared memory; see :class:`Seats`.
 
-    line: str
-    trace: str
-
-
-class WorkerSeat:
-    """An environment in a process of its own, its images in shared memory; see :class:`Seat`.
+    A process costs a message and two switches of context per vector step, however many sit there.
+    They are stepped one after another and share its fate: when one hangs or brings the process
+    down, all are lost. One that only raises is made anew beside the others.
 
     Attributes:
+        frames: see :class:`Seats`.
         process: the worker, once started.
     """
 
-    def __init__(self, factory: EnvFactory, shape: tuple[int, ...], preload: Sequence[str] = ()):
+    def __init__(
+        self, factories: Sequence[EnvFactory], shape: tuple[int, ...], preload: Sequence[str] = ()
+    ):
         """Nothing starts before :meth:`start`.
 
         Args:
-            factory: makes the environment; picklable by cloudpickle.
-            shape: of the images it must show.
+            factories: of the environment in each seat; picklable by cloudpickle.
+            shape: of the images they must show.
             preload: modules imported once for all workers, where the platform allows it.
         """
         methods = multiprocessing.get_all_start_methods()
@@ -64,58 +64,64 @@ class WorkerSeat:
             # Replaces the default ["__main__"], which would import the user's script, and JAX
             # with it, into every worker.
             self._context.set_forkserver_preload([_FORK_SERVER, __name__, *preload])
-        self._factory = CloudpickleWrapper(factory)
-        self._shape = shape
-        self._buffer = self._context.RawArray("B", math.prod(shape))
+        self._factories = CloudpickleWrapper(list(factories))
+        self._shape = (len(factories), *shape)
+        self._buffer = self._context.RawArray("B", math.prod(self._shape))
+        self.frames = np.frombuffer(self._buffer, np.uint8).reshape(self._shape)
+        self._began = self._context.RawValue("d", 0.0)
         self._pipe: Connection | None = None
-        self._spaces: Spaces | None = None
         self.process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
-        """See :class:`Seat`."""
+        """See :class:`Seats`."""
         # The fork server has its variables since the first start; changing them later, beside
         # the threads of a training run, is not safe.
         again = self.process is not None and self._context.get_start_method() == "forkserver"
         self.close(0)
-        self._spaces = None
         self._pipe, theirs = self._context.Pipe()
         with contextlib.nullcontext() if again else _single_threaded(), _hidden_main():
             self.process = self._context.Process(
                 target=_work,
-                args=(theirs, self._factory, self._buffer, self._shape),
-                name="emerald_jax environment",
+                args=(theirs, self._factories, self._buffer, self._shape, self._began),
+                name="emerald_jax environments",
                 daemon=True,
             )
             self.process.start()
         theirs.close()
 
-    def ready(self, seconds: float) -> Spaces:
-        """See :class:`Seat`."""
-        if self._spaces is None:
-            self._spaces = self._answer(seconds)
-        return self._spaces
-
-    def send(self, command: str, value: int | None) -> None:
-        """See :class:`Seat`."""
+    def send(self, commands: Sequence[Command]) -> None:
+        """See :class:`Seats`."""
         # That a worker is dead is told by receive.
         with contextlib.suppress(OSError):
-            self._pipe.send((command, value))
+            self._pipe.send(commands)
 
-    def receive(self, seconds: float) -> Reply:
-        """See :class:`Seat`."""
-        deadline = time.monotonic() + seconds
-        self.ready(seconds)
-        reply = self._answer(max(deadline - time.monotonic(), 0))
-        image = np.frombuffer(self._buffer, np.uint8).reshape(self._shape)
-        return reply._replace(image=image)
+    def receive(self, seconds: float, since: float) -> list[Answer]:
+        """See :class:`Seats`.
+
+        ``seconds`` are those of one command, not of all: each begins to count when the one before
+        it is done, so slow environments may share a worker, and one that hangs is noticed as soon
+        as if it sat alone.
+        """
+        try:
+            while not self._pipe.poll(self._left(seconds, since)):
+                if not self._left(seconds, since):
+                    raise SeatError("gave no answer within envs.worker_timeout")
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(1.0)
+            raise SeatError(f"died ({_ending(self.process.exitcode)})") from error
+
+    def _left(self, seconds: float, since: float) -> float:
+        """What is left to the command that the worker is at; its monotonic clock is ours."""
+        return max(max(since, self._began.value) + seconds - time.monotonic(), 0.0)
 
     def ask_to_close(self) -> None:
-        """See :class:`Seat`."""
+        """See :class:`Seats`."""
         if self._pipe is not None:
-            self.send("close", None)
+            self.send(())
 
     def close(self, deadline: float) -> None:
-        """See :class:`Seat`. Never waits for a pending step beyond ``deadline``."""
+        """See :class:`Seats`. Never waits for a pending step beyond ``deadline``."""
         if self._pipe is None:
             return
         self.process.join(max(deadline - time.monotonic(), 0))
@@ -124,48 +130,40 @@ class WorkerSeat:
         self._pipe.close()
         self._pipe = None
 
-    def _answer(self, seconds: float) -> Any:
-        """The worker's next message.
-
-        Raises:
-            SeatError: when there is none, or it tells of an exception.
-        """
-        try:
-            if not self._pipe.poll(seconds):
-                raise SeatError("gave no answer within envs.worker_timeout")
-            message = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            self.process.join(1.0)
-            raise SeatError(f"died ({_ending(self.process.exitcode)})") from error
-        if isinstance(message, _Failure):
-            raise fault_of(*message)
-        return message
-
 
 def _ending(code: int | None) -> str:
     return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
 def _work(
-    pipe: Connection, factory: CloudpickleWrapper, buffer: Any, shape: tuple[int, ...]
+    pipe: Connection,
+    factories: CloudpickleWrapper,
+    buffer: Any,
+    shape: tuple[int, ...],
+    began: Any,
 ) -> None:
-    """Body of a worker process."""
+    """Body of a worker process: answers messages of commands until an empty one comes."""
     # Ctrl-C reaches the whole process group; the parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    frame = np.frombuffer(buffer, np.uint8).reshape(shape)
-    try:
-        env = factory.fn()
-        pipe.send(Spaces(env.observation_space, env.action_space))
-        while (message := pipe.recv())[0] != "close":
-            reply = play(env, shape, *message)
-            frame[...] = reply.image
-            pipe.send(reply._replace(image=None))
-        env.close()
-    except Exception as error:
-        # Nobody listens any more when the parent is gone.
-        with contextlib.suppress(OSError):
-            pipe.send(_Failure(*describe(error)))
+    table = Table(factories.fn, np.frombuffer(buffer, np.uint8).reshape(shape))
+
+    def obey(command: Command) -> Answer:
+        began.value = time.monotonic()
+        return table.obey(command)
+
+    # Nobody listens any more when the parent is gone.
+    with contextlib.suppress(EOFError, OSError):
+        while commands := _next_message(pipe, table):
+            pipe.send([obey(command) for command in commands])
+    table.close()
+
+
+def _next_message(pipe: Connection, table: Table) -> Sequence[Command]:
+    """Wait for it, and make good use of the time."""
+    while not pipe.poll(0) and table.work_ahead():
+        pass
+    return pipe.recv()
 
 
 def _die_with_parent() -> None:

@@ -31,6 +31,7 @@ FREE = (
     "logdir",
     "devices",
     "envs.workers",
+    "envs.processes",
     "envs.worker_timeout",
     "envs.max_worker_failures",
     "model.dropout",

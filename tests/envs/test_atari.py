@@ -10,7 +10,7 @@ from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, VectorEnv, check_env, list_envs, make_vector_env, spec_of
 from emerald_jax.envs.area import resize_area
 from emerald_jax.envs.atari import PROTOCOL, rom_of
-from emerald_jax.envs.vector import env_seeds
+from emerald_jax.envs.supervision import env_seeds
 
 GAMES = [e.name for e in list_envs() if e.name.startswith("atari:")]
 REFERENCE = Path("/work/shared/reference/atari100k.json")

@@ -109,18 +109,24 @@ def test_worlds_do_not_depend_on_memory_addresses_or_hash_seeds():
 
 
 def test_worlds_made_ahead_are_the_same_worlds():
-    def frames(ahead):
+    def frames(ahead, spare=0):
         env = CrafterEnv(length=7, ahead=ahead)
         rng, seen = np.random.default_rng(0), []
         for seed in (5, None, None, None, 6, 6, None):
             seen.append(env.reset(seed=seed)[0])
-            seen += [env.step(action)[0] for action in rng.integers(17, size=3)]
+            for action in rng.integers(17, size=3):
+                seen.append(env.step(action)[0])
+                worked = [env.work_ahead() for _ in range(spare)]
+        # The rest of the world is made when it is needed.
+        assert not spare or worked[-1] == (spare < 50)
         env.close()
         env.close()
         return np.stack(seen)
 
     plain = frames(False)
-    np.testing.assert_array_equal(frames(True), plain)
+    for spare in (0, 1, 30, 60):  # a world takes 130 pieces of work, there are three times so many
+        np.testing.assert_array_equal(frames(True, spare), plain)
+    assert not CrafterEnv().work_ahead()
     assert (plain[16] == plain[20]).all()  # seed 6 twice
     assert len(np.unique(plain[::4].reshape(7, -1), axis=0)) == 6
 

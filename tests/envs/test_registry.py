@@ -140,6 +140,8 @@ def test_importable_factories_from_where_the_command_is_called(tmp_path, monkeyp
     [
         ({"time_limit": -1}, r"envs.time_limit is -1: it must not be negative"),
         ({"frame_skip": -2}, r"envs.frame_skip is -2: it must not be negative"),
+        ({"processes": -1}, r"envs.processes is -1: it must not be negative"),
+        ({"processes": 2, "workers": "inline"}, r"envs.processes 2 goes unused"),
         ({"max_worker_failures": -1}, r"envs.max_worker_failures is -1"),
         ({"worker_timeout": 0.0}, r"envs.worker_timeout is 0.0: it must be positive"),
         ({"worker_timeout": float("nan")}, r"envs.worker_timeout is nan"),

@@ -1,25 +1,42 @@
 import functools
 import itertools
+import os
 
 import numpy as np
 import pytest
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, EnvSpec, VectorEnv
-from emerald_jax.envs.seats import InlineSeat
-from emerald_jax.envs.vector import HostVectorEnv, make_host_vector_env
-from emerald_jax.envs.workers import WorkerSeat
+from emerald_jax.envs.seats import InlineSeats
+from emerald_jax.envs.vector import HostVectorEnv, cores, group_sizes, make_host_vector_env
+from emerald_jax.envs.workers import WorkerSeats
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 
 
-@pytest.fixture(params=[InlineSeat, WorkerSeat])
+def each_alone(seats):
+    return lambda factories, shape: [seats([factory], shape) for factory in factories]
+
+
+def all_together(seats):
+    return lambda factories, shape: [seats(factories, shape)]
+
+
+GROUPS = {
+    "inline": all_together(InlineSeats),
+    "inline alone": each_alone(InlineSeats),
+    "worker": all_together(WorkerSeats),
+    "workers": each_alone(WorkerSeats),
+}
+
+
+@pytest.fixture(params=GROUPS)
 def make(request):
     made = []
 
     def build(*factories, seed=0, spec=SPEC, **settings):
-        seats = [request.param(factory, (4, 4, 3)) for factory in factories]
-        made.append(HostVectorEnv(spec, seats, seed=seed, **settings))
+        groups = GROUPS[request.param](factories, (4, 4, 3))
+        made.append(HostVectorEnv(spec, groups, seed=seed, **settings))
         return made[-1]
 
     yield build
@@ -269,14 +286,56 @@ def test_other_spaces_are_refused(make, scripted_env):
 @pytest.mark.parametrize(
     ("count", "workers", "kind"),
     [
-        (1, "auto", InlineSeat),
-        (2, "auto", WorkerSeat),
-        (2, "inline", InlineSeat),
-        (1, "process", WorkerSeat),
+        (1, "auto", InlineSeats),
+        (2, "auto", WorkerSeats),
+        (2, "inline", InlineSeats),
+        (1, "process", WorkerSeats),
     ],
 )
 def test_workers_setting(scripted_env, count, workers, kind):
     env = make_host_vector_env(SPEC, scripted_env, EnvsConfig(count=count, workers=workers), seed=0)
-    assert {type(seat) for seat in env._seats} == {kind}
+    assert {type(group) for group in env._groups} == {kind}
     assert env.num_envs == count
     env.close()
+
+
+def test_groups_are_as_alike_as_can_be():
+    assert group_sizes(16, 2) == [8, 8]
+    assert group_sizes(5, 2) == [3, 2]
+    assert group_sizes(7, 3) == [3, 2, 2]
+    assert group_sizes(2, 8) == [1, 1]
+
+
+@pytest.mark.parametrize(("processes", "sizes"), [(2, [3, 2]), (1, [5]), (9, [1] * 5)])
+def test_processes_setting(scripted_env, processes, sizes):
+    env = make_host_vector_env(SPEC, scripted_env, EnvsConfig(count=5, processes=processes), seed=0)
+    assert [len(group.frames) for group in env._groups] == sizes
+    assert len({group.process.pid for group in env._groups}) == len(sizes)
+    env.close()
+
+
+def test_one_process_per_core_is_the_default(scripted_env, monkeypatch):
+    monkeypatch.setattr("emerald_jax.envs.vector.cores", lambda: 3)
+    env = make_host_vector_env(SPEC, scripted_env, EnvsConfig(count=4), seed=0)
+    assert [len(group.frames) for group in env._groups] == [2, 1, 1]
+    env.close()
+    assert 1 <= cores() <= os.cpu_count()
+
+
+def test_the_grouping_changes_nothing(scripted_env, play):
+    lengths = [(2, 3), (4,), (1,), (3, 1), (5, 2)]
+    factories = [functools.partial(scripted_env, lengths=n) for n in lengths]
+    factories[3] = functools.partial(factories[3], fail_at=5)
+    runs = []
+    for sizes in ([5], [3, 2], [1, 1, 3], [1] * 5):
+        left = iter(factories)
+        groups = [WorkerSeats(list(itertools.islice(left, size)), (4, 4, 3)) for size in sizes]
+        env = HostVectorEnv(SPEC, groups, seed=7)
+        runs.append(play(env, 20)[0])
+        assert env.faults == 2
+        env.close()
+    for run in runs[1:]:
+        for one, other in zip(runs[0], run, strict=True):
+            assert one.episodes == other.episodes
+            for field in one._fields[:-1]:
+                np.testing.assert_array_equal(getattr(one, field), getattr(other, field))

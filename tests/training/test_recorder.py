@@ -8,7 +8,7 @@ import pytest
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import make_vector_env
-from emerald_jax.envs.vector import env_seeds
+from emerald_jax.envs.supervision import env_seeds
 from emerald_jax.training.recorder import is_whole_row, stats_row, stats_rows
 
 
