@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from emerald_jax.models.autoregressive import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import choose, gumbel, sample_categorical, take_class
 from emerald_jax.ops.maskgit import lowest_confidence, mask_counts
 from emerald_jax.types import (
+    AnyArray,
     Array,
     Key,
     LogitsFn,
@@ -52,7 +54,9 @@ class Decoded(NamedTuple):
     masked: tuple[Array, ...]
 
 
-def maskgit_decode(log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple) -> Decoded:
+def maskgit_decode(
+    log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple[int, ...]
+) -> Decoded:
     """S-step MaskGIT decoding for any predictor (EMERALD; MaskGIT, arXiv 2202.04200).
 
     Step 0 samples every token from the all-MASK prediction. Each later step masks the n_s least
@@ -124,7 +128,7 @@ def ordered_decode(
 
 def decode(
     params: Params,
-    h: Array,
+    h: Float[Array, "*n D"],
     key: Key,
     *,
     model: WorldModel,
@@ -177,7 +181,7 @@ def decode(
 
 def imagine(
     params: Params,
-    state: State,
+    state: Any,
     carry: Any,
     key: Key,
     *,
@@ -189,7 +193,7 @@ def imagine(
 
     Args:
         params: handed to ``policy`` and ``step`` untouched.
-        state: :class:`State` `[n]`, where the rollouts start.
+        state: where the rollouts start: :class:`State` `[n]`, or any pytree of arrays `[n, ...]`.
         carry: the step function's own memory (any pytree).
         key: consumed; one key per imagined step is split from it.
         policy: see :data:`emerald_jax.types.PolicyFn`.
@@ -200,7 +204,7 @@ def imagine(
         :class:`Trajectory` of `[H + 1, n]` states and `[H, n]` actions.
     """
 
-    def body(loop: tuple[State, Any], inputs: tuple[Array, Key]) -> tuple:
+    def body(loop: tuple[Any, Any], inputs: tuple[Array, Key]) -> tuple:
         state, carry = loop
         index, step_key = inputs
         act_key, model_key = jax.random.split(step_key)
@@ -248,7 +252,7 @@ def world_model_step(
     return starts.past.room(horizon), step
 
 
-def starts_from(passed: Pass, positions: Array) -> Starts:
+def starts_from(passed: Pass, positions: Int[AnyArray, " n"]) -> Starts:
     """Starts at given steps of one real sequence, sharing that sequence's past.
 
     Keys, values, latents and h_t are those of the world-model loss' own forward pass; nothing is

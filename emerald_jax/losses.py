@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from emerald_jax.config import BehaviorConfig, LossConfig
 from emerald_jax.models.agent import Agent
@@ -20,7 +21,7 @@ from emerald_jax.ops.distributions import entropy, kl_divergence, take_class
 from emerald_jax.ops.maskgit import random_mask
 from emerald_jax.ops.returns import lambda_returns, survival_weights
 from emerald_jax.ops.scalars import two_hot_loss, two_hot_mean
-from emerald_jax.types import Array, Batch, Key, Params, Trajectory
+from emerald_jax.types import AnyArray, Array, Batch, Key, Params, Trajectory
 
 sg = jax.lax.stop_gradient
 
@@ -33,7 +34,7 @@ def world_model_losses(
     model: WorldModel,
     config: LossConfig,
     deterministic: bool = False,
-) -> tuple[dict[str, Array], tuple[Pass, dict[str, Array]]]:
+) -> tuple[dict[str, Float[Array, " L"]], tuple[Pass, dict[str, Float[Array, " L"]]]]:
     """All loss terms of one sequence, unweighted, and the pass they came from.
 
     Args:
@@ -173,7 +174,7 @@ class Returns(NamedTuple):
 def evaluate_trajectory(
     params: Params,
     trajectory: Trajectory,
-    cont_0: Array,
+    cont_0: Float[AnyArray, " n"],
     *,
     model: WorldModel,
     agent: Agent,
@@ -208,11 +209,11 @@ def actor_losses(
     actor: Params,
     trajectory: Trajectory,
     returns: Returns,
-    scale: Array,
+    scale: Float[Array, ""] | float,
     *,
     agent: Agent,
     config: BehaviorConfig,
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Float[Array, "H n"], dict[str, Float[Array, "H n"]]]:
     """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
 
     -(log pi(a_k | s_k) sg((R_k - v_k) / scale) + eta H[pi]) w_k  (DreamerV3, equation 11).
@@ -245,7 +246,7 @@ def critic_losses(
     *,
     agent: Agent,
     config: BehaviorConfig,
-) -> Array:
+) -> Float[Array, "H n"]:
     """Cross-entropy to the lambda-return and to the slow critic's mean, weighted by survival.
 
     Args:

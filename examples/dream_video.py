@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 import jax
+import numpy as np
 
 import emerald_jax as ej
 
@@ -23,7 +24,7 @@ def main() -> None:
     agent = ej.load(options.run)
 
     # The arrays of a dream: four recorded frames are seen, then the agent's policy steers.
-    clip = ej.Recordings(options.run).before(env=0, row=10, length=4)
+    clip = ej.Recordings(options.run).draw(4, np.random.default_rng(0))
     dream = agent.imagine(clip.image, clip.action, horizon=options.horizon, key=jax.random.key(0))
     print(f"frames {dream.frames.shape}, tokens {dream.tokens.shape}")
     print(f"predicted return {dream.rewards.sum():.2f}, surest token {dream.confidence.max():.3f}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec
@@ -22,9 +23,9 @@ from emerald_jax.training.acting import Observation, act
 from emerald_jax.training.dreaming import Rollout, Shown, dream, show
 from emerald_jax.training.program import prepare_jax
 from emerald_jax.training.rundir import read_config
-from emerald_jax.training.state import Learner, build_learner, init_carry
+from emerald_jax.training.state import Learner, build_learner, count_parameters, init_carry
 from emerald_jax.training.weights import read_weights
-from emerald_jax.types import Array, Carry, Key, Params, PolicyFn
+from emerald_jax.types import AnyArray, Array, Carry, Key, Params, PolicyFn
 
 
 class AgentState(NamedTuple):
@@ -94,6 +95,12 @@ class LoadedAgent:
         """The run's settings."""
         return self.learner.config
 
+    def __repr__(self) -> str:
+        return (
+            f"<agent of {self.spec.name}: {self.spec.num_actions} actions, "
+            f"{count_parameters(self.params)['total']:,} parameters, {self.updates:,} updates>"
+        )
+
     def initial(self, batch: int = 1) -> AgentState:
         """The state before the first frame of ``batch`` environments."""
         action = jnp.full((batch,), -1, jnp.int32)
@@ -102,13 +109,13 @@ class LoadedAgent:
 
     def act(
         self,
-        obs: np.ndarray | Array,
+        obs: UInt8[AnyArray, "B height width 3"],
         state: AgentState,
         key: Key,
         *,
-        is_first: np.ndarray | Array | None = None,
+        is_first: Bool[AnyArray, " B"] | None = None,
         mode: bool = False,
-    ) -> tuple[np.ndarray, AgentState]:
+    ) -> tuple[Int32[np.ndarray, " B"], AgentState]:
         """Choose one action for every environment; compiled once per batch size.
 
         Args:
@@ -135,12 +142,12 @@ class LoadedAgent:
 
     def imagine(
         self,
-        obs: np.ndarray | Array,
-        actions: np.ndarray | Array | None = None,
+        obs: UInt8[AnyArray, "*B T height width 3"],
+        actions: Int[AnyArray, "*B T"] | None = None,
         *,
         key: Key,
         horizon: int = 50,
-        future: np.ndarray | Array | None = None,
+        future: Int[AnyArray, "*B H"] | None = None,
         policy: PolicyFn | None = None,
         steps: int | None = None,
         temperature: float = 1.0,

@@ -231,7 +231,10 @@ def _headings(film: Film, step: int) -> tuple[str, str]:
     action = f", {film.actions[step]}" if step < len(film.actions) and film.actions[step] else ""
     real = f"real{action}" if step < film.known else "real: not known"
     offset = step - film.context + 1
-    return real, f"dream +{offset}{action}" if offset > 0 else "reconstructed"
+    if offset <= 0:
+        return real, "reconstructed"
+    over = (film.cont[film.context : step] < 0.5).any()
+    return real, f"dream +{offset}{action}{': past its end' if over else ''}"
 
 
 def _draw_strips(

@@ -6,6 +6,7 @@ Nothing here knows a model: the caller hands over frames and says where imaginat
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND = (250, 250, 248)
@@ -24,8 +25,11 @@ FONT_SIZE = 12
 
 
 def report_strip(
-    real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int
-) -> np.ndarray:
+    real: UInt8[np.ndarray, "*B T height width 3"],
+    recon: UInt8[np.ndarray, "*B T height width 3"],
+    dream: UInt8[np.ndarray, "*B shown height width 3"],
+    context: int,
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Real frames, their reconstruction, and an imagined continuation beside what really happened.
 
     Four rows a sequence: ``real``; ``decoded`` (the posterior's reconstruction of every frame);
