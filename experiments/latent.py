@@ -20,14 +20,9 @@ SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
-    """The two latents, and agents with them where the scale trains agents."""
-    kinds = [("spatial", {}), ("vector", {"model.latent": "vector"})]
-    agents = (False, True) if scale.agent_preset else (False,)
-    return [
-        Variant(label=f"{label}{' agent' * agent}", changes=changes, agent=agent)
-        for agent in agents
-        for label, changes in kinds
-    ]
+    """The two latents."""
+    del scale
+    return [Variant(label=kind, changes={"model.latent": kind}) for kind in ("spatial", "vector")]
 
 
 STUDY = Study(
@@ -41,7 +36,6 @@ STUDY = Study(
         "item_accuracy": "inventory read back",
         "dream_error": "dream error",
         "reward_error": "reward error",
-        "score": "agent's return",
     },
     curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
     points={"pixel_error": "reconstruction error"},

@@ -13,20 +13,36 @@ Result: table.md, result.json, curves.png, points.png in --out. All priors get a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import Scale, Study, Variant, cpu_scale, paper_scale, smoke_scale
+from emerald_jax.bench.flops import world_model_work
+from emerald_jax.studies.plan import (
+    Scale,
+    Study,
+    Variant,
+    config_of,
+    cpu_scale,
+    paper_scale,
+    smoke_scale,
+)
 from emerald_jax.studies.study import main
 
+#: Of Crafter; the action's share of the work is far below one update.
+ACTIONS = 17
 SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
-    """The three priors; the MaskGIT with its own S."""
-    del scale
-    return [
+    """The three priors at equal compute; the MaskGIT with its own S."""
+    found = [
         Variant(label=prior, changes={"model.prior": prior})
         for prior in ("maskgit", "linear", "autoregressive")
+    ]
+    cost = [world_model_work(config_of(scale, v), ACTIONS).both.useful for v in found]
+    return [
+        dataclasses.replace(variant, updates=round(scale.updates * cost[0] / own))
+        for variant, own in zip(found, cost, strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ forward passes that imagination or the returns have already made of the same sta
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from emerald_jax.config import Config, ModelConfig
@@ -182,6 +183,17 @@ def predictor_body(c: ModelConfig) -> Work:
     return c.predictor_blocks * block + product(positions, width, c.groups * c.classes)
 
 
+def trained_prior(c: ModelConfig) -> Work:
+    """What the configured prior adds to the loss of one state, the dynamics head aside."""
+    if c.prior == "linear":
+        return 0 * predictor(c)
+    if c.prior == "autoregressive":
+        positions = c.grid**2
+        unseen = positions**2 - positions * (positions + 1) // 2
+        return predictor(c) + 2 * c.predictor_blocks * (-1 * product(unseen, c.predictor_width, 1))
+    return predictor(c)
+
+
 def decode_flops(c: ModelConfig, steps: int) -> Flops:
     """One latent drawn from its h_t in S rounds; S = 0 is the linear head."""
     if steps == 0:
@@ -210,7 +222,7 @@ def world_model_work(config: Config, num_actions: int) -> Work:
     """The world-model loss of one batch (section 3)."""
     c = config.model
     step = encoder(config) + temporal_step(c, num_actions, input_gradient=True)
-    step += spread(c) + dynamics_head(c) + predictor(c) + decoder(config)
+    step += spread(c) + dynamics_head(c) + trained_prior(c) + decoder(config)
     step += head(c, c.bins, input_gradient=True) + head(c, 1, input_gradient=True)
     return config.replay.batch * config.replay.length * step + distance_tables(c)
 
@@ -248,12 +260,5 @@ def starts_per_update(config: Config) -> int:
 
 def autoregressive_flops(c: ModelConfig) -> Flops:
     """One latent drawn position after position with cached keys: one causal pass in all."""
-    positions, width = c.grid**2, c.predictor_width
-    unseen = positions**2 - positions * (positions + 1) // 2
-    attention = 2 * c.predictor_blocks * product(unseen, width, 1).forward.useful
-    entry, body = predictor_entry(c).forward, predictor_body(c).forward
-    start = spread(c).forward
-    return Flops(
-        start.useful + entry.useful + body.useful - attention,
-        start.least + entry.least + body.least - attention,
-    )
+    causal = trained_prior(dataclasses.replace(c, prior="autoregressive")).forward
+    return spread(c).forward + causal

@@ -1,9 +1,12 @@
 """A memory probe: a cue is shown once and asked for k frames later.
 
-An episode is k + 1 frames. The first is the cue, one of two colours; then come grey frames of
-random shades under random actions, which tell nothing; the last is white and brings the reward: +1
-for one cue, -1 for the other. So the reward of the last frame can be foretold by who remembers the
-first, and by nobody else.
+An episode is k + 1 frames. The first is the cue, one of two colours. Then a grey bar starts in the
+middle and random actions move it left and right, round the edges; it tells nothing of the cue. The
+last frame is white and brings the reward: +1 for one cue, -1 for the other. So the reward of the
+last frame can be foretold by who remembers the first, and by nobody else.
+
+The bar is there for the learning: where nothing follows from the past, h_t becomes a constant long
+before the rare reward can ask anything of it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import numpy as np
 from emerald_jax.replay import Replay
 
 NUM_ACTIONS = 2
+#: Grey level of the bar.
+_BAR = 160
 _CUES = np.array([[220, 40, 40], [40, 40, 220]], np.uint8)
 
 
@@ -23,7 +28,7 @@ def probe_replay(delay: int, steps: int, image_size: int, seed: int, envs: int =
         delay: frames k between cue and question, at least 2.
         steps: steps to record, over all environments; a few more are.
         image_size: height and width of the images, in pixels.
-        seed: of cues, shades and actions.
+        seed: of cues and actions.
         envs: environments side by side; all are in step.
     """
     rng = np.random.default_rng(seed)
@@ -31,10 +36,25 @@ def probe_replay(delay: int, steps: int, image_size: int, seed: int, envs: int =
     rows = episodes * (delay + 1)
     replay = Replay(rows * envs, envs, (image_size, image_size, 3))
     for _ in range(episodes):
-        cue = rng.integers(0, 2, envs)
+        cue, place = rng.integers(0, 2, envs), np.full(envs, image_size // 2)
         for age in range(delay + 1):
-            replay.append(_row(rng, cue, age, delay, replay.image_shape))
+            action = rng.integers(0, NUM_ACTIONS, envs).astype(np.int32)
+            if age > 1:
+                place = (place + 2 * action - 1) % image_size
+            images = _images(cue, place, age, delay, image_size)
+            replay.append(_row(images, cue, action, age, delay))
     return replay
+
+
+def _images(cue: np.ndarray, place: np.ndarray, age: int, delay: int, size: int) -> np.ndarray:
+    """What the environments show at ``age``: the cue, the bars at ``place``, or white."""
+    shape = (len(cue), size, size, 3)
+    if age == 0:
+        return np.broadcast_to(_CUES[cue][:, None, None], shape).copy()
+    if age == delay:
+        return np.full(shape, 255, np.uint8)
+    bar = np.arange(size)[None, None, :, None] == place[:, None, None, None]
+    return np.broadcast_to(np.where(bar, _BAR, 0).astype(np.uint8), shape).copy()
 
 
 class _Row:
@@ -44,23 +64,14 @@ class _Row:
         self.__dict__.update(columns)
 
 
-def _row(
-    rng: np.random.Generator, cue: np.ndarray, age: int, delay: int, shape: tuple[int, ...]
-) -> _Row:
+def _row(images: np.ndarray, cue: np.ndarray, action: np.ndarray, age: int, delay: int) -> _Row:
     """Row ``age`` of an episode of every environment."""
-    envs, last = len(cue), age == delay
-    shade = rng.integers(30, 200, (envs, 1, 1, 1)) if not last else np.full((envs, 1, 1, 1), 255)
-    image = np.broadcast_to(shade, (envs, *shape)).astype(np.uint8)
-    if age == 0:
-        image = np.broadcast_to(_CUES[cue][:, None, None], (envs, *shape)).copy()
-    flag = np.full(envs, last)
+    flag = np.full(len(cue), age == delay)
     return _Row(
-        image=image,
-        action=np.full(envs, -1, np.int32)
-        if age == 0
-        else rng.integers(0, NUM_ACTIONS, envs).astype(np.int32),
-        reward=(np.where(cue == 0, 1.0, -1.0) * last).astype(np.float32),
-        is_first=np.full(envs, age == 0),
+        image=images,
+        action=action if age else np.full(len(cue), -1, np.int32),
+        reward=(np.where(cue == 0, 1.0, -1.0) * flag).astype(np.float32),
+        is_first=np.full(len(cue), age == 0),
         is_last=flag,
         is_terminal=flag,
     )

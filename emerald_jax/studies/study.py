@@ -32,8 +32,6 @@ from emerald_jax.training.rundir import EPISODES_FILE, read_rows, write_atomic
 
 #: Training episodes that count as an agent's score.
 _LAST_EPISODES = 100
-#: Smaller tiles, in pixels, cannot be told apart.
-_SMALLEST_TILE = 5
 #: Sizes of a scale that the command line can change.
 _SIZES = ("seeds", "updates", "windows", "horizon")
 
@@ -217,7 +215,7 @@ def _measured(
     world: worlds.World, windows: Any, context: int, seed: int, details: bool
 ) -> dict[str, np.ndarray]:
     """:func:`measures.measure`, and the details of Crafter's pictures where they are asked for."""
-    pictures = details and tiles.tile_size(windows.image.shape[2]) >= _SMALLEST_TILE
+    pictures = details and tiles.tile_size(windows.image.shape[2]) >= tiles.SMALLEST_TILE
     values = measures.measure(world, windows, context, seed=seed, pictures=pictures)
     if pictures:
         recon = values.pop("recon")

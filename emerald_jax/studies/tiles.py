@@ -37,6 +37,8 @@ INVENTORY = (
 _DAYLIGHT = np.linspace(1.0, 0.5, 11)
 #: Largest root mean square error, in grey levels, of a real tile and its texture.
 _CERTAIN = 6.0
+#: Sides of the smallest tiles, in pixels, that the map's and the inventory's names are told from.
+SMALLEST_TILE, _SMALLEST_ITEM = 3, 5
 
 
 def tile_size(image_size: int) -> int:
@@ -147,16 +149,20 @@ def details(real: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
         ``tile_accuracy`` `[W]`, over certain tiles of the map that are not plain grass, and
-        ``item_accuracy`` `[W]`, over items that the player has.
+        ``item_accuracy`` `[W]`, over items that the player has. Digits of less than three pixels
+        cannot be told apart: of small images (below 45 pixels) the inventory is left out, and below
+        27 nothing can be read.
     """
+    found: dict[str, np.ndarray] = {}
     frames = [x.reshape(-1, *x.shape[2:]) for x in (real, 255 * np.asarray(shown))]
-    (names, certain), (guessed, _) = read_map(frames[0]), read_map(frames[1])
-    told = certain & (names != MATERIALS.index("grass"))
-    amounts, seen = read_items(frames[0]), read_items(frames[1])
-    return {
-        "tile_accuracy": _share(names == guessed, told, len(real)),
-        "item_accuracy": _share(amounts == seen, amounts > 0, len(real)),
-    }
+    if tile_size(real.shape[2]) >= SMALLEST_TILE:
+        (names, certain), (guessed, _) = read_map(frames[0]), read_map(frames[1])
+        told = certain & (names != MATERIALS.index("grass"))
+        found["tile_accuracy"] = _share(names == guessed, told, len(real))
+    if tile_size(real.shape[2]) >= _SMALLEST_ITEM:
+        amounts, seen = read_items(frames[0]), read_items(frames[1])
+        found["item_accuracy"] = _share(amounts == seen, amounts > 0, len(real))
+    return found
 
 
 def _share(right: np.ndarray, counted: np.ndarray, windows: int) -> np.ndarray:

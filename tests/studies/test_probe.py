@@ -25,6 +25,11 @@ def test_an_episode_asks_for_its_cue(delay):
     later = windows.image[:, 1:]
     np.testing.assert_array_equal(later, later[..., :1].repeat(3, -1))
     np.testing.assert_array_equal(later[:, -1], 255)
-    assert later[:, :-1].max() < 255
+    # One bar, from the middle on where the actions move it.
+    bar = later[:, :-1, 0, :, 0] == 160
+    assert (bar.sum(-1) == 1).all()
+    moves = np.cumsum(2 * windows.action[:, 2:-1] - 1, axis=1)
+    np.testing.assert_array_equal(bar.argmax(-1)[:, 1:], (2 + moves) % 4)
+    assert (bar.argmax(-1)[:, 0] == 2).all()
     assert set(np.unique(windows.action[:, 1:])) == set(range(NUM_ACTIONS))
     assert (windows.action[:, 0] == -1).all()

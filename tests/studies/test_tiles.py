@@ -9,14 +9,14 @@ import pytest
 from emerald_jax.studies import tiles
 
 
-@pytest.fixture(scope="module")
-def played():
+@pytest.fixture(scope="module", params=[64, 32])
+def played(request):
     """Frames of random play, and what the game holds under every tile and in the inventory."""
     rng = np.random.default_rng(0)
     frames, names, items = [], [], []
     for step in range(120):
         if step % 60 == 0:
-            env = crafter.Env(seed=step)
+            env = crafter.Env(size=(request.param, request.param), seed=step)
             env.reset()
         for name in tiles.INVENTORY[4:]:
             env._player.inventory[name] = int(rng.integers(0, 10))
@@ -48,14 +48,19 @@ def test_certain_tiles_are_what_the_game_says(played):
 
 def test_inventory_is_read_exactly(played):
     frames, _, items = played
+    if frames.shape[1] < 45:
+        pytest.skip("digits of two pixels")
     np.testing.assert_array_equal(tiles.read_items(frames), np.minimum(items, 9))
     assert len(np.unique(items)) == 10
 
 
 def test_details_of_perfect_and_blurred_pictures(played):
-    real = played[0][:40].reshape(4, 10, 64, 64, 3)
+    real = played[0][:40].reshape(4, 10, *played[0].shape[1:])
     same = tiles.details(real, real / 255)
     np.testing.assert_array_equal(same["tile_accuracy"], 1)
+    assert ("item_accuracy" in same) == (real.shape[2] == 64)
+    if "item_accuracy" not in same:
+        return
     np.testing.assert_array_equal(same["item_accuracy"], 1)
     blurred = tiles.details(
         real, np.broadcast_to(real.mean((2, 3), keepdims=True), real.shape) / 255
