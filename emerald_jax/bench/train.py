@@ -31,7 +31,6 @@ from emerald_jax.bench.options import Options, device_counts, on_cpu
 from emerald_jax.bench.report import PARTS, Row, Spread
 from emerald_jax.config import Config
 from emerald_jax.imagination import starts_from
-from emerald_jax.losses import actor_losses, critic_losses, evaluate_trajectory
 from emerald_jax.training.optimizer import apply_gradients
 from emerald_jax.training.parallel import (
     compile_train_step,
@@ -42,7 +41,13 @@ from emerald_jax.training.parallel import (
     split,
 )
 from emerald_jax.training.state import Learner, TrainState, build_learner, count_parameters
-from emerald_jax.training.update import model_loss, rollout, start_positions
+from emerald_jax.training.update import (
+    behavior_gradient,
+    judge,
+    model_gradient,
+    rollout,
+    start_positions,
+)
 from emerald_jax.types import Batch, Key, Starts, Trajectory
 
 NAME = "train"
@@ -162,17 +167,17 @@ def measure_parts(
     )
     starts = jax.jit(partial(make_starts, learner=learner))(passed)
     trajectory = run("imagination", partial(dream, learner=learner), params, starts, keys)
-    actor_grads, critic_grads = run(
+    agent_grads = run(
         "actor_critic", partial(learn, learner=learner), params, state.slow_critic, trajectory
     )
-    grads = {"world_model": model_grads, "actor": actor_grads, "critic": critic_grads}
+    grads = {"world_model": model_grads, **agent_grads}
     run("optimizer", partial(move, learner=learner), state, grads)
     return found
 
 
 def read(params: Any, batch: Batch, keys: Key, *, learner: Learner) -> tuple:
     """World model: loss and gradients of a batch, and the pass that imagination starts from."""
-    grads, (passed, _) = jax.grad(model_loss, has_aux=True)(params, batch, keys, learner)
+    grads, (passed, _) = model_gradient(params, batch, keys, learner)
     return grads, passed
 
 
@@ -188,20 +193,10 @@ def dream(params: Any, starts: Starts, keys: Key, *, learner: Learner) -> Trajec
     return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
 
 
-def learn(params: Any, slow: Any, trajectory: Trajectory, *, learner: Learner) -> tuple:
+def learn(params: Any, slow: Any, trajectory: Trajectory, *, learner: Learner) -> dict[str, Any]:
     """Actor and critic: returns of the trajectory, both losses and their gradients."""
-    shared = {"agent": learner.agent, "config": learner.config.behavior}
-    judge = partial(evaluate_trajectory, params, model=learner.model, **shared)
-    returns = jax.vmap(judge)(trajectory, jnp.ones(trajectory.action[:, 0].shape))
-
-    def actor_loss(actor: Any) -> jax.Array:
-        one = partial(actor_losses, actor, scale=jnp.float32(1), **shared)
-        return jax.vmap(lambda t, r: one(t, r)[0])(trajectory, returns).mean()
-
-    def critic_loss(critic: Any) -> jax.Array:
-        return jax.vmap(partial(critic_losses, critic, slow, **shared))(trajectory, returns).mean()
-
-    return jax.grad(actor_loss)(params["actor"]), jax.grad(critic_loss)(params["critic"])
+    returns = judge(params, trajectory, jnp.ones(trajectory.action[:, 0].shape), learner)
+    return behavior_gradient(params, slow, trajectory, returns, jnp.float32(1), learner)[0]
 
 
 def move(state: TrainState, grads: Any, *, learner: Learner) -> tuple:

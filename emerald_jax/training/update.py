@@ -25,6 +25,7 @@ from emerald_jax.losses import (
 from emerald_jax.models.world_model import Pass
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.statistics import moving_average, percentile_range
+from emerald_jax.training.gradient import batch_parts, batched, mean_gradient
 from emerald_jax.training.optimizer import apply_gradients
 from emerald_jax.training.state import Learner, TrainState
 from emerald_jax.types import Array, Batch, Carry, Key, Params, Starts, State, Trajectory
@@ -56,25 +57,22 @@ def train_step(
         and empties the carry; ``metrics["finite"]`` is then 0.
     """
     keys = jax.vmap(partial(jax.random.split, num=2))(key)
-    model_grads, (passed, metrics) = jax.grad(model_loss, has_aux=True)(
+    model_grads, (passed, metrics) = model_gradient(
         state.params["world_model"], batch, keys[:, 0], learner
     )
     trajectory, cont_0 = jax.vmap(partial(_dream, state.params, learner=learner))(
         passed, batch.is_terminal, keys[:, 1]
     )
-    returns = jax.vmap(partial(_judge, state.params, learner=learner))(trajectory, cont_0)
+    returns = judge(state.params, trajectory, cont_0, learner)
     spread = percentile_range(returns.target, axis_name=axis_name)
     decay = learner.config.behavior.return_decay
     return_range = moving_average(state.return_range, spread, decay)
     scale = jnp.maximum(1.0, return_range)
-    actor_grads, actor_metrics = jax.grad(_actor_loss, has_aux=True)(
-        state.params["actor"], trajectory, returns, scale, learner
+    agent_grads, agent_metrics = behavior_gradient(
+        state.params, state.slow_critic, trajectory, returns, scale, learner
     )
-    critic_grads, critic_metrics = jax.grad(_critic_loss, has_aux=True)(
-        state.params["critic"], state.slow_critic, trajectory, returns, learner
-    )
-    grads = {"world_model": model_grads, "actor": actor_grads, "critic": critic_grads}
-    metrics = {**metrics, **actor_metrics, **critic_metrics, **_dream_metrics(returns)}
+    grads = {"world_model": model_grads, **agent_grads}
+    metrics = {**metrics, **agent_metrics, **_dream_metrics(returns)}
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     # A ratio of means over all devices: each may have rollouts of other lengths.
@@ -94,6 +92,22 @@ def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tup
     metrics = {f"loss/{name}": term.mean() for name, term in terms.items()}
     metrics |= {f"model/{name}": value.mean() for name, value in extra.items()}
     return total, (jax.lax.stop_gradient(passed), {"loss/model": total, **metrics})
+
+
+def model_gradient(
+    params: Params, batch: Batch, keys: Key, learner: Learner
+) -> tuple[Params, tuple[Pass, Metrics]]:
+    """Gradient of :func:`model_loss`, by parts where the configuration or the device wants them.
+
+    Returns:
+        the gradient, and what the loss tells besides.
+    """
+
+    def loss(params: Params, data: tuple[Batch, Key]) -> tuple:
+        return model_loss(params, *data, learner)
+
+    parts = batch_parts(learner.config, batch.action.shape[0])
+    return mean_gradient(loss, params, (batch, keys), parts)
 
 
 def _dream(
@@ -138,37 +152,74 @@ def start_positions(length: int, stride: int) -> Array:
     return jnp.arange(stride - 1, length, stride)
 
 
-def _judge(params: Params, trajectory: Trajectory, cont_0: Array, *, learner: Learner) -> Returns:
-    """:func:`evaluate_trajectory` with the learner's networks."""
-    return evaluate_trajectory(
+def judge(
+    params: dict[str, Params], trajectory: Trajectory, cont_0: Array, learner: Learner
+) -> Returns:
+    """:func:`evaluate_trajectory` `[B]` with the learner's networks.
+
+    Args:
+        params: ``world_model`` and ``critic``.
+        trajectory: :class:`Trajectory` `[B, H + 1, n]`.
+        cont_0: `[B, n]` real continuation of the starts.
+        learner: networks and settings.
+    """
+    evaluate = partial(
+        evaluate_trajectory,
         params,
-        trajectory,
-        cont_0,
         model=learner.model,
         agent=learner.agent,
         config=learner.config.behavior,
     )
+    return batched(evaluate, (trajectory, cont_0), batch_parts(learner.config, len(cont_0)))
 
 
-def _actor_loss(
-    actor: Params, trajectory: Trajectory, returns: Returns, scale: Array, learner: Learner
-) -> tuple[Array, Metrics]:
-    """Mean actor loss over all sequences, steps and starts."""
-    config = learner.config.behavior
-    losses = partial(actor_losses, actor, agent=learner.agent, config=config)
-    loss, extra = jax.vmap(losses, in_axes=(0, 0, None))(trajectory, returns, scale)
-    metrics = {f"behavior/{name}": value.mean() for name, value in extra.items()}
-    return loss.mean(), {"loss/actor": loss.mean(), **metrics}
+def behavior_gradient(
+    params: dict[str, Params],
+    slow: Params,
+    trajectory: Trajectory,
+    returns: Returns,
+    scale: Array,
+    learner: Learner,
+) -> tuple[dict[str, Params], Metrics]:
+    """Gradients of actor and critic, ``{"actor": ..., "critic": ...}``, and mean metrics.
+
+    Args:
+        params: ``actor`` and ``critic``; others are ignored.
+        slow: the slow critic's.
+        trajectory: :class:`Trajectory` `[B, H + 1, n]`.
+        returns: :class:`Returns` `[B, H, n]`.
+        scale: `[]` return scale.
+        learner: networks and settings.
+    """
+    agent = {name: params[name] for name in ("actor", "critic")}
+    loss = partial(_behavior_loss, slow, scale, learner=learner)
+    parts = batch_parts(learner.config, len(returns.weight))
+    grads, (_, metrics) = mean_gradient(loss, agent, (trajectory, returns), parts)
+    return grads, metrics
 
 
-def _critic_loss(
-    critic: Params, slow: Params, trajectory: Trajectory, returns: Returns, learner: Learner
-) -> tuple[Array, Metrics]:
-    """Mean critic loss over all sequences, steps and starts."""
-    config = learner.config.behavior
-    losses = partial(critic_losses, critic, slow, agent=learner.agent, config=config)
-    loss = jax.vmap(losses)(trajectory, returns).mean()
-    return loss, {"loss/critic": loss}
+def _behavior_loss(
+    slow: Params,
+    scale: Array,
+    params: dict[str, Params],
+    data: tuple[Trajectory, Returns],
+    *,
+    learner: Learner,
+) -> tuple[Array, tuple[None, Metrics]]:
+    """Mean actor and critic loss over all sequences, steps and starts, added up.
+
+    They share no parameter, so the gradient of the sum is that of each.
+    """
+    shared = {"agent": learner.agent, "config": learner.config.behavior}
+
+    def losses(trajectory: Trajectory, returns: Returns) -> tuple[Array, Array, Metrics]:
+        actor, extra = actor_losses(params["actor"], trajectory, returns, scale, **shared)
+        critic = critic_losses(params["critic"], slow, trajectory, returns, **shared)
+        return actor, critic, extra
+
+    actor, critic, extra = jax.tree.map(jnp.mean, jax.vmap(losses)(*data))
+    metrics = {f"behavior/{name}": value for name, value in extra.items()}
+    return actor + critic, (None, {"loss/actor": actor, "loss/critic": critic, **metrics})
 
 
 def _dream_metrics(returns: Returns) -> Metrics:

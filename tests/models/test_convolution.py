@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.convolution import Conv, DownConv, UpConv, depth_to_space, space_to_depth
+from emerald_jax.models.convolution import (
+    Conv,
+    DownConv,
+    UpConv,
+    convolve,
+    depth_to_space,
+    looped,
+    space_to_depth,
+)
 
 C, F = 3, 5
 
@@ -93,3 +101,30 @@ def test_up_conv_is_a_transposed_convolution(rng):
     result = apply(UpConv(F), corners, np.tile(bias, 4), jnp.asarray(x))
     assert result.shape == (2, 2 * height, 2 * width, F)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0)])
+def test_gradients_for_loops_are_the_gradients(rng, size, padding):
+    x = jnp.asarray(rng.normal(size=(4, 6, 5, C)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, C, F)), jnp.float32)
+    dy = jnp.asarray(rng.normal(size=lax_conv(x, kernel, 1, [(padding, padding)] * 2).shape))
+
+    def gradients(x, kernel):
+        y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, padding), x, kernel)
+        return y, *pull(dy.astype(jnp.float32))
+
+    plain = gradients(x, kernel)
+    with looped():
+        ours, text = gradients(x, kernel), str(jax.make_jaxpr(gradients)(x, kernel))
+    for a, b in zip(plain, ours, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4)
+    # Neither gradient may read its operands transposed: XLA would be slow in a loop.
+    assert text.count("conv_general_dilated[") == 3
+    assert text.count("lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2)") == 3
+
+
+def test_the_order_for_loops_ends_with_its_context(rng):
+    x, kernel = jnp.ones((1, 4, 4, C)), jnp.ones((3, 3, C, F))
+    with looped():
+        assert "custom_vjp" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, 1))(x))
+    assert "custom_vjp" not in str(jax.make_jaxpr(lambda x: convolve(x, kernel, 1))(x))

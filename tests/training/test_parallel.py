@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from emerald_jax.bench.inputs import full_context_starts
 from emerald_jax.config import ConfigError
 from emerald_jax.training.parallel import (
     compile_imagination,
+    compile_train_step,
     join,
     local_devices,
     put_batch,
@@ -68,6 +71,26 @@ def test_gradients_agree(results):
         np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5 * np.abs(x).max())
         moments += x.ndim > 0 and np.abs(x).max() > 0
     assert moments >= 6
+
+
+@pytest.mark.slow
+def test_parts_of_the_batch_agree(results):
+    learner = small_learner()
+    optim = dataclasses.replace(learner.config.optim, micro_batch=2)
+    parts = learner._replace(config=dataclasses.replace(learner.config, optim=optim))
+    step = compile_train_step(parts, jax.local_devices()[:1])
+    with little_optimisation():
+        found = step(copy(make_state(learner)), make_batch(learner), sequence_keys(0))
+    new, carry, metrics = to_numpy(found)
+    one, expected_carry, expected = results[0]
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for x, y in zip(
+        jax.tree.leaves((one.opt_state, expected_carry)),
+        jax.tree.leaves((new.opt_state, carry)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5 * max(1e-9, np.abs(x).max()))
 
 
 def test_parameters_and_carry_agree(results):
