@@ -17,7 +17,7 @@ from emerald_jax.replay import Replay, ReplayError, make_sampler
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.program import compile_program, put_index
 from emerald_jax.training.state import Learner, build_learner, init_carry
-from emerald_jax.training.update import model_loss
+from emerald_jax.training.update import model_gradient
 from emerald_jax.types import Array, Batch, Carry, Key, Params
 
 #: Points of a training curve.
@@ -100,8 +100,8 @@ def _update(
 ) -> tuple[Params, Any, Carry, dict[str, Array]]:
     """One gradient step of the world model; the carry goes on to the next batch."""
     keys = jax.random.split(jax.random.fold_in(base, index), batch.action.shape[0])
-    gradient = jax.grad(model_loss, has_aux=True)
-    grads, (passed, metrics) = gradient(params, batch._replace(carry=carry), keys, learner)
+    batch = batch._replace(carry=carry)
+    grads, (passed, metrics) = model_gradient(params, batch, keys, learner)
     updates, opt_state = learner.optimizers["world_model"].update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, passed.carry, metrics
 
