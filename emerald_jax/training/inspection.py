@@ -222,7 +222,10 @@ def _time(metrics: Rows) -> Section:
     if rates:
         rows = [(_plain(n), f"{np.median(v):.3g}", f"{v[-1]:.3g}") for n, (_, v) in rates.items()]
         parts.append(Table([("", "median", "latest"), *rows]))
-    about = "Waiting is for environments: a share near 0 says that the device decides the pace."
+    about = (
+        "Waiting for environments, waiting for the device, and copying batches out of the replay: "
+        "the larger of the first two decides the pace."
+    )
     return Section(title, about, tuple(parts))
 
 

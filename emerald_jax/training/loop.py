@@ -173,9 +173,8 @@ class Run(Sitting):
         self.env.step_async(self._actions())
         while self.pace.owes(self.env_steps, self.updates):
             self._update()
-        waited = time.monotonic()
-        self.record = self.env.step_wait()
-        self.narrator.waited += time.monotonic() - waited
+        with self.narrator.timed("env_wait"):
+            self.record = self.env.step_wait()
         self.vector_steps += 1
         self.env_steps += self.record.env_steps
         self.remember(self.record)
@@ -201,7 +200,8 @@ class Run(Sitting):
             put_index(self.vector_steps),
         )
         self.acting = acted.carry
-        action, finite = jax.device_get((acted.action, acted.finite))
+        with self.narrator.timed("device_wait"):
+            action, finite = jax.device_get((acted.action, acted.finite))
         self.check()
         if not finite:
             raise RunError(
@@ -220,7 +220,8 @@ class Run(Sitting):
         self.state, self.carry, self.metrics = self.programs.train(self.state, batch, keys)
         self.unchecked.append({"update": self.updates, "batch": self.pending, **self.metrics})
         self.updates += 1
-        self.stage(self.sampler.sample())
+        with self.narrator.timed("replay"):
+            self.stage(self.sampler.sample())
         if self.updates % self.config.log.every == 0:
             self._log()
         every = self.config.log.pictures

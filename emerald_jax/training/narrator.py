@@ -23,16 +23,15 @@ from emerald_jax.training.state import TrainState, count_parameters
 
 _log = logging.getLogger(__name__)
 
+#: What the loop spends its time on: waiting for environments, waiting for the device (which steps
+#: them meanwhile, where they live there), and copying batches out of the replay; the rest is ours.
+PARTS = ("env_wait", "device_wait", "replay")
 #: Newest records of real play that a row of metrics tells of.
 RECENT_RECORDS = 2000
 
 
 class Narrator:
-    """Turns what the loop does into rows, pictures and sentences.
-
-    Attributes:
-        waited: seconds the loop has waited for environments since the last row.
-    """
+    """Turns what the loop does into rows, pictures and sentences."""
 
     def __init__(self, logger: RunLogger, config: Config, replay: Replay) -> None:
         """Prepare.
@@ -43,8 +42,8 @@ class Narrator:
             replay: the run's store.
         """
         self.say, self.progress = logger.say, logger.progress
-        self.waited = 0.0
         self._logger, self._config, self._replay = logger, config, replay
+        self._spent = dict.fromkeys(PARTS, 0.0)
         self._mark = (time.monotonic(), 0, 0)
 
     def introduce(self, devices: list[jax.Device]) -> None:
@@ -66,7 +65,15 @@ class Narrator:
 
     def begin(self, env_steps: int, updates: int) -> None:
         """The loop begins now: rates are counted from here."""
-        self._mark, self.waited = (time.monotonic(), updates, env_steps), 0.0
+        self._mark = (time.monotonic(), updates, env_steps)
+        self._spent = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the time of a block as one of :data:`PARTS`."""
+        began = time.monotonic()
+        yield
+        self._spent[part] += time.monotonic() - began
 
     def metrics(
         self,
@@ -85,19 +92,21 @@ class Narrator:
             skipped: `[]` updates skipped so far.
             spec: of the environment; names its actions.
         """
-        now, (then, before, steps) = time.monotonic(), self._mark
-        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        now, (then, before, steps), spent = time.monotonic(), self._mark, self._spent
+        # The wait that follows belongs to the next row, as do all seconds after ``now``.
+        self._mark, self._spent = (now, updates, env_steps), dict.fromkeys(PARTS, 0.0)
+        with self.timed("device_wait"):
+            values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         seconds = max(now - then, 1e-9)
         values |= {
             "speed/updates_per_s": (updates - before) / seconds,
             "speed/env_steps_per_s": (env_steps - steps) / seconds,
-            "speed/env_wait_share": self.waited / seconds,
+            **{f"speed/{part}_share": part_s / seconds for part, part_s in spent.items()},
             "replay/records": float(len(self._replay)),
             "train/updates": float(updates),
             "train/skipped": float(jax.device_get(skipped)),
             **real_play(self._replay, spec),
         }
-        self._mark, self.waited = (now, updates, env_steps), 0.0
         self.numbers(env_steps, values)
 
     def numbers(self, env_steps: int, values: dict[str, float]) -> None:

@@ -99,7 +99,7 @@ def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
     steps, scores = np.array([(row["step"], row["score"]) for row in rows], dtype=np.float64).T
     axis.plot(steps, scores, ".", color=GREY, markersize=2, alpha=0.4, rasterized=True)
     mean = rolling_mean(scores)
-    axis.plot(steps, mean, color=BLUE, linewidth=2)
+    axis.plot(steps, mean, color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
     axis.annotate(
         f"{mean[-1]:.2f}",
         (steps[-1], mean[-1]),

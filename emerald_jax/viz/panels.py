@@ -40,10 +40,14 @@ def lines(series: Series, *, title: str, share: bool = False) -> bytes:
     """
     figure, axis = _figure(title, width=6.4)
     for i, (name, (steps, values)) in enumerate(series.items()):
-        axis.plot(steps, values, color=(BLUE, ORANGE, GREY)[i] if i < 3 else None, label=name)
+        colour = (BLUE, ORANGE, GREY)[i] if i < 3 else None
+        # A line of one point would not be seen.
+        dot = "o" if len(steps) == 1 else None
+        axis.plot(steps, values, color=colour, label=name, marker=dot, markersize=4)
+    axis.ticklabel_format(axis="y", useOffset=False)
     if share:
         axis.set_ylim(0, 1)
-    if len(series) > 1:
+    if len(series) > 1 or share:
         axis.legend(frameon=False, fontsize="small")
     tidy(axis)
     return png_of(figure)

@@ -72,6 +72,9 @@ def test_a_run_leaves_its_artefacts(straight):
     shares = [v for k, v in metrics[-1].items() if k.startswith("actions/")]
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(1)
+    parts = [metrics[-1][f"speed/{part}_share"] for part in ("env_wait", "device_wait", "replay")]
+    assert min(parts) >= 0
+    assert 0 < sum(parts) <= 1.01
     episodes = rows(logdir, "episodes.jsonl")
     # Catch: nine steps, then exactly +1 or -1.
     assert {row["length"] for row in episodes} == {9}
