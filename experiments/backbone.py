@@ -51,6 +51,7 @@ STUDY = Study(
     },
     curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
     points={"dream_error": "dream error", "token_accuracy": "token accuracy"},
+    against="tssm spatial",
 )
 
 if __name__ == "__main__":

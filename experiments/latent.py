@@ -39,6 +39,7 @@ STUDY = Study(
     },
     curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
     points={"pixel_error": "reconstruction error"},
+    against="spatial",
 )
 
 if __name__ == "__main__":

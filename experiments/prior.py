@@ -61,6 +61,7 @@ STUDY = Study(
     curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
     points={"token_accuracy": "token accuracy", "nats": "nats per latent"},
     timed=True,
+    against="maskgit",
 )
 
 if __name__ == "__main__":

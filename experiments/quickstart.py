@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from emerald_jax.viz.curves import seeds_figure
+
 RESULTS = Path(__file__).parent / "results" / "quickstart"
 
 
@@ -68,6 +70,17 @@ def main() -> None:
         result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
         path.write_text(json.dumps(result, indent=1) + "\n")
         print({k: v for k, v in result.items() if k not in ("curve", "config")}, flush=True)
+    draw(options.out)
+
+
+def draw(folder: Path) -> None:
+    """``curve.png``: all seeds that have been run."""
+    seeds = {}
+    for path in sorted(folder.glob("seed_*.json")):
+        curve = np.array(json.loads(path.read_text())["curve"], np.float64)
+        seeds[path.stem] = (curve[:, 0], curve[:, 1])
+    figure = seeds_figure(seeds, title="Catch: mean return of the last 100 episodes", goal=0.9)
+    figure.savefig(folder / "curve.png")
 
 
 if __name__ == "__main__":

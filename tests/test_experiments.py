@@ -12,7 +12,11 @@ import pytest
 from emerald_jax.studies.study import config_of, run
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
-STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon")
+STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon", "memory")
+
+#: Pictures that a study draws.
+PICTURES = {"curves", "points", "strip", "decoding"}
+EXPECTED = {"horizon": PICTURES - {"points"}, "memory": {"points"}}
 
 
 def load(name):
@@ -43,7 +47,10 @@ def test_smoke(name, tmp_path):
     study = load(name)
     run(study, study.scales["smoke"], tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["rows"]
+    assert result["tables"][0]["rows"]
+    assert (tmp_path / "table.md").is_file()
+    drawn = {path.name.split(".")[0].split("-")[0] for path in tmp_path.glob("*.png")}
+    assert drawn == EXPECTED.get(name, PICTURES)
     cells = sorted((tmp_path / "cells").glob("*.json"))
     assert cells
     for path in cells:

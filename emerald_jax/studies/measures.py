@@ -25,7 +25,7 @@ from emerald_jax.types import Array, Batch, Key, Params
 #: Windows measured at a time, which bounds the memory.
 _AT_ONCE = 16
 #: States decoded at once where the speed of decoding is measured, and how often.
-_DECODED, _REPEATS = 256, 5
+_DECODED, _REPEATS = 256, 15
 
 
 def joint_log_prob(
@@ -88,7 +88,9 @@ def measure(
           read from real frames;
         * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
         * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
-        * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards.
+        * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
+        * ``still_error`` and ``zero_error``, the same of who takes the last frame read for all
+          that follow, and of who never expects a reward.
     """
     count = windows.action.shape[0]
     keys = jax.random.split(jax.random.key(seed), count)
@@ -134,52 +136,79 @@ def _judge(
         "nats": nats,
         "dream_error": square(seen.dream)[:, context:],
         "reward_error": jnp.abs(seen.reward - batch.reward)[:, context:],
+        "still_error": square(real[:, context - 1 : context])[:, context:],
+        "zero_error": jnp.abs(batch.reward)[:, context:],
     }
 
 
-def decoding_time(world: World) -> np.ndarray:
-    """`[repeats]` microseconds of decoding one latent, many decoded at once."""
-    model, steps = world.learner.model, world.learner.config.behavior.decode_steps
-    h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
+def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
+    """Microseconds of decoding one latent, many decoded at once.
 
-    def run(params: Params, h: Array, key: Key) -> Array:
-        return decode(params, h, key, model=model, steps=steps).z
+    All are compiled first and then timed in turn, round by round, so that what else the machine
+    does meets all of them alike.
 
-    arguments: tuple[Any, ...] = (world.params, h, jax.random.key(1))
-    program = compile_program(jax.jit(run).lower(*arguments))
-    jax.block_until_ready(program(*arguments))
-    times = []
+    Args:
+        worlds: trained world models by name; their settings say how latents are decoded.
+
+    Returns:
+        `[repeats]` by name.
+    """
+    programs = {}
+    for name, world in worlds.items():
+        model, steps = world.learner.model, world.learner.config.behavior.decode_steps
+        h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
+
+        def run(params: Params, h: Array, key: Key, model: WorldModel, steps: int) -> Array:
+            return decode(params, h, key, model=model, steps=steps).z
+
+        arguments: tuple[Any, ...] = (world.params, h, jax.random.key(1))
+        lowered = jax.jit(partial(run, model=model, steps=steps)).lower(*arguments)
+        programs[name] = partial(compile_program(lowered), *arguments)
+        jax.block_until_ready(programs[name]())
+    times: dict[str, list[float]] = {name: [] for name in worlds}
     for _ in range(_REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
-        times.append((time.perf_counter() - began) / _DECODED * 1e6)
-    return np.array(times)
+        for name, program in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(program())
+            times[name].append((time.perf_counter() - began) / _DECODED * 1e6)
+    return {name: np.array(found) for name, found in times.items()}
 
 
 def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
-    """Does the model know at a window's last frame what it saw at the first? See ``probe.py``.
+    """Can the model imagine the last frame, which only the first one tells? See ``probe.py``.
+
+    All frames but the last are read, the latent of the last is decoded from its h_t.
 
     Args:
-        world: a trained world model.
+        world: a trained world model; its settings say how latents are decoded.
         windows: :class:`Batch` `[W, T]`, whole episodes of the probe.
         seed: of the sampled latents.
 
     Returns:
-        ``recall`` `[W]`: 1 where the sign of the reward predicted for the last frame is right.
+        ``recall`` `[W]`: 1 where the sign of the reward predicted for the imagined frame is right;
+        ``recall_pixels`` `[W]`: 1 where the imagined frame is nearer to the right colour.
     """
     learner, count = world.learner, windows.action.shape[0]
+    model, steps = learner.model, learner.config.behavior.decode_steps
     batch = windows._replace(carry=init_carry(learner, count))
 
     @jax.jit
-    def rewards(params: Params, batch: Batch, key: Key) -> Array:
-        def one(sequence: Batch, key: Key) -> Array:
-            net = learner.model.bind({"params": params})
-            state = jax.tree.map(lambda x: x[-1:], net(sequence, key).state)
-            return two_hot_mean(net.reward(state.z, state.h))[0]
+    def imagined(params: Params, batch: Batch, key: Key) -> tuple[Array, Array]:
+        def one(sequence: Batch, key: Key) -> tuple[Array, Array]:
+            pass_key, decode_key = jax.random.split(key)
+            net = model.bind({"params": params})
+            h = net(sequence, pass_key).state.h[-1:]
+            z = decode(params, h, decode_key, model=model, steps=steps).z
+            return two_hot_mean(net.reward(z, h))[0], net.reconstruct(z, h)[0]
 
         return jax.vmap(one)(batch, key)
 
     keys = jax.random.split(jax.random.key(seed), count)
-    predicted = np.asarray(rewards(world.params, batch, keys))
-    right = np.sign(predicted) == np.sign(windows.reward[:, -1])
-    return {"recall": right.astype(np.float32)}
+    reward, frame = (np.asarray(x) for x in imagined(world.params, batch, keys))
+    real = np.sign(windows.reward[:, -1])
+    # The cues are red and blue.
+    redder = frame[..., 0].mean((1, 2)) - frame[..., 2].mean((1, 2))
+    return {
+        "recall": (np.sign(reward) == real).astype(np.float32),
+        "recall_pixels": (np.sign(redder) == real).astype(np.float32),
+    }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,6 +22,14 @@ from emerald_jax.reports.tables import Table, interval
 _DRAWS = 2000
 #: Colours that stay apart for colour-blind readers (Okabe and Ito).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+#: What needs no model, drawn beside a metric over steps: its metric, and its words.
+BASELINES = {
+    "dream_error": ("still_error", "the last frame read"),
+    "reward_error": ("zero_error", "no reward ever"),
+}
+#: More lines than these are drawn without their bands.
+_BANDS = 4
 
 
 def bootstrap(samples: Sequence[np.ndarray], seed: int = 0) -> Interval:
@@ -60,7 +69,7 @@ def table(results: Results, headings: dict[str, str], digits: int = 4) -> Table:
             if name not in metrics:
                 cells.append("–")
                 continue
-            samples = [x.mean(axis=tuple(range(1, x.ndim))) for x in metrics[name]]
+            samples = [_flat(x) for x in metrics[name]]
             seeds.add(len(samples))
             found = bootstrap(samples)
             cells.append(interval(found, _places(found.value, digits)))
@@ -86,18 +95,46 @@ def means(results: Results) -> dict[str, dict[str, Any]]:
 
 def _mean(samples: Sequence[np.ndarray]) -> dict[str, Any]:
     steps = samples[0].ndim > 1
-    found = (
-        [bootstrap([x[:, i] for x in samples]) for i in range(samples[0].shape[1])]
-        if steps
-        else [bootstrap(samples)]
-    )
-    seeds = [x.mean(0).tolist() for x in samples]
-    named = {
-        "mean": [f.value for f in found],
-        "low": [f.low for f in found],
-        "high": [f.high for f in found],
-    }
-    return {**{k: v if steps else v[0] for k, v in named.items()}, "seeds": seeds}
+    parts = [[x[:, i] for x in samples] for i in range(samples[0].shape[1])] if steps else [samples]
+    rows = np.array([bootstrap(part) for part in parts])
+    columns = [[float(f"{x:.5g}") for x in column] for column in rows.T]
+    named = dict(zip(("mean", "low", "high"), columns, strict=True))
+    seeds = [float(f"{x.mean():.5g}") for x in samples]
+    return {**{k: x if steps else x[0] for k, x in named.items()}, "seeds": seeds}
+
+
+def difference_table(results: Results, headings: dict[str, str], against: str) -> Table:
+    """How far each row lies from one of them, on the same seeds and windows.
+
+    Args:
+        results: of all finished cells.
+        headings: metric -> heading, in order.
+        against: label of the row that is subtracted.
+    """
+    base = results[against]
+    headings = {k: v for k, v in headings.items() if k in base and k != "decode_us"}
+    rows = []
+    for label, metrics in results.items():
+        if label == against:
+            continue
+        cells = [label]
+        for name in headings:
+            pairs = zip(metrics.get(name, ()), base[name], strict=False)
+            samples = [_flat(a) - _flat(b) for a, b in pairs if a.shape == b.shape]
+            if not samples:
+                cells.append("–")
+                continue
+            found = bootstrap(samples)
+            places = _places(float(np.mean([_flat(x).mean() for x in base[name]])), 4)
+            cells.append(interval(found, places))
+        rows.append(tuple(cells))
+    note = f"Difference from {against}, window by window, with its 95 % bootstrap interval."
+    return Table(columns=("", *headings.values()), rows=rows, notes=(note,))
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """One value per window: metrics over steps are averaged over them."""
+    return values.mean(axis=tuple(range(1, values.ndim)))
 
 
 def _places(value: float, digits: int) -> int:
@@ -126,16 +163,25 @@ def step_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
     for axis, (name, heading) in zip(panels, metrics.items(), strict=True):
         lines = {k: m[name] for k, m in results.items() if name in m}
         for colour, (label, samples) in zip(_cycle(len(lines)), lines.items(), strict=True):
-            steps = np.arange(1, samples[0].shape[1] + 1)
-            found = [bootstrap([x[:, i] for x in samples]) for i in range(len(steps))]
-            axis.plot(steps, [f.value for f in found], color=colour, label=label)
-            axis.fill_between(
-                steps, [f.low for f in found], [f.high for f in found], color=colour, alpha=0.15
-            )
+            _line(axis, samples, band=len(lines) <= _BANDS, color=colour, label=label)
+        simple, words = BASELINES.get(name, ("", ""))
+        known = [m[simple] for m in results.values() if simple in m]
+        if known:
+            _line(axis, known[0], band=False, color="#6b7078", linestyle="--", label=words)
         axis.set_xlabel("imagined steps")
+        axis.set_ylim(bottom=0)
         axis.set_title(heading, fontsize=10)
-    panels[0].legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8)
     return _save(figure, out)
+
+
+def _line(axis: Axes, samples: Sequence[np.ndarray], *, band: bool, **style: Any) -> None:
+    """Mean against imagined steps, and its interval as a band."""
+    steps = np.arange(1, samples[0].shape[1] + 1)
+    found = np.array([bootstrap([x[:, i] for x in samples]) for i in range(len(steps))])
+    axis.plot(steps, found[:, 0], **style)
+    if band:
+        axis.fill_between(steps, found[:, 1], found[:, 2], color=style["color"], alpha=0.15, lw=0)
 
 
 def point_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
@@ -152,11 +198,39 @@ def point_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
         for place, (colour, samples) in enumerate(
             zip(_cycle(len(rows)), rows.values(), strict=True)
         ):
-            found = bootstrap([x.mean(axis=tuple(range(1, x.ndim))) for x in samples])
+            found = bootstrap([_flat(x) for x in samples])
             axis.plot([place], [found.value], "o", color=colour)
             axis.plot([place, place], [found.low, found.high], color=colour)
         axis.set_xticks(range(len(rows)), rows, rotation=30, ha="right", fontsize=8)
         axis.set_title(heading, fontsize=10)
+    return _save(figure, out)
+
+
+def sweep_figure(results: Results, metrics: dict[str, str], swept: str, out: Path) -> Path:
+    """Metrics against a number that labels end in, one line per what stands before it.
+
+    Args:
+        results: of all finished cells, labelled ``NAME, SWEPT = NUMBER``.
+        metrics: metric -> heading of its panel.
+        swept: name of the number.
+        out: the picture to write.
+    """
+    lines: dict[str, dict[float, dict]] = {}
+    for label, found in results.items():
+        name, number = label.rsplit(f", {swept} = ", 1)
+        lines.setdefault(name, {})[float(number)] = found
+    figure, panels = _figure(len(metrics))
+    for axis, (metric, heading) in zip(panels, metrics.items(), strict=True):
+        for colour, (name, places) in zip(_cycle(len(lines)), lines.items(), strict=True):
+            rows = np.array([bootstrap([_flat(x) for x in m[metric]]) for m in places.values()])
+            errors = np.abs(rows[:, 1:] - rows[:, :1]).T
+            axis.errorbar(list(places), rows[:, 0], errors, color=colour, marker="o", label=name)
+        axis.set_xscale("log", base=2)
+        numbers = sorted({x for places in lines.values() for x in places})
+        axis.set_xticks(numbers, [f"{x:g}" for x in numbers])
+        axis.set_xlabel(swept)
+        axis.set_title(heading, fontsize=10)
+        axis.legend(frameon=False, fontsize=8)
     return _save(figure, out)
 
 

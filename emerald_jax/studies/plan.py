@@ -78,6 +78,8 @@ class Study:
         curves: metrics over imagined steps that are drawn, with their headings.
         points: metrics that are drawn as points, with their headings.
         timed: whether decoding is timed as well.
+        swept: labels end in ``, SWEPT = NUMBER``, and points are drawn against that number.
+        against: row that the others are told apart from, window by window; empty compares none.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Study:
     curves: dict[str, str] = dataclasses.field(default_factory=dict)
     points: dict[str, str] = dataclasses.field(default_factory=dict)
     timed: bool = False
+    swept: str = ""
+    against: str = ""
 
 
 def updates_of(scale: Scale, variant: Variant) -> int:

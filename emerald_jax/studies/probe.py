@@ -2,11 +2,12 @@
 
 An episode is k + 1 frames. The first is the cue, one of two colours. Then a grey bar starts in the
 middle and random actions move it left and right, round the edges; it tells nothing of the cue. The
-last frame is white and brings the reward: +1 for one cue, -1 for the other. So the reward of the
-last frame can be foretold by who remembers the first, and by nobody else.
+last frame shows the cue's colour again and brings the reward: +1 for one cue, -1 for the other. So
+who has read all frames but the last can imagine that one, and foretell its reward, by remembering
+the first, and in no other way.
 
-The bar is there for the learning: where nothing follows from the past, h_t becomes a constant long
-before the rare reward can ask anything of it.
+The last frame is not a mere question: a model is taught its memory by frames that it must predict.
+Where only the rare reward asks for the cue, h_t is trained to forget it first.
 """
 
 from __future__ import annotations
@@ -47,12 +48,10 @@ def probe_replay(delay: int, steps: int, image_size: int, seed: int, envs: int =
 
 
 def _images(cue: np.ndarray, place: np.ndarray, age: int, delay: int, size: int) -> np.ndarray:
-    """What the environments show at ``age``: the cue, the bars at ``place``, or white."""
+    """What the environments show at ``age``: the cue, or the bars at ``place``."""
     shape = (len(cue), size, size, 3)
-    if age == 0:
+    if age in (0, delay):
         return np.broadcast_to(_CUES[cue][:, None, None], shape).copy()
-    if age == delay:
-        return np.full(shape, 255, np.uint8)
     bar = np.arange(size)[None, None, :, None] == place[:, None, None, None]
     return np.broadcast_to(np.where(bar, _BAR, 0).astype(np.uint8), shape).copy()
 

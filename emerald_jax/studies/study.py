@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -21,14 +19,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from emerald_jax import __version__
 from emerald_jax.config import ConfigError
-from emerald_jax.studies import measures, outcome, tiles, worlds
+from emerald_jax.studies import measures, pictures, tiles, worlds
 from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
-from emerald_jax.studies.source import Source, kept_world
+from emerald_jax.studies.results import TIMING_FILE, digits, machine, row_label, write_results
+from emerald_jax.studies.source import Recorded, Source, kept_world
 from emerald_jax.training.loop import train
 from emerald_jax.training.program import prepare_jax
 from emerald_jax.training.rundir import EPISODES_FILE, read_rows, write_atomic
+from emerald_jax.types import Batch
 
 #: Training episodes that count as an agent's score.
 _LAST_EPISODES = 100
@@ -98,60 +97,9 @@ def run(
             found = {"settings": asked, **measured, "seconds": seconds, "machine": machine()}
             write_atomic(path, (json.dumps(found) + "\n").encode())
         rows.append((variant, found))
-    return write_results(study, scale, rows, out)
-
-
-def write_results(
-    study: Study, scale: Scale, rows: list[tuple[Variant, dict[str, Any]]], out: Path
-) -> Path:
-    """``table.md``, ``result.json`` and the figures of finished cells."""
-    results: outcome.Results = {}
-    for variant, cell in rows:
-        for reading, values in cell["readings"].items():
-            label = " ".join(filter(None, (variant.label, reading)))
-            for name, numbers in values.items():
-                found = results.setdefault(label, {}).setdefault(name, [])
-                found.append(np.array(numbers))
-    made = outcome.table(results, study.metrics)
-    text = f"{study.claim}\n\n{made.markdown()}"
-    write_atomic(out / "table.md", text.encode())
-    worlds_only = [(v, c) for v, c in rows if "parameters" in c]
-    content = {
-        "study": study.name,
-        "scale": dataclasses.asdict(scale),
-        "columns": made.columns,
-        "rows": made.rows,
-        "notes": made.notes,
-        "means": outcome.means(results),
-        "parameters": {v.label: c["parameters"] for v, c in worlds_only},
-        "training": {
-            f"{v.label or study.name}, seed {c['settings']['seed']}": {
-                "data": c["data"],
-                "updates": c["updates"],
-                "seconds_per_update": c["seconds_per_update"],
-                "last": c["curve"][-1][1],
-            }
-            for v, c in worlds_only
-        },
-        "seconds": round(sum(cell["seconds"] for _, cell in rows), 1),
-        "machine": machine(),
-    }
-    write_atomic(out / "result.json", (json.dumps(content, indent=1) + "\n").encode())
-    if study.curves:
-        outcome.step_figure(results, study.curves, out / "curves.png")
-    if study.points:
-        outcome.point_figure(results, study.points, out / "points.png")
-    _say(text)
+    maker.finish(study.variants(scale))
+    _say(write_results(study, scale, rows, out))
     return out
-
-
-def machine() -> str:
-    """Where a number was measured."""
-    device = jax.devices()[0].device_kind
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {device}, jax {jax.__version__}, "
-        f"emerald_jax {__version__}"
-    )
 
 
 def _say(text: str) -> None:
@@ -172,10 +120,7 @@ class _Maker:
         config, updates = config_of(self.scale, variant), updates_of(self.scale, variant)
         recorded = self.source(variant.data, config)
         world = kept_world(self.kept, config, recorded, updates=updates, seed=seed)
-        length = self.scale.context + self.scale.horizon
-        if variant.data:
-            length = int(variant.data.removeprefix(PROBE)) + 1
-        windows = worlds.whole_windows(recorded.held_out, self.scale.windows, length, seed=0)
+        windows = self._windows(variant, recorded)
         readings = {}
         for label, changes in variant.readings.items():
             read = world._replace(learner=world.learner._replace(config=change(config, changes)))
@@ -184,9 +129,7 @@ class _Maker:
             else:
                 details = "tile_accuracy" in self.study.metrics and recorded.env == "crafter"
                 values = _measured(read, windows, self.scale.context, seed, details)
-            if self.study.timed:
-                values["decode_us"] = measures.decoding_time(read)
-            readings[label] = {name: _digits(x) for name, x in values.items()}
+            readings[label] = {name: digits(x) for name, x in values.items()}
         sizes = {n: sum(x.size for x in jax.tree.leaves(tree)) for n, tree in world.params.items()}
         return {
             "data": recorded.env,
@@ -197,6 +140,37 @@ class _Maker:
             "seconds_per_update": round(world.seconds / updates, 5),
         }
 
+    def finish(self, variants: Sequence[Variant]) -> None:
+        """Draw what the first seed's models dream and time decoding, unless it has been done."""
+        variants = [v for v in variants if not (v.agent or v.data)]
+        names = {v.label: _file_name(v.label) for v in variants}
+        missing = [
+            v for v in variants if not pictures.strip_file(self.out, names[v.label]).exists()
+        ]
+        timing = self.study.timed and not (self.out / TIMING_FILE).is_file()
+        readers = {}
+        for variant in variants if timing else missing:
+            config, updates = config_of(self.scale, variant), updates_of(self.scale, variant)
+            recorded = self.source(variant.data, config)
+            world = kept_world(self.kept, config, recorded, updates=updates, seed=0)
+            if variant in missing:
+                windows = self._windows(variant, recorded)
+                pictures.draw(world, windows, self.scale.context, self.out, names[variant.label])
+            for label, changes in variant.readings.items():
+                learner = world.learner._replace(config=change(config, changes))
+                readers[row_label(variant.label, label)] = world._replace(learner=learner)
+        if timing:
+            times = {k: digits(x) for k, x in measures.decoding_times(readers).items()}
+            content = {"decode_us": times, "machine": machine()}
+            write_atomic(self.out / TIMING_FILE, (json.dumps(content) + "\n").encode())
+
+    def _windows(self, variant: Variant, recorded: Recorded) -> Batch:
+        """Held-out windows: the same for all variants and seeds."""
+        length = self.scale.context + self.scale.horizon
+        if variant.data:
+            length = int(variant.data.removeprefix(PROBE)) + 1
+        return worlds.whole_windows(recorded.held_out, self.scale.windows, length, seed=0)
+
     def agent(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train an agent, or finish its run; the score is that of its last training episodes."""
         logdir = self.out / "runs" / f"{_file_name(variant.label)}-{seed}"
@@ -204,11 +178,6 @@ class _Maker:
         train(change(config_of(self.scale, variant), settings))
         scores = [row["score"] for row in read_rows(logdir / EPISODES_FILE)]
         return {"readings": {"": {"score": scores[-_LAST_EPISODES:]}}, "episodes": len(scores)}
-
-
-def _digits(values: np.ndarray) -> Any:
-    """Nested lists with five significant digits, which is more than windows agree on."""
-    return np.vectorize(lambda x: float(f"{x:.5g}"), otypes=[float])(values).tolist()
 
 
 def _measured(

@@ -59,6 +59,38 @@ def curve_figure(run: str | Path) -> Figure:
     return figure
 
 
+def seeds_figure(
+    seeds: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, goal: float | None = None
+) -> Figure:
+    """One quantity of several runs: every run as a thin line, their mean, and a band around it.
+
+    Args:
+        seeds: name -> (environment steps `[n]`, values `[n]`), steps rising.
+        title: of the figure.
+        goal: where a line is drawn across.
+
+    Returns:
+        The figure; its band holds all runs, over the steps that all of them have.
+    """
+    figure = Figure(figsize=(5.6, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    begin = max(steps[0] for steps, _ in seeds.values())
+    end = min(steps[-1] for steps, _ in seeds.values())
+    grid = np.linspace(begin, end, 200)
+    values = np.stack([np.interp(grid, *points) for points in seeds.values()])
+    axis.fill_between(grid, values.min(0), values.max(0), color=BLUE, alpha=0.18, lw=0)
+    for steps, found in seeds.values():
+        axis.plot(steps, found, color=GREY, linewidth=0.7)
+    axis.plot(grid, values.mean(0), color=BLUE, linewidth=2, label=f"mean of {len(seeds)} seeds")
+    if goal is not None:
+        axis.axhline(goal, color="#e25822", linewidth=1, linestyle="--", label=f"{goal:g}")
+    axis.set_title(title)
+    axis.legend(frameon=False, fontsize="small")
+    tidy(axis)
+    return figure
+
+
 def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Mean of each value and up to ``window - 1`` before it.
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emerald_jax.studies.outcome import bootstrap, point_figure, step_figure, table
+from emerald_jax.studies.outcome import (
+    bootstrap,
+    difference_table,
+    means,
+    point_figure,
+    step_figure,
+    sweep_figure,
+    table,
+)
 
 
 def test_bootstrap_by_theory():
@@ -43,9 +51,33 @@ def test_table_by_hand():
     assert "over windows alone" in alone.notes[0]
 
 
+def test_what_all_windows_share_is_no_difference():
+    # Windows differ by far more than the rows do; of the pairs only the rows' difference is left.
+    rng = np.random.default_rng(0)
+    windows = [rng.normal(0, 10, (50, 3)) for _ in range(2)]
+    results = {"one": {"error": windows}, "two": {"error": [x + 0.5 for x in windows]}}
+    made = difference_table(results, {"error": "the error", "nothing": "nobody"}, "one")
+    assert made.columns == ("", "the error")
+    ((label, text),) = made.rows
+    assert label == "two"
+    assert np.allclose([float(x) for x in text.replace("[", "").strip("]").split(" ")[:1]], 0.5)
+    low, high = text.split("[")[1].strip("]").split(", ")
+    assert low == high == text.split(" ")[0]
+
+
+def test_means_by_hand():
+    found = means(RESULTS)
+    assert found["two"]["error"]["mean"] == [4.5, 5.5, 6.5]
+    assert found["two"]["error"]["seeds"] == [5.5, 5.5]
+    assert found["one"]["error"]["low"] == [0.25] * 3
+    assert found["one"]["speed"]["mean"] == 1234.5
+
+
 def test_figures_are_drawn(tmp_path):
     drawn = step_figure(RESULTS, {"error": "error"}, tmp_path / "a" / "curves.png")
     points = point_figure(RESULTS, {"error": "error", "speed": "us"}, tmp_path / "points.png")
-    for path in (drawn, points):
+    swept = {f"{name}, k = {k}": RESULTS["two"] for name in ("x", "y, z") for k in (4, 16)}
+    sweep = sweep_figure(swept, {"error": "error"}, "k", tmp_path / "sweep.png")
+    for path in (drawn, points, sweep):
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 5

@@ -27,6 +27,7 @@ STUDY = Study(
     metrics={"error": "error"},
     curves={"error": "error"},
     points={"error": "error"},
+    against="a",
 )
 
 
@@ -48,6 +49,7 @@ def computed(monkeypatch):
         }
 
     monkeypatch.setattr(study._Maker, "world", fake)
+    monkeypatch.setattr(study._Maker, "finish", lambda maker, variants: None)
     return seen
 
 
@@ -55,12 +57,16 @@ def test_every_cell_is_computed_once(tmp_path, computed):
     run(STUDY, SCALE, tmp_path)
     assert computed == [("a", 0), ("a", 1), ("b!", 0), ("b!", 1)]
     result = json.loads((tmp_path / "result.json").read_text())
-    assert [row[0] for row in result["rows"]] == ["a", "a S = 0", "b!"]
-    assert result["rows"][0][1].startswith("4.000 [")
-    assert result["parameters"] == {"a": {"total": 7}, "b!": {"total": 7}}
+    measured, differences = result["tables"]
+    assert [row[0] for row in measured["rows"]] == ["a", "a S = 0", "b!"]
+    assert measured["rows"][0][1].startswith("4.000 [")
+    # All variants measure the same here: nothing lies between them, whatever the seeds do.
+    assert differences["rows"] == [[name, "0.000 [0.000, 0.000]"] for name in ("a S = 0", "b!")]
+    assert result["parameters"] == {"a": 7, "b!": 7}
+    assert [(row["variant"], row["seed"]) for row in result["training"]] == computed
     # Seed 1 is 1 above seed 0, whose windows' means are 3 and 4 at its two steps.
     assert result["means"]["a"]["error"]["mean"] == [3.5, 4.5]
-    assert result["means"]["a"]["error"]["seeds"] == [[3.0, 4.0], [4.0, 5.0]]
+    assert result["means"]["a"]["error"]["seeds"] == [3.5, 4.5]
     assert (tmp_path / "table.md").read_text().startswith("A claim.\n\n|")
     assert (tmp_path / "curves.png").is_file()
     assert (tmp_path / "points.png").is_file()

@@ -1,0 +1,73 @@
+"""How long does the model remember a cue? A transformer with its cache, without it, and a GRU.
+
+Claim: the cache makes the transformer remember beyond the chunk of L steps that it is trained on;
+    a GRU, whose gradient ends with the chunk, does so less.
+Source: EMERALD, arXiv 2507.04075, argues that a transformer remembers more than an RSSM; the probe
+    (emerald_jax/studies/probe.py) is our own: a cue shown once, asked for k frames later.
+Command: python experiments/memory.py --scale smoke|cpu|paper [--out DIR]
+Cost: see experiments/README.md
+Result: table.md, result.json, points.png in --out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, paper_scale, smoke_scale
+from emerald_jax.studies.study import main
+
+#: The quickstart's model at 8 x 8 pixels. L = 16 and C = 32: a cue of k = 16 or less often lies in
+#: the chunk it is asked in, one of k = 32 in the cache alone, and one of k = 64 beyond it, where
+#: only a step in between that passes it on can help (two blocks reach 2 C steps back).
+_WORLD = {
+    "envs.image_size": 8,
+    "model.context": 32,
+    "model.dropout": 0.0,
+    "loss.image": 32.0,
+    "replay.length": 16,
+    "replay.batch": 16,
+}
+SCALES = {
+    "smoke": smoke_scale(windows=32),
+    "cpu": Scale(
+        preset="quickstart",
+        records=20_000,
+        updates=500,
+        seeds=1,
+        windows=128,
+        context=1,
+        horizon=1,
+        changes=_WORLD,
+    ),
+    "paper": paper_scale(),
+}
+#: What is compared, by the settings that make it.
+MEMORIES = {
+    "transformer": {},
+    "transformer, no cache": {"replay.sampler": "windows"},
+    "GRU": {"model.sequence": "rssm"},
+}
+
+
+def variants(scale: Scale) -> Sequence[Variant]:
+    """Every kind of memory at every delay."""
+    delays = (4,) if scale.preset == "tiny" else (4, 8, 16, 32, 64, 128)
+    return [
+        Variant(label=f"{name}, k = {delay}", changes=changes, data=f"{PROBE}{delay}")
+        for delay in delays
+        for name, changes in MEMORIES.items()
+    ]
+
+
+STUDY = Study(
+    name="memory",
+    claim=__doc__.splitlines()[0],
+    scales=SCALES,
+    variants=variants,
+    metrics={"recall": "sign of the reward", "recall_pixels": "colour of the frame"},
+    points={"recall": "cue recalled (chance 0.5)"},
+    swept="k",
+)
+
+if __name__ == "__main__":
+    main(STUDY)
