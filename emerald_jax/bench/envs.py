@@ -1,6 +1,7 @@
 """Environment steps per second of each adapter, at random actions.
 
-Host environments run inline and in worker processes; those on the device have one way only.
+Host environments run inline and in worker processes; Atari's, in threads of ale_py's own, and those
+on the device have one way only.
 ``noise`` is an image of noise, 210 x 160, behind the Gymnasium adapter: its cost is the adapter's
 own. ``plain`` rows play the same Crafter episodes, seed by seed and action by action, in a bare
 process for each environment that talks to nobody, all at once: what the worker layer costs is the
@@ -33,8 +34,8 @@ ENVS = (
     "gymnax:Breakout-MinAtar",
     "craftax:Craftax-Classic-Pixels-v1",
 )
-#: Families whose environments are stepped on the device: no process, nothing inline.
-_ON_DEVICE = ("gymnax", "craftax")
+#: Families that do not ask where they should run.
+_ONE_WAY = {"atari": "threads", "gymnax": "device", "craftax": "device"}
 _WARM_UP = 20
 _ACTIONS = 1024
 _CRAFTER_ACTIONS = 17
@@ -74,7 +75,8 @@ def measure(options: Options) -> Iterator[Row | str]:
     names = options.envs or (("crafter",) if options.quick else ENVS)
     counts = options.counts or (1, config.envs.count)
     for name in names:
-        ways = ("device",) if name.partition(":")[0] in _ON_DEVICE else ("inline", "process")
+        own = _ONE_WAY.get(name.partition(":")[0])
+        ways = (own,) if own else ("inline", "process")
         for count, way in product(dict.fromkeys(counts), ways):
             try:
                 row = measure_env(name, count, way, budget)
@@ -92,7 +94,7 @@ def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
     Raises:
         EnvError: when there is no such environment, or its package is missing.
     """
-    settings = {} if way == "device" else {"workers": way}
+    settings = {} if way in _ONE_WAY.values() else {"workers": way}
     began = time.perf_counter()
     env = make_vector_env(name, EnvsConfig(count=count, **settings), seed=0)
     try:

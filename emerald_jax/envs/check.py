@@ -35,10 +35,10 @@ def check_env(
 ) -> tuple[str, ...]:
     """Play an environment at random and compare everything it says with the rules.
 
-    Checked are the spec, the shape and type of every record, that numbers are finite, where
-    episodes begin and end and what their records say, resets in the middle of an episode, and that
-    a seed decides everything. A host environment is played both where ``envs.workers`` says and
-    in this process, which must agree.
+    Checked are the spec, the shape and type of every record, that numbers are finite, that nothing
+    raises, hangs or dies, where episodes begin and end and what their records say, resets in the
+    middle of an episode, and that a seed decides everything. A host environment is played both
+    where ``envs.workers`` says and in this process, which must agree.
 
     Args:
         env: a name, a factory of a Gymnasium environment, or a vector environment. The last is
@@ -87,16 +87,24 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
         return [], findings
     rng = np.random.default_rng(seed)
     actions = rng.integers(env.spec.num_actions, size=(steps, env.num_envs))
-    half = steps // 2
+    half, failed = steps // 2, env.faults
     parts = [
         [env.reset(), *(env.step(a) for a in part)] for part in (actions[:half], actions[half:])
     ]
     for part, played in zip(parts, (actions[:half], actions[half:]), strict=True):
         findings += _check_part(env.spec, part, played)
     records = list(itertools.chain(*parts))
+    if env.faults > failed:
+        findings.append(f"it fails while it is played{_reasons(records)}")
     if not findings:
         findings += _check_images(records)
     return records, findings
+
+
+def _reasons(records: list[VectorStep]) -> str:
+    """What the episodes say that failures cut; one that cannot begin leaves none."""
+    told = {e.extra["fault"] for r in records for e in r.episodes if "fault" in e.extra}
+    return ": " + "; ".join(sorted(told)) if told else ""
 
 
 def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:

@@ -16,7 +16,14 @@ from emerald_jax.training.rundir import EPISODES_FILE, METRICS_FILE, read_config
 
 #: Settings that do not make another experiment. Steps are told in every row instead.
 _FREE = ("preset", "env", "seed", "logdir", "devices", "max_minutes", "steps")
-_FREE_GROUPS = ("log.", "envs.worker", "envs.max_worker_failures", "model.dtype", "model.remat")
+_FREE_GROUPS = (
+    "log.",
+    "envs.worker",
+    "envs.processes",
+    "envs.max_worker_failures",
+    "model.dtype",
+    "model.remat",
+)
 #: Environments whose state a checkpoint holds, so that no episode is lost by an interruption.
 _EXACT = ("gymnax", "craftax")
 _SHOWN = 4

@@ -79,7 +79,11 @@ def test_a_run_without_episodes_is_no_crash(make_run, tmp_path):
 
 
 def test_what_makes_another_experiment(make_run):
-    run = read_run(make_run("a", "tiny", seed=9, logdir="x", devices=3, envs={"workers": "inline"}))
+    run = read_run(
+        make_run(
+            "a", "tiny", seed=9, logdir="x", devices=3, envs={"workers": "process", "processes": 3}
+        )
+    )
     assert changed_settings(run.config) == {}
     run = read_run(make_run("b", "tiny", train_ratio=2.0, envs={"time_limit": 5}))
     assert run.label == "ours: tiny, train_ratio 2.0, envs.time_limit 5"
