@@ -14,7 +14,7 @@ from tests.model_cases import little_optimisation
 
 ROOT = Path(__file__).resolve().parents[1]
 #: ``checkpoints.md`` is left out: test_weights.py runs such a script in a process of its own.
-PAGES = ("docs/index.md", "docs/settings.md", "docs/environments.md", "docs/extend.md")
+PAGES = ("docs/index.md", "docs/settings.md", "docs/environments.md", "docs/extend.md", "README.md")
 
 
 @pytest.fixture
@@ -58,12 +58,19 @@ def test_an_environment(page: dict) -> None:
     assert image.shape == (16, 64, 3)
 
 
-@pytest.mark.parametrize("page", PAGES[3:], indirect=True)
+@pytest.mark.parametrize("page", PAGES[3:4], indirect=True)
 def test_an_own_model_and_policy(page: dict) -> None:
     trajectory = page["trajectory"]
     assert trajectory.state.shape == (16, 5, 2)
     last = 0.9 * trajectory.state[-2] + trajectory.action[-1][:, None]
     np.testing.assert_allclose(trajectory.state[-1], last, rtol=1e-6)
+
+
+@pytest.mark.parametrize("page", PAGES[4:], indirect=True)
+def test_the_readme(page: dict) -> None:
+    assert page["dream"].frames.shape == (50, 16, 16, 3)
+    c = page["config"].model
+    assert page["decoded"].z.shape == (2, c.positions, c.groups)
 
 
 def test_no_page_is_forgotten() -> None:
@@ -72,4 +79,4 @@ def test_no_page_is_forgotten() -> None:
         for path in (ROOT / "docs").glob("*.md")
         if "```python" in path.read_text(encoding="utf-8")
     }
-    assert with_code == {*PAGES, "docs/checkpoints.md"}
+    assert with_code == {*PAGES[:4], "docs/checkpoints.md"}
