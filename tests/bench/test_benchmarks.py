@@ -125,7 +125,7 @@ def test_the_parts_of_an_update_fit_together():
     agent = jax.eval_shape(
         partial(train.learn, learner=learner), state.params, state.slow_critic, trajectory
     )
-    grads = {"world_model": grads, "actor": agent[0], "critic": agent[1]}
+    grads = {"world_model": grads, **agent}
     params, opt_state, slow = jax.eval_shape(partial(train.move, learner=learner), state, grads)
     for new, old in ((params, state.params), (opt_state, state.opt_state)):
         assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, old)
