@@ -1,0 +1,113 @@
+"""Does bfloat16 learn what float32 learns? The same updates in both, on the same batches.
+
+Random play is recorded once, batches are drawn once; then whole updates (world model, imagination,
+actor, critic) are made from the same seed in both compute types. Sampled latents part after a few
+updates, so curves are compared as means over windows of updates, as an eye compares them.
+
+Command: python benchmarks/precision.py               (200 updates of the quickstart's networks)
+Result:  benchmarks/results/precision.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import emerald_jax as ej
+from emerald_jax.envs.registry import spec_of
+from emerald_jax.replay import make_sampler
+from emerald_jax.studies.datasets import record
+from emerald_jax.training.parallel import compile_train_step, local_devices, put_batch
+from emerald_jax.training.program import compile_program, prepare_jax
+from emerald_jax.types import Batch
+
+#: Losses that are compared; the actor's has no sign of its own and is left out.
+TERMS = ("loss/model", "loss/image", "loss/reward", "loss/dyn", "loss/mask", "loss/critic")
+
+
+def batches(config: ej.Config, updates: int) -> list[Batch]:
+    """The fixed stream: independent windows of random play."""
+    played = record(config, 4000, seed=0)
+    sampler = make_sampler("windows", played, config.replay.batch, config.replay.length, 0)
+    return [sampler.sample() for _ in range(updates)]
+
+
+def curves(config: ej.Config, dtype: str, stream: list[Batch], seed: int) -> dict[str, np.ndarray]:
+    """`[updates]` of every term, in one compute type."""
+    model = dataclasses.replace(config.model, dtype=dtype)
+    config = dataclasses.replace(config, model=model)
+    actions = spec_of(config.env, config.envs).num_actions
+    learner, count = ej.build_learner(config, actions), config.replay.batch
+    init_key, base = jax.random.split(jax.random.key(seed))
+    state = ej.init_state(learner, init_key)
+    carry = ej.init_carry(learner, count)
+    devices, step, rows = local_devices(1), None, []
+    for number, batch in enumerate(stream):
+        keys = jax.random.split(jax.random.fold_in(base, number), count)
+        arguments = (state, put_batch(batch._replace(carry=carry), devices), keys)
+        if step is None:
+            step = compile_program(compile_train_step(learner, devices).lower(*arguments))
+        state, _, metrics = step(*arguments)
+        rows.append([metrics[name] for name in TERMS])
+    return dict(zip(TERMS, np.array(jax.device_get(rows)).T, strict=True))
+
+
+def differences(a: dict, b: dict, window: int) -> dict[str, dict[str, float]]:
+    """Relative difference of windows' means: of all windows together, and of the worst."""
+    found = {}
+    for name in a:
+        x, y = (c[name].reshape(-1, window).mean(1) for c in (a, b))
+        apart = np.abs(y - x) / np.abs(x)
+        found[name] = {
+            "mean_percent": round(100 * float(apart.mean()), 3),
+            "worst_percent": round(100 * float(apart.max()), 3),
+            "whole_percent": round(100 * float(abs(y.mean() - x.mean()) / abs(x.mean())), 3),
+        }
+    return found
+
+
+def main() -> None:
+    """Measure, tell, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="quickstart")
+    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--window", type=int, default=20, help="updates averaged before comparing")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results/precision.json"
+    )
+    options = parser.parse_args()
+    if options.updates % options.window:
+        parser.error("--updates must be a multiple of --window")
+    prepare_jax()
+    config, began = ej.get_preset(options.preset), time.monotonic()
+    stream = batches(config, options.updates)
+    exact = curves(config, "float32", stream, seed=0)
+    result = {
+        "preset": options.preset,
+        "updates": options.updates,
+        "window": options.window,
+        "bfloat16_from_float32": differences(
+            exact, curves(config, "bfloat16", stream, seed=0), options.window
+        ),
+        # The yardstick: how far apart two float32 runs are that differ in their noise alone.
+        "other_seed_from_float32": differences(
+            exact, curves(config, "float32", stream, seed=1), options.window
+        ),
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
