@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal, normal, ones, zeros
 
 from emerald_jax.types import Array
@@ -88,12 +89,67 @@ class NormSilu(nn.Module):
         return nn.silu(Norm(dtype=self.dtype)(x))
 
 
+#: Words of a table from which on tokens are gathered on a CPU (O; measured at 1024 alone).
+_GATHER_WORDS = 512
+
+
+def embed_tokens(tokens: Array, table: Array) -> Array:
+    """Sum of the rows that each position's tokens name: a one-hot product, or what equals it.
+
+    Large tables are gathered group by group on a CPU: for 4096 positions of 32 tokens and the
+    predictor's table that takes 1.7 ms, the product 21.5 ms and one gather with a sum over its
+    result 7.3 ms (two cores). The gradient is the product's either way.
+
+    Args:
+        tokens: `[..., G]` int32 in [0, K).
+        table: `[G, K, F]`.
+
+    Returns:
+        `[..., F]`.
+    """
+    if jax.default_backend() == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_WORDS:
+        return _gather_sum(tokens, table)
+    return _hot(tokens, table) @ table.reshape(-1, table.shape[-1])
+
+
+def _hot(tokens: Array, table: Array) -> Array:
+    """`[..., G]` -> `[..., G * K]`, G ones each."""
+    hot = jax.nn.one_hot(tokens, table.shape[1], dtype=table.dtype)
+    return hot.reshape(*tokens.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _gather_sum(tokens: Array, table: Array) -> Array:
+    """:func:`embed_tokens` without one-hot vectors."""
+
+    def body(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        token, rows = group
+        return total + rows[token], None
+
+    none = jnp.zeros((*tokens.shape[:-1], table.shape[-1]), table.dtype)
+    return jax.lax.scan(body, none, (jnp.moveaxis(tokens, -1, 0), table))[0]
+
+
+def _gather_forward(tokens: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _gather_sum(tokens, table), (tokens, table)
+
+
+def _gather_backward(kept: tuple[Array, Array], dy: Array) -> tuple[np.ndarray, Array]:
+    """Integers have no gradient, which JAX writes as ``float0``."""
+    tokens, table = kept
+    hot = _hot(tokens, table)
+    rows = hot.reshape(-1, hot.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    return np.zeros(tokens.shape, jax.dtypes.float0), rows.reshape(table.shape)
+
+
+_gather_sum.defvjp(_gather_forward, _gather_backward)
+
+
 class LatentProjection(nn.Module):
     """Linear map of one-hot groups, the paper's 1x1 convolution over a latent's G * K channels.
 
     A latent comes in either of two forms with the same result: class indices, through which no
-    gradient flows, or one-hot vectors with straight-through gradients. Indices are made one-hot and
-    multiplied too; a gather has not been measured against it.
+    gradient flows, or one-hot vectors with straight-through gradients.
 
     Attributes:
         groups: G.
@@ -114,9 +170,9 @@ class LatentProjection(nn.Module):
         kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         if jnp.issubdtype(z.dtype, jnp.integer):
-            z = jax.nn.one_hot(z, self.classes, dtype=self.dtype)
-        flat = z.astype(self.dtype).reshape(*z.shape[:-2], shape[0])
-        y = flat @ kernel
+            y = embed_tokens(z, kernel.reshape(self.groups, self.classes, self.features))
+        else:
+            y = z.astype(self.dtype).reshape(*z.shape[:-2], shape[0]) @ kernel
         return y + spread_rows(bias, y)
 
 

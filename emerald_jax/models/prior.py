@@ -6,7 +6,6 @@ The autoregressive predictor, the MaskGIT's sequential counterpart, is in ``auto
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.nn.initializers import lecun_normal, normal
 
@@ -16,6 +15,7 @@ from emerald_jax.models.layers import (
     FeedForward,
     NormSilu,
     PositionAttention,
+    embed_tokens,
     learned_vector,
 )
 from emerald_jax.types import Array
@@ -61,8 +61,8 @@ class TokenPredictor(nn.Module):
     The G tokens of a position, each a class or the extra word K, are embedded (K + 1 words),
     flattened and projected together with the position's features. Embedding and projection are both
     linear, so their product is a table of one row per (group, word), made once per call. Tokens
-    meet it as one-hot vectors, and a position full of the extra word as one constant row; training
-    and decoding read the same table.
+    meet it in :func:`embed_tokens`, and a position full of the extra word as one constant row;
+    training and decoding read the same table.
     """
 
     config: ModelConfig
@@ -98,14 +98,11 @@ class TokenPredictor(nn.Module):
         Returns:
             `[..., P, F]`, F the predictor's width.
         """
-        c = self.config
         table, projected = self.table(), self.from_features(features)
         if tokens is None:
             embedded = jnp.broadcast_to(table[:, -1].sum(0), projected.shape)
         else:
-            hot = jax.nn.one_hot(tokens, c.classes + 1, dtype=self.dtype)
-            flat = hot.reshape(*tokens.shape[:-1], c.groups * (c.classes + 1))
-            embedded = flat @ table.reshape(-1, table.shape[-1])
+            embedded = embed_tokens(tokens, table)
         x = embedded + projected
         return x + jnp.broadcast_to(places.astype(self.dtype), x.shape)
 

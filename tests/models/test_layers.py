@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from emerald_jax.models.layers import LatentProjection, sinusoids
+from emerald_jax.models.layers import LatentProjection, embed_tokens, sinusoids
 
 G, K, F = 3, 5, 4
 
@@ -28,6 +29,27 @@ def test_latent_projection_takes_indices_or_one_hot():
     # In one-hot form the gradient reaches z: it is the kernel itself.
     gradient = jax.grad(lambda z: module.apply(variables, z)[..., 1].sum())(jnp.asarray(hot))
     np.testing.assert_allclose(gradient, np.broadcast_to(rows[..., 1], hot.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize(("groups", "words"), [(32, 33), (3, 5)])  # gathered; a product
+def test_tokens_name_rows_of_a_table(groups, words):
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, words, (2, 7, groups)))
+    table = jnp.asarray(rng.normal(size=(groups, words, F)), jnp.float32)
+    expected = sum(np.asarray(table)[g, np.asarray(tokens)[..., g]] for g in range(groups))
+    np.testing.assert_allclose(embed_tokens(tokens, table), expected, atol=1e-5)
+    # d / d table[g, w] is the sum of dy over the positions whose group g is w.
+    dy = rng.normal(size=expected.shape).astype(np.float32)
+    gradient = np.zeros(table.shape)
+    for g in range(groups):
+        np.add.at(gradient[g], np.asarray(tokens)[..., g], dy)
+
+    def one(table, tokens, dy):
+        return jnp.sum(embed_tokens(tokens, table) * dy)
+
+    np.testing.assert_allclose(jax.grad(one)(table, tokens, dy), gradient, atol=1e-4)
+    batched = jax.vmap(jax.grad(one), in_axes=(None, 0, 0))(table, tokens, dy)
+    np.testing.assert_allclose(batched.sum(0), gradient, atol=1e-4)
 
 
 def test_sinusoids_by_formula():
