@@ -3,8 +3,8 @@
 Claim: EMERALD's imagination stays close to reality over the 15 steps that the agent learns from.
 Source: EMERALD, arXiv 2507.04075, section 4 (imagined trajectories); the measure is our own.
 Command: python experiments/horizon.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
-Cost: smoke one to four minutes, nearly all of it compiling; estimated, not yet run: cpu under an
-    hour on 2 cores, paper hours on one GPU.
+Cost: smoke one to four minutes, nearly all of it compiling; cpu three models, minutes each,
+    or none with the --worlds of decoding_steps.py; paper hours on one GPU (estimated).
 Result: table.md, result.json, curves.png in --out (runs/studies/horizon-SCALE)
 """
 

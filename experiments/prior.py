@@ -7,8 +7,9 @@ Source: EMERALD, arXiv 2507.04075, ablations (linear head 51.6 %, MaskGIT S = 3 
 Command: python experiments/prior.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; estimated, not yet run: cpu under an
     hour on 2 cores, paper a day on one GPU.
-Result: table.md, result.json, curves.png, points.png in --out. All priors get as many updates on
-    the same batches; cells/*.json tell the seconds of an update, decoding has its column.
+Result: table.md, result.json, curves.png, points.png in --out. All priors get the same compute:
+    updates in inverse proportion to the FLOPs of one, in closed form; result.json tells updates and
+    seconds.
 """
 
 from __future__ import annotations

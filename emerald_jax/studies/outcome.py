@@ -171,7 +171,8 @@ def step_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
         axis.set_xlabel("imagined steps")
         axis.set_ylim(bottom=0)
         axis.set_title(heading, fontsize=10)
-        axis.legend(frameon=False, fontsize=8)
+        if known or axis is panels[0]:
+            axis.legend(frameon=False, fontsize=8)
     return _save(figure, out)
 
 
