@@ -5,7 +5,7 @@ Claim: the cache makes the transformer remember beyond the chunk of L steps that
 Source: EMERALD, arXiv 2507.04075, argues that a transformer remembers more than an RSSM; the probe
     (emerald_jax/studies/probe.py) is our own: a cue shown once, asked for k frames later.
 Command: python experiments/memory.py --scale smoke|cpu|paper [--out DIR]
-Cost: not yet run at any scale; estimated: cpu 18 models of a minute or two each.
+Cost: smoke a minute; estimated, not yet run: cpu 18 models of a minute or two each.
 Result: table.md, result.json, points.png in --out
 """
 

@@ -5,8 +5,9 @@ Claim: a MaskGIT predictor beats a linear head, and comes near a sequential pred
 Source: EMERALD, arXiv 2507.04075, ablations (linear head 51.6 %, MaskGIT S = 3 58.1 % on Crafter);
     the autoregressive baseline is our own.
 Command: python experiments/prior.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
-Cost: smoke one to four minutes, nearly all of it compiling; estimated, not yet run: cpu under an
-    hour on 2 cores, paper a day on one GPU.
+Cost: smoke one to four minutes, nearly all of it compiling; cpu five minutes for two seeds on 2
+    cores, the MaskGIT models taken from decoding_steps.py (measured); paper a day on one GPU
+    (estimated).
 Result: table.md, result.json, curves.png, points.png in --out. All priors get the same compute:
     updates in inverse proportion to the FLOPs of one, in closed form; result.json tells updates and
     seconds.
