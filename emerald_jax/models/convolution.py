@@ -152,8 +152,8 @@ class DownConv(nn.Module):
 class UpConv(nn.Module):
     """4x4 stride-2 transposed convolution, the mirror of :class:`DownConv`.
 
-    A 2x2 convolution computes the four sub-pixels around every corner of the padded input; opening
-    them up gives the doubled image and one ring too much, which is cut off.
+    A 2x2 convolution, padding 1, computes the four sub-pixels around every corner of the input's
+    pixels; opening them up gives the doubled image and one ring too much, which is cut off.
     """
 
     features: int
@@ -162,8 +162,8 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Args: x `[T, h, w, c]`. Returns: `[T, 2h, 2w, features]`."""
-        conv = Conv(4 * self.features, size=2, padding=0, dtype=self.dtype)
-        return depth_to_space(conv(_pad_pixels(x)))[:, 1:-1, 1:-1]
+        corners = Conv(4 * self.features, size=2, padding=1, dtype=self.dtype)(x)
+        return depth_to_space(corners)[:, 1:-1, 1:-1]
 
 
 class NormSiluConv(nn.Module):

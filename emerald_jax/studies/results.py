@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from emerald_jax.training.rundir import write_atomic
 
 #: Times of decoding, measured apart from the cells.
 TIMING_FILE = "timing.json"
+_QUIET: dict[str, Any] = {"check": True, "capture_output": True}
 
 
 def write_results(
@@ -90,12 +92,24 @@ def digits(values: np.ndarray) -> Any:
 
 
 def machine() -> str:
-    """Where a number was measured."""
+    """Where a number was measured, and with which code."""
     device = jax.devices()[0].device_kind
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, {device}, jax {jax.__version__}, "
-        f"emerald_jax {__version__}"
+        f"emerald_jax {__version__}{commit()}"
     )
+
+
+def commit() -> str:
+    """`` at COMMIT`` where this package is a git checkout, ``-dirty`` if it was changed since."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        # A package installed below somebody else's checkout is not tracked by it.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "plan.py"], **_QUIET)
+        found = subprocess.run([*git, "describe", "--always", "--dirty", "--exclude=*"], **_QUIET)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f" at {found.stdout.decode().strip()}"
 
 
 def _training(variant: Variant, cell: dict[str, Any]) -> dict[str, Any]:

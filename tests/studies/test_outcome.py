@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from emerald_jax.studies import results
 from emerald_jax.studies.outcome import (
     bootstrap,
     difference_table,
@@ -81,3 +85,19 @@ def test_figures_are_drawn(tmp_path):
     for path in (drawn, points, sweep):
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_commit_only_where_the_package_is_tracked(tmp_path, monkeypatch):
+    repository = Path(results.__file__).resolve().parents[2]
+    found = results.commit()
+    if (repository / ".git").exists():
+        head = subprocess.check_output(["git", "-C", str(repository), "rev-parse", "HEAD"])
+        assert head.decode().startswith(found.removeprefix(" at ").removesuffix("-dirty"))
+        assert len(found) > len(" at ")
+    # Copied below a checkout of something else: that one's commit says nothing of this package.
+    copy = tmp_path / "site" / "results.py"
+    copy.parent.mkdir()
+    copy.touch()
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    monkeypatch.setattr(results, "__file__", str(copy))
+    assert results.commit() == ""
