@@ -69,7 +69,19 @@ def run_seed(words: tuple[str, ...], seed: int, runs: Path, cores: str) -> dict[
     pinned = ["taskset", "-c", cores] if cores else []
     began = time.monotonic()
     subprocess.run([*pinned, *command], check=True)
-    seconds = time.monotonic() - began
+    found = read_run(logdir)
+    return {
+        "command": " ".join(["emerald-jax", "train", *words, "--seed", str(seed)]),
+        "seed": seed,
+        **found,
+        "seconds": round(time.monotonic() - began, 1),
+        "cores": cores or "all",
+        "machine": machine(),
+    }
+
+
+def read_run(logdir: Path) -> dict[str, Any]:
+    """What a run directory tells: scores, curve, metrics in thirty points, configuration."""
     rows = [json.loads(line) for line in (logdir / "episodes.jsonl").read_text().splitlines()]
     numbers = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
     scores = np.array([row["score"] for row in rows])
@@ -78,16 +90,11 @@ def run_seed(words: tuple[str, ...], seed: int, runs: Path, cores: str) -> dict[
     kept = np.unique(np.linspace(0, len(window) - 1, POINTS).astype(int))
     evaluation = next((row for row in reversed(numbers) if "eval/return" in row), {})
     return {
-        "command": " ".join(["emerald-jax", "train", *words, "--seed", str(seed)]),
-        "seed": seed,
         "last_100": float(scores[-LAST:].mean()),
         "first_100": float(scores[:LAST].mean()),
         "evaluation": {k: v for k, v in evaluation.items() if k.startswith("eval/")},
         "env_steps": int(numbers[-1]["step"]),
         "updates": next(int(r["train/updates"]) for r in reversed(numbers) if "train/updates" in r),
-        "seconds": round(seconds, 1),
-        "cores": cores or "all",
-        "machine": machine(),
         "curve": [[int(steps[LAST - 1 + i]), round(float(window[i]), 3)] for i in kept],
         "metrics": _thinned([row for row in numbers if "loss/model" in row]),
         "config": json.loads((logdir / "config.json").read_text()),
