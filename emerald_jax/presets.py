@@ -61,7 +61,7 @@ _QUICKSTART = Config(
     log=LogConfig(every=25, pictures=500, eval_episodes=64),
 )
 
-# The ball is one pixel: with the quickstart's 8 channels it is not in the dream after 3,000 updates.
+# The ball is one pixel: with the quickstart's 8 channels dreams have lost it after 3,000 updates.
 # With the quickstart's entropy the policy stays near random, at 3e-3 it is certain too early.
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
