@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from emerald_jax.ops.scores import crafter_score, success_rates
 from emerald_jax.studies.results import machine
+from emerald_jax.training.recorder import achievements_of
 from emerald_jax.viz.curves import learning_curve, seeds_figure
 
 HERE = Path(__file__).resolve().parent
@@ -36,21 +38,22 @@ class Run:
     Attributes:
         words: of ``emerald-jax train``.
         seeds: by default.
-        goal: mean score of the last 100 training episodes to reach.
+        goal: mean score of the last 100 training episodes to reach; None where the return says
+            less than what ``emerald-jax report`` makes of the run directory.
         title: of the figure.
     """
 
     words: tuple[str, ...]
     seeds: tuple[int, ...]
-    goal: float
+    goal: float | None
     title: str
 
 
 RUNS = {
     "quickstart": Run(("quickstart",), (0, 1, 2, 3, 4), 0.9, "Catch: mean return"),
     "minatar": Run(("minatar",), (0, 1, 2), 10.0, "Breakout-MinAtar: mean return"),
-    "crafter": Run(("crafter", "--max-minutes", "25"), (0,), 15.0, "Crafter: return"),
-    "pong": Run(("atari100k",), (0,), 0.0, "Pong, 100k steps: mean return"),
+    "crafter": Run(("crafter", "--max-minutes", "25"), (0,), None, "Crafter: mean return"),
+    "pong": Run(("atari100k",), (0,), None, "Pong, 100k steps: mean return"),
 }
 
 
@@ -86,29 +89,37 @@ def read_run(logdir: Path) -> dict[str, Any]:
     numbers = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
     scores = np.array([row["score"] for row in rows])
     steps = np.array([row["step"] for row in rows])
-    window = np.convolve(scores, np.ones(LAST) / LAST, "valid")
+    width = min(LAST, len(scores))  # Atari's 100k steps may be a few dozen episodes
+    window = np.convolve(scores, np.ones(width) / width, "valid")
     kept = np.unique(np.linspace(0, len(window) - 1, POINTS).astype(int))
     evaluation = next((row for row in reversed(numbers) if "eval/return" in row), {})
+    unlocked = [achievements_of(row) for row in rows]
+    rates = success_rates(unlocked, sorted(unlocked[0])) if all(unlocked) else {}
     return {
         "last_100": float(scores[-LAST:].mean()),
         "first_100": float(scores[:LAST].mean()),
         "evaluation": {k: v for k, v in evaluation.items() if k.startswith("eval/")},
+        "achievements": rates,
+        "score": crafter_score(rates) if rates else None,
         "env_steps": int(numbers[-1]["step"]),
-        "updates": next(int(r["train/updates"]) for r in reversed(numbers) if "train/updates" in r),
-        "curve": [[int(steps[LAST - 1 + i]), round(float(window[i]), 3)] for i in kept],
-        "metrics": _thinned([row for row in numbers if "loss/model" in row]),
+        "updates": max((int(row.get("train/updates", 0)) for row in numbers), default=0),
+        "curve": [[int(steps[width - 1 + i]), round(float(window[i]), 3)] for i in kept],
+        "metrics": _thinned([row for row in numbers if any(n.startswith("loss/") for n in row)]),
         "config": json.loads((logdir / "config.json").read_text()),
     }
 
 
-def _thinned(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+def _thinned(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     """Metrics of a run by name, as means over equal parts of it, to four digits."""
     parts = np.array_split(np.arange(len(rows)), min(len(rows), POINTS // 4))
     names = ["step", *sorted(n for n in rows[-1] if n.startswith(("loss/", "model/", "behavior/")))]
-    return {
-        name: [float(f"{np.mean([rows[i].get(name, np.nan) for i in part]):.4g}") for part in parts]
-        for name in names
-    }
+    return {name: [_mean([rows[i].get(name) for i in part]) for part in parts] for name in names}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """To four digits; what was not finite was logged as null and does not count."""
+    finite = [value for value in values if value is not None]
+    return float(f"{np.mean(finite):.4g}") if finite else None
 
 
 def main() -> None:
