@@ -1,10 +1,12 @@
 """Does the agent learn? Whole runs as a user would start them, seed by seed, and their curves.
 
-Claim: each row of ``RUNS`` reaches its goal on every seed, in its time.
-Source: own goals; Crafter's is DreamerV3's 14.5 % after 1 M steps (published by Curious Replay).
+Claim: quickstart and minatar reach their goal on every seed; crafter and pong have no goal here,
+    ``emerald-jax report`` puts their run directories beside the published numbers.
+Source: own goals, below in ``RUNS``.
 Command: python experiments/evidence.py quickstart|minatar|crafter|pong [--seeds 0 1 2]
-Cost: quickstart four minutes a seed and minatar up to two hours a seed, on two CPU cores; crafter
-    and pong ask for a GPU: 25 minutes and some hours.
+    A run that was stopped goes on; a seed whose result is there is not run again.
+Cost: quickstart three minutes a seed and minatar up to two hours a seed, on two CPU cores; crafter
+    and pong ask for a GPU: 25 minutes and some hours (estimated).
 Result: experiments/results/NAME/: seed_N.json and seed_N.png of every seed, curve.png of all
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from emerald_jax.ops.scores import crafter_score, success_rates
-from emerald_jax.studies.results import machine
-from emerald_jax.training.recorder import achievements_of
+from emerald_jax.training.recorder import achievements_of, is_whole_row
+from emerald_jax.training.rundir import EPISODES_FILE, METRICS_FILE, read_rows, write_atomic
 from emerald_jax.viz.curves import learning_curve, seeds_figure
 
 HERE = Path(__file__).resolve().parent
@@ -41,53 +44,90 @@ class Run:
         goal: mean score of the last 100 training episodes to reach; None where the return says
             less than what ``emerald-jax report`` makes of the run directory.
         title: of the figure.
+        minutes: after which a run ends; 0 sets no limit.
     """
 
     words: tuple[str, ...]
     seeds: tuple[int, ...]
     goal: float | None
     title: str
+    minutes: float = 0.0
 
 
 RUNS = {
-    "quickstart": Run(("quickstart",), (0, 1, 2, 3, 4), 0.9, "Catch: mean return"),
-    "minatar": Run(("minatar",), (0, 1, 2), 10.0, "Breakout-MinAtar: mean return"),
-    "crafter": Run(("crafter", "--max-minutes", "25"), (0,), None, "Crafter: mean return"),
-    "pong": Run(("atari100k",), (0,), None, "Pong, 100k steps: mean return"),
+    "quickstart": Run(("quickstart",), (0, 1, 2, 3, 4), 0.9, "Catch"),
+    "minatar": Run(("minatar",), (0, 1, 2), 10.0, "Breakout-MinAtar"),
+    "crafter": Run(("crafter",), (0,), None, "Crafter", minutes=25.0),
+    "pong": Run(("atari100k", "--env", "atari:Pong"), (0,), None, "Pong"),
 }
 
 
-def run_seed(words: tuple[str, ...], seed: int, runs: Path, cores: str) -> dict[str, Any]:
-    """Train one seed in a process of its own and read what it has written.
+def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
+    """Train one seed in a process of its own, or finish its run, and read what it has written.
+
+    What this script knows of a run lies beside its directory: machine, commit and the seconds of
+    every sitting. So they are those of the training, whenever the result is written.
 
     Args:
-        words: of ``emerald-jax train``.
+        run: what is shown to learn.
         seed: of the run.
-        runs: where run directories lie; one that has begun goes on.
+        logdir: its run directory.
         cores: CPU cores to pin to, such as ``0``; empty takes all.
+
+    Raises:
+        SystemExit: the directory holds a run that this script did not begin, or training ended
+            otherwise than by finishing.
     """
-    logdir = runs / f"{words[0]}-{seed}"
-    command = [sys.executable, "-m", "emerald_jax", "train", *words]
-    command += ["--seed", str(seed), "--logdir", str(logdir)]
+    notes = logdir.with_name(f"{logdir.name}.json")
+    if logdir.exists() and not notes.is_file():
+        sys.exit(f"evidence: {logdir} was not begun by this script: choose another --runs")
+    known = json.loads(notes.read_text()) if notes.is_file() else {"sittings": []}
+    command = ["train", *run.words, "--seed", str(seed), "--logdir", str(logdir)]
+    if run.minutes:
+        left = run.minutes - sum(s["seconds"] for s in known["sittings"]) / 60
+        command += ["--max-minutes", f"{max(left, 0.1):.2f}"]
+    sitting = {"command": " ".join(["emerald-jax", *command]), "machine": _machine()}
+    # Every seed compiles by itself, as the first run of a user does.
+    env = {**os.environ, "XDG_CACHE_HOME": str(logdir.with_name(f"{logdir.name}-cache"))}
     pinned = ["taskset", "-c", cores] if cores else []
     began = time.monotonic()
-    subprocess.run([*pinned, *command], check=True)
-    found = read_run(logdir)
-    return {
-        "command": " ".join(["emerald-jax", "train", *words, "--seed", str(seed)]),
-        "seed": seed,
-        **found,
-        "seconds": round(time.monotonic() - began, 1),
-        "cores": cores or "all",
-        "machine": machine(),
-    }
+    code = _wait([*pinned, sys.executable, "-m", "emerald_jax", *command], env)
+    known["sittings"].append({**sitting, "seconds": round(time.monotonic() - began, 1)})
+    known["cores"] = cores or "all"
+    write_atomic(notes, json.dumps(known).encode())
+    if code:
+        sys.exit(code)
+    seconds = round(sum(s["seconds"] for s in known["sittings"]), 1)
+    return {"seed": seed, "seconds": seconds, **known, **read_run(logdir)}
+
+
+def _wait(command: list[str], env: dict[str, str]) -> int:
+    """Run a command to its end; Ctrl-C reaches it too, and it may take its time to save."""
+    with subprocess.Popen(command, env=env) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def _machine() -> str:
+    """Where and with which code; asked in a process of its own, since a GPU is held by who asks."""
+    asked = "from emerald_jax.studies.results import machine; print(machine())"
+    return subprocess.check_output([sys.executable, "-c", asked], text=True).strip()
 
 
 def read_run(logdir: Path) -> dict[str, Any]:
-    """What a run directory tells: scores, curve, metrics in thirty points, configuration."""
-    rows = [json.loads(line) for line in (logdir / "episodes.jsonl").read_text().splitlines()]
-    numbers = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
-    scores = np.array([row["score"] for row in rows])
+    """What a run directory tells: scores, curve, metrics in thirty points, configuration.
+
+    Raises:
+        SystemExit: no episode has ended yet.
+    """
+    rows = [row for row in read_rows(logdir / EPISODES_FILE) if is_whole_row(row)]
+    numbers = read_rows(logdir / METRICS_FILE)
+    if not rows:
+        sys.exit(f"evidence: no episode of {logdir} has ended: train it for longer")
+    scores = np.array([row["score"] for row in rows], np.float64)
     steps = np.array([row["step"] for row in rows])
     width = min(LAST, len(scores))  # Atari's 100k steps may be a few dozen episodes
     window = np.convolve(scores, np.ones(width) / width, "valid")
@@ -98,10 +138,11 @@ def read_run(logdir: Path) -> dict[str, Any]:
     return {
         "last_100": float(scores[-LAST:].mean()),
         "first_100": float(scores[:LAST].mean()),
+        "episodes": len(rows),
         "evaluation": {k: v for k, v in evaluation.items() if k.startswith("eval/")},
         "achievements": rates,
         "score": crafter_score(rates) if rates else None,
-        "env_steps": int(numbers[-1]["step"]),
+        "env_steps": max((int(row["step"]) for row in numbers), default=int(steps[-1])),
         "updates": max((int(row.get("train/updates", 0)) for row in numbers), default=0),
         "curve": [[int(steps[width - 1 + i]), round(float(window[i]), 3)] for i in kept],
         "metrics": _thinned([row for row in numbers if any(n.startswith("loss/") for n in row)]),
@@ -111,6 +152,8 @@ def read_run(logdir: Path) -> dict[str, Any]:
 
 def _thinned(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     """Metrics of a run by name, as means over equal parts of it, to four digits."""
+    if not rows:
+        return {}
     parts = np.array_split(np.arange(len(rows)), min(len(rows), POINTS // 4))
     names = ["step", *sorted(n for n in rows[-1] if n.startswith(("loss/", "model/", "behavior/")))]
     return {name: [_mean([rows[i].get(name) for i in part]) for part in parts] for name in names}
@@ -123,25 +166,28 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def main() -> None:
-    """Run the seeds and write one JSON each; finished seeds are not run again."""
+    """Run the seeds and write one JSON each; seeds with a result are not run again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=tuple(RUNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--cores", default="", help="pin to these cores (taskset), such as 0")
     parser.add_argument("--out", type=Path, default=None, help="results (experiments/results/NAME)")
     options = parser.parse_args()
     run, out = RUNS[options.name], options.out or HERE / "results" / options.name
     out.mkdir(parents=True, exist_ok=True)
+    options.runs.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds or run.seeds:
         path = out / f"seed_{seed}.json"
         if path.exists():
+            print(f"{path} is there: seed {seed} is not run again", flush=True)
             continue
-        result = run_seed(run.words, seed, options.runs, options.cores)
-        path.write_text(json.dumps(result) + "\n")
-        learning_curve(options.runs / f"{run.words[0]}-{seed}", out / f"seed_{seed}.png")
-        kept = ("curve", "config", "metrics")
-        print({k: v for k, v in result.items() if k not in kept}, flush=True)
+        logdir = options.runs / f"{options.name}-{seed}"
+        result = run_seed(run, seed, logdir, options.cores)
+        learning_curve(logdir, out / f"seed_{seed}.png")
+        write_atomic(path, (json.dumps(result) + "\n").encode())
+        shown = ("seed", "last_100", "evaluation", "env_steps", "updates", "seconds")
+        print({name: result[name] for name in shown}, flush=True)
     draw(run, out)
 
 
@@ -151,7 +197,7 @@ def draw(run: Run, folder: Path) -> None:
     for path in sorted(folder.glob("seed_*.json")):
         curve = np.array(json.loads(path.read_text())["curve"], np.float64)
         seeds[path.stem] = (curve[:, 0], curve[:, 1])
-    title = f"{run.title} of the last {LAST} episodes"
+    title = f"{run.title}: mean return, up to {LAST} episodes"
     seeds_figure(seeds, title=title, goal=run.goal).savefig(folder / "curve.png")
 
 

@@ -54,7 +54,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train crafter --log.quiet=yes", "--log.quiet is a switch and takes no value, got 'yes'"),
         ("train crafter 3", "unexpected '3' after preset 'crafter': settings begin with --"),
         ("train quikstart", "unknown preset 'quikstart'; nearest: quickstart"),
-        ("train --seed 3", "name a preset: quickstart, crafter"),
+        ("train --seed 3", "name a preset: quickstart, minatar, crafter"),
         ("train crafter --steps -5", "steps is -5: it must be at least 1"),
         ("train crafter --model.grid 5", "envs.image_size 64 cannot reach model.grid 5"),
         ("train tiny --devices 3", "replay.batch 4 does not divide over 3 devices"),

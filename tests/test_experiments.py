@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emerald_jax.presets import PRESETS
+from emerald_jax.settings import parse_train
 from emerald_jax.studies.study import config_of
 from emerald_jax.studies.study import run as run_study
 from emerald_jax.training.rundir import EPISODES_FILE, read_rows
@@ -66,11 +67,16 @@ def test_smoke(name, tmp_path):
     assert [path.stat().st_mtime_ns for path in cells] == before
 
 
-def test_evidence_reads_a_run(run, tmp_path):
+@pytest.fixture
+def evidence(monkeypatch):
     spec = importlib.util.spec_from_file_location("evidence", FOLDER / "evidence.py")
-    evidence = importlib.util.module_from_spec(spec)
-    sys.modules["evidence"] = evidence  # dataclasses look their module up
-    spec.loader.exec_module(evidence)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evidence", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_evidence_reads_a_run(evidence, run, tmp_path):
     found = evidence.read_run(Path(run))
     rows = read_rows(Path(run) / EPISODES_FILE)
     scores = [row["score"] for row in rows]
@@ -88,5 +94,39 @@ def test_evidence_reads_a_run(run, tmp_path):
     (tmp_path / "seed_0.json").write_text(json.dumps(found))
     evidence.draw(evidence.RUNS["quickstart"], tmp_path)
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    for words in (asked.words for asked in evidence.RUNS.values()):
-        assert words[0] in PRESETS
+    for asked in evidence.RUNS.values():
+        assert parse_train(asked.words).preset == asked.words[0]
+
+
+def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
+    codes, commands = [75, 0], []
+
+    def train(command, env):
+        commands.append(command)
+        shutil.copytree(run, tmp_path / "crafter-3", dirs_exist_ok=True)
+        return codes.pop(0)
+
+    monkeypatch.setattr(evidence, "_wait", train)
+    monkeypatch.setattr(evidence, "_machine", lambda: f"commit {len(commands)}")
+    asked = (evidence.RUNS["crafter"], 3, tmp_path / "crafter-3", "")
+    with pytest.raises(SystemExit) as stopped:
+        evidence.run_seed(*asked)
+    assert stopped.value.code == 75
+    notes = json.loads((tmp_path / "crafter-3.json").read_text())
+    notes["sittings"][0]["seconds"] = 600.0
+    (tmp_path / "crafter-3.json").write_text(json.dumps(notes))
+    found = evidence.run_seed(*asked)
+    assert commands[1][-2:] == ["--max-minutes", "15.00"], "only what is left"
+    assert [sitting["machine"] for sitting in found["sittings"]] == ["commit 0", "commit 1"]
+    assert found["seconds"] >= 600
+    assert found["episodes"] == 20
+
+
+def test_evidence_leaves_other_runs_alone(evidence, run):
+    with pytest.raises(SystemExit, match="not begun by this script"):
+        evidence.run_seed(evidence.RUNS["quickstart"], 0, run, "")
+
+
+def test_evidence_without_an_episode(evidence, tmp_path):
+    with pytest.raises(SystemExit, match="no episode"):
+        evidence.read_run(tmp_path)

@@ -20,7 +20,8 @@ from emerald_jax.training.rundir import write_atomic
 
 #: Times of decoding, measured apart from the cells.
 TIMING_FILE = "timing.json"
-_QUIET: dict[str, Any] = {"check": True, "capture_output": True}
+#: Directory of this package.
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def write_results(
@@ -52,7 +53,7 @@ def write_results(
         "parameters": {v.label: c["parameters"]["total"] for v, c in worlds},
         "training": [_training(variant, cell) for variant, cell in worlds],
         "seconds": round(sum(cell["seconds"] for _, cell in rows), 1),
-        "machine": machine(),
+        "machine": sorted({cell["machine"] for _, cell in rows}),
     }
     write_atomic(out / "result.json", (json.dumps(content, indent=1) + "\n").encode())
     if study.curves:
@@ -100,16 +101,35 @@ def machine() -> str:
     )
 
 
-def commit() -> str:
-    """`` at COMMIT`` where this package is a git checkout, ``-dirty`` if it was changed since."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+def commit(package: Path = _PACKAGE) -> str:
+    """`` at COMMIT`` where the package is part of its git checkout, ``-dirty`` if it was changed.
+
+    Empty elsewhere: an installed copy may lie below somebody else's checkout, whose commit says
+    nothing of it.
+
+    Args:
+        package: directory of the package.
+    """
     try:
-        # A package installed below somebody else's checkout is not tracked by it.
-        subprocess.run([*git, "ls-files", "--error-unmatch", "plan.py"], **_QUIET)
-        found = subprocess.run([*git, "describe", "--always", "--dirty", "--exclude=*"], **_QUIET)
+        if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
+            return ""
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        found = _git(package, "rev-parse", "--short", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return f" at {found.stdout.decode().strip()}"
+    return f" at {found}{'-dirty' if changed else ''}"
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says in a folder.
+
+    Raises:
+        OSError: there is no git.
+        subprocess.CalledProcessError: it refuses.
+    """
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _training(variant: Variant, cell: dict[str, Any]) -> dict[str, Any]:

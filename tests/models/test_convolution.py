@@ -103,7 +103,7 @@ def test_up_conv_is_a_transposed_convolution(rng):
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0)])
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0), (2, 1)])
 def test_gradients_for_loops_are_the_gradients(rng, size, padding):
     x = jnp.asarray(rng.normal(size=(4, 6, 5, C)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, C, F)), jnp.float32)

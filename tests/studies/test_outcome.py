@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,17 +87,35 @@ def test_figures_are_drawn(tmp_path):
             assert np.asarray(image.convert("L")).std() > 5
 
 
-def test_commit_only_where_the_package_is_tracked(tmp_path, monkeypatch):
-    repository = Path(results.__file__).resolve().parents[2]
-    found = results.commit()
-    if (repository / ".git").exists():
-        head = subprocess.check_output(["git", "-C", str(repository), "rev-parse", "HEAD"])
-        assert head.decode().startswith(found.removeprefix(" at ").removesuffix("-dirty"))
-        assert len(found) > len(" at ")
-    # Copied below a checkout of something else: that one's commit says nothing of this package.
-    copy = tmp_path / "site" / "results.py"
-    copy.parent.mkdir()
-    copy.touch()
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    monkeypatch.setattr(results, "__file__", str(copy))
-    assert results.commit() == ""
+def git(folder, *words):
+    """Git, as nobody in particular."""
+    who = ["-c", "user.name=n", "-c", "user.email=n@localhost"]
+    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+def test_commit_only_where_the_package_is_tracked(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    assert results.commit(package) == "", "no repository"
+    (package / "__init__.py").touch()
+    (tmp_path / "README").touch()
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "README")
+    git(tmp_path, "commit", "-qm", "something else")
+    assert results.commit(package) == "", "an installed copy below it"
+    git(tmp_path, "add", "package")
+    git(tmp_path, "commit", "-qm", "the package")
+    clean = results.commit(package)
+    head = subprocess.check_output(["git", "-C", str(tmp_path), "rev-parse", "HEAD"], text=True)
+    assert clean.startswith(" at ")
+    assert head.startswith(clean.removeprefix(" at "))
+    (tmp_path / "README").write_text("changed")
+    assert results.commit(package) == clean, "not the package's own"
+    (package / "new.py").touch()
+    assert results.commit(package) == f"{clean}-dirty"
+    deep = tmp_path / "lib" / "package"
+    deep.mkdir(parents=True)
+    (deep / "__init__.py").touch()
+    git(tmp_path, "add", "lib")
+    assert results.commit(deep) == "", "a copy that somebody else keeps"
