@@ -16,6 +16,7 @@ from emerald_jax.config import Config, ConfigError
 from emerald_jax.replay import Replay
 from emerald_jax.studies import datasets, probe, worlds
 from emerald_jax.studies.plan import PROBE, Scale
+from emerald_jax.studies.results import machine
 from emerald_jax.training.state import build_learner
 from emerald_jax.types import Params
 
@@ -109,13 +110,13 @@ def kept_world(
     path = folder / f"{digest}.npz"
     if path.is_file():
         return _read_world(path, config, recorded.num_actions)
-    arguments = (config, recorded.train, recorded.num_actions)
-    world = worlds.train_world(*arguments, updates=updates, seed=seed)
+    arguments, trained_by = (config, recorded.train, recorded.num_actions), machine()
+    world = worlds.train_world(*arguments, updates=updates, seed=seed)._replace(machine=trained_by)
     leaves = {name: np.asarray(x) for name, x in _named(world.params).items()}
-    facts = json.dumps({"curve": world.curve, "seconds": world.seconds})
+    facts = {"curve": world.curve, "seconds": world.seconds, "machine": world.machine}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{digest}.part").open("wb") as file:
-        np.savez(file, **leaves, facts=np.array(facts))
+        np.savez(file, **leaves, facts=np.array(json.dumps(facts)))
     (folder / f"{digest}.part").rename(path)
     return world
 
@@ -129,7 +130,8 @@ def _read_world(path: Path, config: Config, num_actions: int) -> worlds.World:
         params = jax.tree_util.tree_map_with_path(
             lambda place, _: jax.numpy.asarray(found[jax.tree_util.keystr(place)]), shapes
         )
-    return worlds.World(learner, params, facts["curve"], facts["seconds"])
+    told = facts.get("machine", "")
+    return worlds.World(learner, params, facts["curve"], facts["seconds"], told)
 
 
 def _named(params: Params) -> dict[str, jax.Array]:

@@ -94,7 +94,7 @@ def run(
             began = time.monotonic()
             measured = maker.agent(variant, seed) if variant.agent else maker.world(variant, seed)
             seconds = round(time.monotonic() - began, 1)
-            found = {"settings": asked, **measured, "seconds": seconds, "machine": machine()}
+            found = {"settings": asked, "seconds": seconds, "machine": machine(), **measured}
             write_atomic(path, (json.dumps(found) + "\n").encode())
         rows.append((variant, found))
     maker.finish(study.variants(scale))
@@ -138,6 +138,8 @@ class _Maker:
             "parameters": {**sizes, "total": sum(sizes.values())},
             "updates": updates,
             "seconds_per_update": round(world.seconds / updates, 5),
+            # Of the training, which may have been another study's.
+            "machine": world.machine or machine(),
         }
 
     def finish(self, variants: Sequence[Variant]) -> None:

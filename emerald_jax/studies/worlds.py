@@ -32,12 +32,14 @@ class World(NamedTuple):
         params: the world model's parameters.
         curve: ``[update, metrics]`` rows along the training, metrics by name.
         seconds: wall time of the updates, compiling excluded.
+        machine: where and with which code it was trained; empty where nobody noted it.
     """
 
     learner: Learner
     params: Params
     curve: list[list[Any]]
     seconds: float
+    machine: str = ""
 
 
 def train_world(
