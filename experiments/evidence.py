@@ -39,7 +39,7 @@ class Run:
     """What is shown to learn.
 
     Attributes:
-        words: of ``emerald-jax train``.
+        stages: words of ``emerald-jax train``, one command after another on the same directory.
         seeds: by default.
         goal: mean score of the last 100 training episodes to reach; None where the return says
             less than what ``emerald-jax report`` makes of the run directory.
@@ -47,18 +47,21 @@ class Run:
         minutes: after which a run ends; 0 sets no limit.
     """
 
-    words: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...]
     goal: float | None
     title: str
     minutes: float = 0.0
 
 
+#: Breakout's returns grow by a factor of ten, and with their range the weight of the entropy in the
+#: actor's loss: when the agent can play, it is made smaller.
+_BREAKOUT = (("minatar", "--steps", "80000"), ("minatar", "--behavior.entropy", "1e-3"))
 RUNS = {
-    "quickstart": Run(("quickstart",), (0, 1, 2, 3, 4), 0.9, "Catch"),
-    "minatar": Run(("minatar",), (0, 1, 2), 10.0, "Breakout-MinAtar"),
-    "crafter": Run(("crafter",), (0,), None, "Crafter", minutes=25.0),
-    "pong": Run(("atari100k", "--env", "atari:Pong"), (0,), None, "Pong"),
+    "quickstart": Run((("quickstart",),), (0, 1, 2, 3, 4), 0.9, "Catch"),
+    "minatar": Run(_BREAKOUT, (0, 1, 2), 10.0, "Breakout-MinAtar"),
+    "crafter": Run((("crafter",),), (0,), None, "Crafter", minutes=25.0),
+    "pong": Run((("atari100k", "--env", "atari:Pong"),), (0,), None, "Pong"),
 }
 
 
@@ -81,22 +84,24 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
     notes = logdir.with_name(f"{logdir.name}.json")
     if logdir.exists() and not notes.is_file():
         sys.exit(f"evidence: {logdir} was not begun by this script: choose another --runs")
-    known = json.loads(notes.read_text()) if notes.is_file() else {"sittings": []}
-    command = ["train", *run.words, "--seed", str(seed), "--logdir", str(logdir)]
-    if run.minutes:
-        left = run.minutes - sum(s["seconds"] for s in known["sittings"]) / 60
-        command += ["--max-minutes", f"{max(left, 0.1):.2f}"]
-    sitting = {"command": " ".join(["emerald-jax", *command]), "machine": _machine()}
-    # Every seed compiles by itself, as the first run of a user does.
-    env = {**os.environ, "XDG_CACHE_HOME": str(logdir.with_name(f"{logdir.name}-cache"))}
-    pinned = ["taskset", "-c", cores] if cores else []
-    began = time.monotonic()
-    code = _wait([*pinned, sys.executable, "-m", "emerald_jax", *command], env)
-    known["sittings"].append({**sitting, "seconds": round(time.monotonic() - began, 1)})
+    known = json.loads(notes.read_text()) if notes.is_file() else {"done": 0, "sittings": []}
     known["cores"] = cores or "all"
-    write_atomic(notes, json.dumps(known).encode())
-    if code:
-        sys.exit(code)
+    for words in run.stages[known["done"] :]:
+        command = ["train", *words, "--seed", str(seed), "--logdir", str(logdir)]
+        if run.minutes:
+            left = run.minutes - sum(s["seconds"] for s in known["sittings"]) / 60
+            command += ["--max-minutes", f"{max(left, 0.1):.2f}"]
+        sitting = {"command": " ".join(["emerald-jax", *command]), "machine": _machine()}
+        # Every seed compiles by itself, as the first run of a user does.
+        env = {**os.environ, "XDG_CACHE_HOME": str(logdir.with_name(f"{logdir.name}-cache"))}
+        pinned = ["taskset", "-c", cores] if cores else []
+        began = time.monotonic()
+        code = _wait([*pinned, sys.executable, "-m", "emerald_jax", *command], env)
+        known["sittings"].append({**sitting, "seconds": round(time.monotonic() - began, 1)})
+        known["done"] += code == 0
+        write_atomic(notes, json.dumps(known).encode())
+        if code:
+            sys.exit(code)
     seconds = round(sum(s["seconds"] for s in known["sittings"]), 1)
     return {"seed": seed, "seconds": seconds, **known, **read_run(logdir)}
 

@@ -95,7 +95,8 @@ def test_evidence_reads_a_run(evidence, run, tmp_path):
     evidence.draw(evidence.RUNS["quickstart"], tmp_path)
     assert (tmp_path / "curve.png").stat().st_size > 1000
     for asked in evidence.RUNS.values():
-        assert parse_train(asked.words).preset == asked.words[0]
+        for words in asked.stages:
+            assert parse_train(words).preset == words[0]
 
 
 def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
@@ -120,6 +121,27 @@ def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
     assert [sitting["machine"] for sitting in found["sittings"]] == ["commit 0", "commit 1"]
     assert found["seconds"] >= 600
     assert found["episodes"] == 20
+    assert found["done"] == 1
+    evidence.run_seed(*asked)
+    assert len(commands) == 2, "what is done is only read"
+
+
+def test_evidence_in_stages(evidence, run, tmp_path, monkeypatch):
+    commands = []
+
+    def train(command, env):
+        commands.append(command)
+        shutil.copytree(run, tmp_path / "minatar-0", dirs_exist_ok=True)
+        return 0 if len(commands) != 2 else 75
+
+    monkeypatch.setattr(evidence, "_wait", train)
+    monkeypatch.setattr(evidence, "_machine", lambda: "here")
+    asked = (evidence.RUNS["minatar"], 0, tmp_path / "minatar-0", "")
+    with pytest.raises(SystemExit):
+        evidence.run_seed(*asked)
+    evidence.run_seed(*asked)
+    kinds = ["entropy" in " ".join(command) for command in commands]
+    assert kinds == [False, True, True], "a stage that was stopped is gone on with"
 
 
 def test_evidence_leaves_other_runs_alone(evidence, run):
