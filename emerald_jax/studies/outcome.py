@@ -154,6 +154,8 @@ def _count(seeds: set[int]) -> str:
 def step_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
     """Metrics against imagined steps, one line per label, seeds and windows as a band.
 
+    The first panel's legend names the lines of all, and stands beside it, where no line is.
+
     Args:
         results: of all finished cells.
         metrics: metric over steps -> heading of its panel.
@@ -163,7 +165,8 @@ def step_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
     for axis, (name, heading) in zip(panels, metrics.items(), strict=True):
         lines = {k: m[name] for k, m in results.items() if name in m}
         for colour, (label, samples) in zip(_cycle(len(lines)), lines.items(), strict=True):
-            _line(axis, samples, band=len(lines) <= _BANDS, color=colour, label=label)
+            named = {"label": label} if axis is panels[0] else {}
+            _line(axis, samples, band=len(lines) <= _BANDS, color=colour, **named)
         simple, words = BASELINES.get(name, ("", ""))
         known = [m[simple] for m in results.values() if simple in m]
         if known:
@@ -172,7 +175,7 @@ def step_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
         axis.set_ylim(bottom=0)
         axis.set_title(heading, fontsize=10)
         if known or axis is panels[0]:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _save(figure, out)
 
 
