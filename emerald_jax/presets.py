@@ -124,7 +124,7 @@ _TINY = Config(
 PRESETS: dict[str, tuple[str, Config]] = {
     "quickstart": ("learn Catch from 16x16 images on a CPU, in minutes", _QUICKSTART),
     "minatar": (
-        "learn Breakout-MinAtar on a CPU, in an hour or two; --env takes another game",
+        "learn Breakout-MinAtar on a CPU, in two hours; --env takes another game",
         _MINATAR,
     ),
     "crafter": ("the paper's Crafter run: 30 M parameters, 10 M steps, one GPU or more", Config()),
