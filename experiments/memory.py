@@ -5,7 +5,7 @@ Claim: the cache makes the transformer remember beyond the chunk of L steps that
 Source: EMERALD, arXiv 2507.04075, argues that a transformer remembers more than an RSSM; the probe
     (emerald_jax/studies/probe.py) is our own: a cue shown once, asked for k frames later.
 Command: python experiments/memory.py --scale smoke|cpu|paper [--out DIR]
-Cost: smoke a minute; cpu 16 models of one to two minutes on two free cores
+Cost: smoke a minute; cpu 16 models of two to five minutes on two busy cores
 Result: table.md, result.json, points.png in --out
 """
 
