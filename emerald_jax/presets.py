@@ -61,15 +61,20 @@ _QUICKSTART = Config(
     log=LogConfig(every=25, pictures=500, eval_episodes=64),
 )
 
-# The ball is one pixel: with the quickstart's 8 channels dreams have lost it after 3,000 updates.
-# With the quickstart's entropy the policy stays near random, at 3e-3 it is certain too early.
+# One pixel a cell and one latent position for every 2 x 2 cells: on a canvas of 16 pixels the 10 x
+# 10 board has a border that costs more than half the work, and no position sees whole cells alone.
+# The ball is one pixel: with fewer channels, or a lighter image loss, dreams find it late. Dropout
+# only blurred a game without chance. See experiments/README.md for what was read.
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
     preset="minatar",
     env="gymnax:Breakout-MinAtar",
     steps=400_000,
-    model=_small_model(channels=16),
-    behavior=dataclasses.replace(_QUICKSTART.behavior, entropy=1e-2),
+    envs=EnvsConfig(image_size=10),
+    model=_small_model(grid=5, channels=32, dropout=0.0),
+    loss=dataclasses.replace(_QUICKSTART.loss, image=32.0),
+    behavior=BehaviorConfig(horizon=15, entropy=1e-2),
+    optim=dataclasses.replace(_QUICKSTART.optim, model_lr=2e-3),
     replay=dataclasses.replace(_QUICKSTART.replay, capacity=400_000),
     log=dataclasses.replace(_QUICKSTART.log, pictures=5000),
 )

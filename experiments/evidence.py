@@ -54,9 +54,16 @@ class Run:
     minutes: float = 0.0
 
 
-#: Breakout's returns grow by a factor of ten, and with their range the weight of the entropy in the
-#: actor's loss: when the agent can play, it is made smaller.
-_BREAKOUT = (("minatar", "--steps", "80000"), ("minatar", "--behavior.entropy", "1e-3"))
+#: A steady learning rate keeps the model of Breakout from becoming exact, and a wrong dream of the
+#: ball is a lost game; so both rates and the entropy are lowered as the agent learns to play.
+_LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4")
+_SLOWER = ("--optim.model_lr", "5e-4", "--behavior.entropy", "3e-3", *_LATER)
+_SLOWEST = ("--optim.model_lr", "2e-4", "--behavior.entropy", "1e-3", *_LATER)
+_BREAKOUT = (
+    ("minatar", "--steps", "80000"),
+    ("minatar", "--steps", "240000", *_SLOWER),
+    ("minatar", *_SLOWEST),
+)
 RUNS = {
     "quickstart": Run((("quickstart",),), (0, 1, 2, 3, 4), 0.9, "Catch"),
     "minatar": Run(_BREAKOUT, (0, 1, 2), 10.0, "Breakout-MinAtar"),
