@@ -14,6 +14,7 @@ No gradient flows through a rollout (REINFORCE); losses evaluate heads on the fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,16 +23,16 @@ from jaxtyping import Float, Int
 
 from emerald_jax.models.autoregressive import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
-from emerald_jax.ops.distributions import choose, gumbel, sample_categorical, take_class
+from emerald_jax.ops.distributions import choose, gumbel, mixed_probs, take_class
 from emerald_jax.ops.maskgit import lowest_confidence, mask_counts
 from emerald_jax.types import (
     AnyArray,
     Array,
     Key,
-    LogitsFn,
     OrderedFn,
     Params,
     PolicyFn,
+    ProbsFn,
     Starts,
     State,
     StepFn,
@@ -54,9 +55,7 @@ class Decoded(NamedTuple):
     masked: tuple[Array, ...]
 
 
-def maskgit_decode(
-    log_probs_fn: LogitsFn, key: Key, *, steps: int, shape: tuple[int, ...]
-) -> Decoded:
+def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int, ...]) -> Decoded:
     """S-step MaskGIT decoding for any predictor (EMERALD; MaskGIT, arXiv 2202.04200).
 
     Step 0 samples every token from the all-MASK prediction. Each later step masks the n_s least
@@ -64,11 +63,11 @@ def maskgit_decode(
     log p(drawn class) + Gumbel noise; tokens once kept stay kept.
 
     Args:
-        log_probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]`
-            normalised float32 log-probabilities.
+        probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]` float32
+            probabilities.
         key: consumed.
         steps: S >= 1.
-        shape: `(..., P, G)`; MASK is the class index K, that of ``log_probs``' last axis.
+        shape: `(..., P, G)`; MASK is the class index K, the length of ``probs``' last axis.
 
     Returns:
         :class:`Decoded`.
@@ -76,9 +75,9 @@ def maskgit_decode(
     counts = mask_counts(shape[-2] * shape[-1], steps)
     # All random numbers in one draw: a call of the generator costs more than its numbers do.
     u = jax.random.uniform(key, (2 * steps - 1, *shape))
-    log_probs = log_probs_fn(None)
-    z = choose(u[0], log_probs)
-    sure = take_class(log_probs, z)
+    probs = probs_fn(None)
+    z = choose(u[0], probs)
+    sure = jnp.log(take_class(probs, z))
     masked = jnp.ones(shape, bool)
     history = [masked]
     flat = (*shape[:-2], shape[-2] * shape[-1])
@@ -86,21 +85,21 @@ def maskgit_decode(
         noisy = sure + gumbel(u[2 * s - 1])
         masked = lowest_confidence(noisy.reshape(flat), masked.reshape(flat), counts[s])
         masked = masked.reshape(shape)
-        log_probs = log_probs_fn(jnp.where(masked, log_probs.shape[-1], z))
-        drawn = choose(u[2 * s], log_probs)
+        probs = probs_fn(jnp.where(masked, probs.shape[-1], z))
+        drawn = choose(u[2 * s], probs)
         z = jnp.where(masked, drawn, z)
-        sure = jnp.where(masked, take_class(log_probs, drawn), sure)
+        sure = jnp.where(masked, jnp.log(take_class(probs, drawn)), sure)
         history.append(masked)
     return Decoded(z, sure, tuple(history))
 
 
 def ordered_decode(
-    log_probs_fn: OrderedFn, cache: Any, key: Key, *, shape: tuple, classes: int
+    probs_fn: OrderedFn, cache: Any, key: Key, *, shape: tuple, classes: int
 ) -> Decoded:
     """One position after another in a ``lax.scan``, the G tokens of a position at once.
 
     Args:
-        log_probs_fn: see :data:`emerald_jax.types.OrderedFn`.
+        probs_fn: see :data:`emerald_jax.types.OrderedFn`.
         cache: what it wants to remember, empty.
         key: consumed.
         shape: `(..., P, G)`.
@@ -115,9 +114,9 @@ def ordered_decode(
     def body(loop: tuple[Array, Any], inputs: tuple[Array, Array]) -> tuple:
         previous, cache = loop
         place, u = inputs
-        log_probs, cache = log_probs_fn(previous, place, cache)
-        z = choose(u, log_probs)
-        return (z, cache), (z, take_class(log_probs, z))
+        probs, cache = probs_fn(previous, place, cache)
+        z = choose(u, probs)
+        return (z, cache), (z, jnp.log(take_class(probs, z)))
 
     before = jnp.full((*lead, shape[-1]), classes, jnp.int32)
     _, (z, sure) = jax.lax.scan(body, (before, cache), (jnp.arange(positions), u))
@@ -152,31 +151,35 @@ def decode(
         :class:`Decoded` with leading dimensions of ``h``.
     """
 
-    def temper(log_probs: Array) -> Array:
-        return log_probs if temperature is None else jax.nn.log_softmax(log_probs / temperature)
+    def odds(logits: Array) -> Array:
+        probs = mixed_probs(logits, c.unimix)
+        return probs if temperature is None else jax.nn.softmax(jnp.log(probs) / temperature)
+
+    def ask(predictor: Callable[[WorldModel], Callable], *inputs: Any) -> Any:
+        return model.apply(variables, *inputs, method=lambda net, *x: predictor(net)(*x))
 
     c, variables = model.config, {"params": params}
     features = model.apply(variables, h, method=WorldModel.prior_features)
     shape = (*h.shape[:-1], c.positions, c.groups)
     if steps == 0 or c.prior == "linear":
-        log_probs = temper(model.apply(variables, features, method=WorldModel.dynamics))
-        z = sample_categorical(key, log_probs)
-        return Decoded(z, take_class(log_probs, z), (jnp.ones(z.shape, bool),))
+        probs = odds(ask(lambda net: net.dynamics_head, features))
+        z = choose(jax.random.uniform(key, shape), probs)
+        return Decoded(z, jnp.log(take_class(probs, z)), (jnp.ones(z.shape, bool),))
 
     if c.prior == "autoregressive":
 
         def next_fn(previous: Array, place: Array, cache: Any) -> tuple[Array, Any]:
             asked = (features, previous, place, cache)
-            log_probs, cache = model.apply(variables, *asked, method=WorldModel.ordered_step)
-            return temper(log_probs), cache
+            logits, cache = ask(lambda net: net.autoregressive.step, *asked)
+            return odds(logits), cache
 
         cache = empty_cache(c, h.shape[:-1], model.dtype)
         return ordered_decode(next_fn, cache, key, shape=shape, classes=c.classes)
 
-    def log_probs_fn(tokens: Array | None) -> Array:
-        return temper(model.apply(variables, features, tokens, method=WorldModel.masked_prior))
+    def probs_fn(tokens: Array | None) -> Array:
+        return odds(ask(lambda net: net.maskgit, features, tokens))
 
-    return maskgit_decode(log_probs_fn, key, steps=steps, shape=shape)
+    return maskgit_decode(probs_fn, key, steps=steps, shape=shape)
 
 
 def imagine(

@@ -149,9 +149,10 @@ PolicyFn = Callable[[Params, State, Array, Key], Array]
 #: ``step(params, carry, state, action, step, key) -> (carry, state)``: one imagined step.
 StepFn = Callable[[Params, Any, State, Array, Array, Key], tuple[Any, State]]
 
-#: ``ordered(previous, place, cache) -> ([..., G, K], cache)``: log-probabilities of one position's
+#: ``ordered(previous, place, cache) -> ([..., G, K], cache)``: probabilities of one position's
 #: tokens after those of the position before it, `[..., G]`; K stands before the first position.
 OrderedFn = Callable[[Array, Array, Any], tuple[Array, Any]]
 
-#: ``logits(tokens) -> [P, G, K]``: class logits of one latent whose tokens may be MASK (= K).
-LogitsFn = Callable[[Array], Array]
+#: ``probs(tokens) -> [..., P, G, K]``: probabilities of every token given those that are known;
+#: tokens `[..., P, G]` may be MASK (= K), and None means that all are.
+ProbsFn = Callable[[Array | None], Array]

@@ -154,7 +154,7 @@ class WorldModel(nn.Module):
             (h, z), (seen, action, reset, u) = loop, inputs
             h = model.sequence.step(h, z, action, reset)
             posterior = mixed_log_probs(model.posterior_head(seen, h), model.config.unimix)
-            index = choose(u, posterior)
+            index = choose(u, jnp.exp(posterior))
             z = straight_through(index, posterior)
             return (h, z), (posterior, index, z, h)
 
@@ -215,13 +215,6 @@ class WorldModel(nn.Module):
         """Log-probabilities p_ar `[..., P, G, K]` float32, each given the tokens before it."""
         logits = self.autoregressive(features, tokens, deterministic)
         return mixed_log_probs(logits, self.config.unimix)
-
-    def ordered_step(
-        self, features: Array, previous: Array, place: Array, cache: Array
-    ) -> tuple[Array, Array]:
-        """:meth:`ordered_prior` of one position `[..., G, K]`; see :meth:`Autoregressive.step`."""
-        logits, cache = self.autoregressive.step(features, previous, place, cache)
-        return mixed_log_probs(logits, self.config.unimix), cache
 
     def reconstruct(self, z: Array, h: Array) -> Array:
         """Predicted images `[T, height, width, 3]` float32 in [-0.5, 0.5] units."""

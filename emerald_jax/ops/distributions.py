@@ -13,11 +13,12 @@ from jaxtyping import Float, Float32, Int32
 from emerald_jax.types import AnyArray, Array, Key
 
 
-def mixed_log_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array, "*n K"]:
-    """Log-probabilities of a categorical mixed with the uniform distribution.
+def mixed_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array, "*n K"]:
+    """Probabilities of a categorical mixed with the uniform distribution.
 
-    log((1 - unimix) * softmax(logits) + unimix / K): no class can become impossible, so no KL can
-    become infinite (DreamerV3, arXiv 2301.04104, "unimix").
+    (1 - unimix) * softmax(logits) + unimix / K: no class can become impossible, so no KL can become
+    infinite (DreamerV3, arXiv 2301.04104, "unimix"). Decoding draws from them: the logarithm of
+    every class is left to losses.
 
     Args:
         logits: `[..., K]` of any float type.
@@ -26,14 +27,26 @@ def mixed_log_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[A
     Returns:
         `[..., K]` float32.
     """
-    logits = logits.astype(jnp.float32)
+    probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return probs if unimix == 0 else (1.0 - unimix) * probs + unimix / logits.shape[-1]
+
+
+def mixed_log_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array, "*n K"]:
+    """Logarithm of :func:`mixed_probs`, exact also where there is nothing mixed in.
+
+    Args:
+        logits: `[..., K]` of any float type.
+        unimix: share of the uniform distribution, in [0, 1).
+
+    Returns:
+        `[..., K]` float32.
+    """
     if unimix == 0:
-        return jax.nn.log_softmax(logits, axis=-1)
-    probs = jax.nn.softmax(logits, axis=-1)
-    return jnp.log((1.0 - unimix) * probs + unimix / logits.shape[-1])
+        return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.log(mixed_probs(logits, unimix))
 
 
-def choose(u: Float32[AnyArray, "*n"], log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
+def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
     """Class indices by inverting the cumulative distribution at given points.
 
     One uniform number per draw instead of the K Gumbel numbers of ``jax.random.categorical``: 512
@@ -42,14 +55,14 @@ def choose(u: Float32[AnyArray, "*n"], log_probs: Float32[AnyArray, "*n K"]) -> 
 
     Args:
         u: `[...]` float32 uniform in [0, 1).
-        log_probs: `[..., K]` float32, normalised.
+        probs: `[..., K]` float32, normalised up to rounding.
 
     Returns:
         `[...]` int32 in [0, K).
     """
-    classes = log_probs.shape[-1]
+    classes = probs.shape[-1]
     upper = jnp.triu(jnp.ones((classes, classes), jnp.float32))
-    cumulative = jnp.matmul(jnp.exp(log_probs), upper, precision=jax.lax.Precision.HIGHEST)
+    cumulative = jnp.matmul(probs, upper, precision=jax.lax.Precision.HIGHEST)
     # Scaling by the total keeps rounding from ever drawing past the last class.
     below = cumulative <= (u * cumulative[..., -1])[..., None]
     return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), classes - 1)
@@ -65,7 +78,7 @@ def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[
     Returns:
         `[...]` int32 in [0, K).
     """
-    return choose(jax.random.uniform(key, log_probs.shape[:-1]), log_probs)
+    return choose(jax.random.uniform(key, log_probs.shape[:-1]), jnp.exp(log_probs))
 
 
 def gumbel(u: Array) -> Array:

@@ -64,20 +64,21 @@ def decoding_trace(
     # steps asks S times, and what it asks with tells what it had drawn, except for what it masks.
     asked: list[Array] = []
 
-    def log_probs_fn(tokens: Array | None) -> Array:
-        log_probs = model.apply(variables, features, tokens, method=WorldModel.masked_prior)
-        asked.append(log_probs)
-        return log_probs
+    def probs_fn(tokens: Array | None) -> Array:
+        asked.append(
+            jnp.exp(model.apply(variables, features, tokens, method=WorldModel.masked_prior))
+        )
+        return asked[-1]
 
     shape = (features.shape[-2], model.config.groups)
-    decoded = maskgit_decode(log_probs_fn, key, steps=steps, shape=shape)
+    decoded = maskgit_decode(probs_fn, key, steps=steps, shape=shape)
     tokens, sure = [decoded.z], [jnp.exp(decoded.log_prob)]
     # Backwards: a token masked in step s + 1 was another before; the likeliest stands for it.
     for s in range(steps - 1, 0, -1):
         again = decoded.masked[s]
         best = asked[s - 1]
         tokens.insert(0, jnp.where(again, jnp.argmax(best, -1), tokens[0]))
-        sure.insert(0, jnp.where(again, jnp.exp(best.max(-1)), sure[0]))
+        sure.insert(0, jnp.where(again, best.max(-1), sure[0]))
     z = jnp.stack(tokens)
     state = State(z, jnp.broadcast_to(h, (steps, *h.shape)))
     frame = show(params, state, learner=learner).frame
