@@ -3,7 +3,7 @@
 Claim: a transformer with a cache predicts better than a GRU (memory.py asks what it remembers).
 Source: EMERALD, arXiv 2507.04075, ablations (transformer against RSSM); the 2 x 2 with the latent
     is left open there.
-Command: python experiments/backbone.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+Command: python experiments/backbone.py --scale smoke|cpu|minatar|paper [--out DIR] [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; cpu seven minutes for two seeds on 2
     cores, the transformers taken from other studies (measured); paper two days on one GPU
     (estimated).
@@ -14,17 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import (
-    Scale,
-    Study,
-    Variant,
-    cpu_scale,
-    paper_scale,
-    smoke_scale,
-)
+from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
 from emerald_jax.studies.study import main
 
-SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
+SCALES = standard_scales()
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
@@ -48,9 +41,10 @@ STUDY = Study(
     metrics={
         "token_accuracy": "token accuracy",
         "dream_error": "dream error",
+        "moved": "moved pixels dreamt right",
         "reward_error": "reward error",
     },
-    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    curves=DREAM_CURVES,
     points={"dream_error": "dream error", "token_accuracy": "token accuracy"},
     against="tssm spatial",
 )

@@ -3,7 +3,7 @@
 Claim: S = 3 decodes as well as more steps; one parallel sample and the linear head do worse.
 Source: EMERALD, arXiv 2507.04075, ablation on decoding steps: Crafter score 51.6 % with the linear
     head, 53.8 % with S = 1, 58.1 % with S = 3 (agents; here the world model alone).
-Command: python experiments/decoding_steps.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+Command: python experiments/decoding_steps.py --scale smoke|cpu|minatar|paper [--data DIR]
     Other environments: record them with emerald-jax collect, name them with --data.
 Cost: smoke one to four minutes, nearly all of it compiling; cpu 36 minutes for three seeds on
     a busy machine of 2 cores (measured); paper hours on one GPU (estimated).
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import Scale, Study, Variant, cpu_scale, paper_scale, smoke_scale
+from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
 from emerald_jax.studies.study import main
 
 STEPS = (0, 1, 2, 3, 5, 8, 16)
-SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
+SCALES = standard_scales()
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
@@ -37,10 +37,11 @@ STUDY = Study(
         "token_accuracy": "token accuracy",
         "nats": "nats per latent",
         "dream_error": "dream error",
+        "moved": "moved pixels dreamt right",
         "reward_error": "reward error",
         "decode_us": "decoding, us per latent",
     },
-    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    curves=DREAM_CURVES,
     points={"token_accuracy": "token accuracy", "nats": "nats per latent"},
     timed=True,
     against="S = 3",

@@ -3,7 +3,7 @@
 Claim: EMERALD's imagination stays close to reality over the 15 steps that the agent learns from.
 Source: EMERALD, arXiv 2507.04075, section 4 (imagined trajectories); the measure is our own. The
     paper's decoder sees z_t and h_t; its errors then teach h_t, too (see ``memory.py``).
-Command: python experiments/horizon.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+Command: python experiments/horizon.py --scale smoke|cpu|minatar|paper [--out DIR] [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; cpu six models, minutes each,
     or three with the --worlds of decoding_steps.py; paper hours on one GPU (estimated).
 Result: table.md, result.json, curves.png in --out (runs/studies/horizon-SCALE)
@@ -11,10 +11,10 @@ Result: table.md, result.json, curves.png in --out (runs/studies/horizon-SCALE)
 
 from __future__ import annotations
 
-from emerald_jax.studies.plan import Study, Variant, cpu_scale, paper_scale, smoke_scale
+from emerald_jax.studies.plan import DREAM_CURVES, Study, Variant, standard_scales
 from emerald_jax.studies.study import main
 
-SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
+SCALES = standard_scales()
 
 VARIANTS = (
     Variant(label="decoder sees z, h"),
@@ -30,9 +30,10 @@ STUDY = Study(
         "pixel_error": "reconstruction error",
         "token_accuracy": "token accuracy",
         "dream_error": "dream error",
+        "moved": "moved pixels dreamt right",
         "reward_error": "reward error",
     },
-    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    curves=DREAM_CURVES,
     against=VARIANTS[0].label,
 )
 

@@ -3,7 +3,7 @@
 Claim: a 4x4 grid of categoricals reconstructs what a vector of 32 categoricals blurs.
 Source: EMERALD, arXiv 2507.04075: pixel error 0.000522 with a vector, about 0.00024 with a spatial
     latent, and a Crafter score of 34.9 against 40.4 % (both with an RSSM).
-Command: python experiments/latent.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+Command: python experiments/latent.py --scale smoke|cpu|minatar|paper [--out DIR] [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; cpu 16 minutes for two seeds on a
     busy machine of 2 cores, the spatial models taken from decoding_steps.py (measured); paper a day
     on one GPU (estimated).
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import Scale, Study, Variant, cpu_scale, paper_scale, smoke_scale
+from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
 from emerald_jax.studies.study import main
 
-SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
+SCALES = standard_scales()
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
@@ -36,9 +36,10 @@ STUDY = Study(
         "tile_accuracy": "map tiles read back",
         "item_accuracy": "inventory read back",
         "dream_error": "dream error",
+        "moved": "moved pixels dreamt right",
         "reward_error": "reward error",
     },
-    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    curves=DREAM_CURVES,
     points={"pixel_error": "reconstruction error"},
     against="spatial",
 )

@@ -4,7 +4,7 @@ Claim: a MaskGIT predictor beats a linear head, and comes near a sequential pred
     size at a fraction of its decoding time.
 Source: EMERALD, arXiv 2507.04075, ablations (linear head 51.6 %, MaskGIT S = 3 58.1 % on Crafter);
     the autoregressive baseline is our own.
-Command: python experiments/prior.py --scale smoke|cpu|paper [--out DIR] [--data DIR]
+Command: python experiments/prior.py --scale smoke|cpu|minatar|paper [--out DIR] [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; cpu five minutes for two seeds on 2
     cores, the MaskGIT models taken from decoding_steps.py (measured); paper a day on one GPU
     (estimated).
@@ -19,20 +19,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from emerald_jax.bench.flops import world_model_work
-from emerald_jax.studies.plan import (
-    Scale,
-    Study,
-    Variant,
-    config_of,
-    cpu_scale,
-    paper_scale,
-    smoke_scale,
-)
+from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, config_of, standard_scales
 from emerald_jax.studies.study import main
 
 #: Of Crafter; the action's share of the work is far below one update.
 ACTIONS = 17
-SCALES = {"smoke": smoke_scale(), "cpu": cpu_scale(), "paper": paper_scale()}
+SCALES = standard_scales()
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
@@ -57,10 +49,11 @@ STUDY = Study(
         "token_accuracy": "token accuracy",
         "nats": "nats per latent",
         "dream_error": "dream error",
+        "moved": "moved pixels dreamt right",
         "reward_error": "reward error",
         "decode_us": "decoding, us per latent",
     },
-    curves={"dream_error": "squared pixel error of the dream", "reward_error": "reward error"},
+    curves=DREAM_CURVES,
     points={"token_accuracy": "token accuracy", "nats": "nats per latent"},
     timed=True,
     against="maskgit",

@@ -24,6 +24,8 @@ from emerald_jax.types import Array, Batch, Key, Params
 
 #: Windows measured at a time, which bounds the memory.
 _AT_ONCE = 16
+#: Up to this distance, on the unit scale, a colour passes for the real one.
+_SAME = 0.25
 #: States decoded at once where the speed of decoding is measured, and how often.
 _DECODED, _REPEATS = 256, 15
 
@@ -88,6 +90,8 @@ def measure(
           read from real frames;
         * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
         * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
+        * ``moved`` `[W, T - context]`: of the pixels that differ from the frame before, the share
+          that the dream shows, each channel to a quarter of the scale; 1 where nothing moved;
         * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
         * ``still_error`` and ``zero_error``, the same of who takes the last frame read for all
           that follow, and of who never expects a reward.
@@ -135,10 +139,29 @@ def _judge(
         "token_accuracy": accuracy,
         "nats": nats,
         "dream_error": square(seen.dream)[:, context:],
+        "moved": moved_share(real, seen.dream)[:, context - 1 :],
         "reward_error": jnp.abs(seen.reward - batch.reward)[:, context:],
         "still_error": square(real[:, context - 1 : context])[:, context:],
         "zero_error": jnp.abs(batch.reward)[:, context:],
     }
+
+
+def moved_share(real: Array, shown: Array) -> Array:
+    """How much of what happens is shown: on a board, its moving pieces.
+
+    A mean over pixels hardly sees a ball of one pixel.
+
+    Args:
+        real: `[W, T, height, width, 3]` in [0, 1].
+        shown: the same shape.
+
+    Returns:
+        `[W, T - 1]`, of the second frame on: see ``moved`` of :func:`measure`.
+    """
+    moved = jnp.any(real[:, 1:] != real[:, :-1], axis=-1)
+    right = jnp.all(jnp.abs(shown - real)[:, 1:] < _SAME, axis=-1)
+    total = jnp.sum(moved, axis=(-2, -1))
+    return jnp.where(total, jnp.sum(moved & right, axis=(-2, -1)) / jnp.maximum(total, 1), 1.0)
 
 
 def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:

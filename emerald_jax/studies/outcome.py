@@ -158,9 +158,10 @@ def step_figure(results: Results, metrics: dict[str, str], out: Path) -> Path:
 
     Args:
         results: of all finished cells.
-        metrics: metric over steps -> heading of its panel.
+        metrics: metric over steps -> heading of its panel; one that no row has is left out.
         out: the picture to write.
     """
+    metrics = {n: title for n, title in metrics.items() if any(n in m for m in results.values())}
     figure, panels = _figure(len(metrics))
     for axis, (name, heading) in zip(panels, metrics.items(), strict=True):
         lines = {k: m[name] for k, m in results.items() if name in m}
@@ -234,7 +235,8 @@ def sweep_figure(results: Results, metrics: dict[str, str], swept: str, out: Pat
         axis.set_xticks(numbers, [f"{x:g}" for x in numbers])
         axis.set_xlabel(swept)
         axis.set_title(heading, fontsize=10)
-        axis.legend(frameon=False, fontsize=8)
+        if axis is panels[-1]:
+            axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _save(figure, out)
 
 

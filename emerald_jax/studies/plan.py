@@ -119,6 +119,13 @@ def change(config: Config, settings: dict[str, Any]) -> Config:
     return Config.from_dict(values)
 
 
+#: What is drawn against imagined steps.
+DREAM_CURVES = {
+    "dream_error": "squared pixel error of the dream",
+    "moved": "moved pixels dreamt right",
+    "reward_error": "error of the imagined reward",
+}
+
 #: Settings of the small world model that studies train at ``cpu``: Crafter at 32 x 32 pixels.
 #: Loss weights and floors are the quickstart's reasoning: an image of a quarter of the pixels
 #: weighs four times as much, and below the paper's floor of one nat a small prior learns nothing.
@@ -162,6 +169,25 @@ def cpu_scale(**changes: Any) -> Scale:
     return Scale(**{**sizes, **changes})
 
 
+def minatar_scale(**changes: Any) -> Scale:
+    """A board at one pixel a cell, of which a CPU learns a model that dreams what happens.
+
+    Random play of Breakout loses the ball before there is anything to learn, so a data set of a
+    trained agent's play is to be given.
+    """
+    sizes: dict[str, Any] = dict(
+        preset="minatar",
+        records=100_000,
+        updates=4000,
+        seeds=1,
+        windows=128,
+        context=8,
+        horizon=16,
+        changes={"optim.model_lr": 1e-3},
+    )
+    return Scale(**{**sizes, **changes})
+
+
 def paper_scale(**changes: Any) -> Scale:
     """The published sizes, for a GPU."""
     sizes: dict[str, Any] = dict(
@@ -174,3 +200,13 @@ def paper_scale(**changes: Any) -> Scale:
         horizon=50,
     )
     return Scale(**{**sizes, **changes})
+
+
+def standard_scales() -> dict[str, Scale]:
+    """The scales of all studies of recorded play, by the name that ``--scale`` takes."""
+    return {
+        "smoke": smoke_scale(),
+        "cpu": cpu_scale(),
+        "minatar": minatar_scale(),
+        "paper": paper_scale(),
+    }

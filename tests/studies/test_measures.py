@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.ops.distributions import take_class
-from emerald_jax.studies.measures import joint_log_prob, measure, recall
+from emerald_jax.studies.measures import joint_log_prob, measure, moved_share, recall
 from emerald_jax.studies.probe import probe_replay
 from emerald_jax.studies.worlds import World, whole_windows
 from emerald_jax.training.state import build_learner
@@ -71,13 +71,26 @@ def test_measures_of_windows():
     params = make_state(learner).params["world_model"]
     batch = make_batch(learner, batch=2)._replace(carry=None)
     found = measure(World(learner, params, [], 0.0), batch, 4, seed=0, pictures=True)
-    assert found["dream_error"].shape == found["reward_error"].shape == (2, LENGTH - 4)
+    for name in ("dream_error", "reward_error", "moved"):
+        assert found[name].shape == (2, LENGTH - 4)
     real = batch.image / 255
     error = np.square(found.pop("recon") - real).mean((1, 2, 3, 4))
     np.testing.assert_allclose(found["pixel_error"], error, rtol=1e-4)
     assert ((found["token_accuracy"] > 0) & (found["token_accuracy"] < 1)).all()
     assert (found["nats"] > 0).all()
     assert all(np.isfinite(x).all() for x in found.values())
+
+
+def test_moved_share_counts_what_changed_alone():
+    # A ball goes right, one pixel a frame, and stands still in the last; the ground never changes.
+    real = np.full((1, 4, 3, 3, 3), 0.5, np.float32)
+    for frame, column in enumerate((0, 1, 2, 2)):
+        real[0, frame, 1, column] = (1, 0, 0)
+    shown = real.copy()
+    shown[0, 2, 1, 2] = (0.5, 0.5, 0.5)  # the ball is lost, where it was is right
+    shown[0, 1, 1, 1] = (0.8, 0.2, 0.2)  # a pale ball is a ball
+    shown[0, :, 0, 0] = 0.0  # of a pixel that does not move nobody asks
+    np.testing.assert_allclose(moved_share(real, shown), [[1.0, 0.5, 1.0]])
 
 
 def test_recall_counts_right_signs():
