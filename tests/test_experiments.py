@@ -17,11 +17,11 @@ from emerald_jax.studies.study import run as run_study
 from emerald_jax.training.rundir import EPISODES_FILE, read_rows
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
-STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon", "memory")
+STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon", "memory", "agents")
 
 #: Pictures that a study draws.
 PICTURES = {"curves", "points", "strip", "decoding"}
-EXPECTED = {"horizon": PICTURES - {"points"}, "memory": {"points"}}
+EXPECTED = {"horizon": PICTURES - {"points"}, "memory": {"points"}, "agents": {"points"}}
 
 
 def load(name):
