@@ -14,7 +14,6 @@ No gradient flows through a rollout (REINFORCE); losses evaluate heads on the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -151,18 +150,15 @@ def decode(
         :class:`Decoded` with leading dimensions of ``h``.
     """
 
-    def odds(logits: Array) -> Array:
+    def probs_of(logits: Array) -> Array:
         probs = mixed_probs(logits, c.unimix)
         return probs if temperature is None else jax.nn.softmax(jnp.log(probs) / temperature)
-
-    def ask(predictor: Callable[[WorldModel], Callable], *inputs: Any) -> Any:
-        return model.apply(variables, *inputs, method=lambda net, *x: predictor(net)(*x))
 
     c, variables = model.config, {"params": params}
     features = model.apply(variables, h, method=WorldModel.prior_features)
     shape = (*h.shape[:-1], c.positions, c.groups)
     if steps == 0 or c.prior == "linear":
-        probs = odds(ask(lambda net: net.dynamics_head, features))
+        probs = probs_of(model.apply(variables, features, method=_linear))
         z = choose(jax.random.uniform(key, shape), probs)
         return Decoded(z, jnp.log(take_class(probs, z)), (jnp.ones(z.shape, bool),))
 
@@ -170,16 +166,28 @@ def decode(
 
         def next_fn(previous: Array, place: Array, cache: Any) -> tuple[Array, Any]:
             asked = (features, previous, place, cache)
-            logits, cache = ask(lambda net: net.autoregressive.step, *asked)
-            return odds(logits), cache
+            logits, cache = model.apply(variables, *asked, method=_ordered)
+            return probs_of(logits), cache
 
         cache = empty_cache(c, h.shape[:-1], model.dtype)
         return ordered_decode(next_fn, cache, key, shape=shape, classes=c.classes)
 
     def probs_fn(tokens: Array | None) -> Array:
-        return odds(ask(lambda net: net.maskgit, features, tokens))
+        return probs_of(model.apply(variables, features, tokens, method=_masked))
 
     return maskgit_decode(probs_fn, key, steps=steps, shape=shape)
+
+
+def _linear(net: WorldModel, features: Array) -> Array:
+    return net.dynamics_head(features)
+
+
+def _masked(net: WorldModel, features: Array, tokens: Array | None) -> Array:
+    return net.maskgit(features, tokens)
+
+
+def _ordered(net: WorldModel, *asked: Array) -> tuple[Array, Array]:
+    return net.autoregressive.step(*asked)
 
 
 def imagine(

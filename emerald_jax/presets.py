@@ -62,9 +62,8 @@ _QUICKSTART = Config(
 )
 
 # One pixel a cell and one latent position for every 2 x 2 cells: on a canvas of 16 pixels the 10 x
-# 10 board has a border that costs more than half the work, and no position sees whole cells alone.
-# The ball is one pixel: with fewer channels, or a lighter image loss, dreams find it late. Dropout
-# only blurred a game without chance. See experiments/README.md for what was read.
+# 10 board has a border that costs more than half the work. The ball is one pixel: with fewer
+# channels, or a lighter image loss, dreams find it late. No dropout, since nothing here is chance.
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
     preset="minatar",

@@ -14,7 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
+from emerald_jax.studies.plan import (
+    DREAM_CURVES,
+    Scale,
+    Study,
+    Variant,
+    latent_changes,
+    standard_scales,
+)
 from emerald_jax.studies.study import main
 
 SCALES = standard_scales()
@@ -26,7 +33,7 @@ def variants(scale: Scale) -> Sequence[Variant]:
     return [
         Variant(
             label=f"{sequence} {latent}",
-            changes={"model.sequence": sequence, "model.latent": latent},
+            changes={"model.sequence": sequence, **latent_changes(scale, latent)},
         )
         for sequence in ("tssm", "rssm")
         for latent in latents

@@ -3,7 +3,8 @@
 Claim: S = 3 decodes as well as more steps; one parallel sample and the linear head do worse.
 Source: EMERALD, arXiv 2507.04075, ablation on decoding steps: Crafter score 51.6 % with the linear
     head, 53.8 % with S = 1, 58.1 % with S = 3 (agents; here the world model alone).
-Command: python experiments/decoding_steps.py --scale smoke|cpu|minatar|paper [--data DIR]
+Command: python experiments/decoding_steps.py --scale smoke|cpu|minatar|paper
+    [--out DIR] [--data DIR]
     Other environments: record them with emerald-jax collect, name them with --data.
 Cost: smoke one to four minutes, nearly all of it compiling; cpu 36 minutes for three seeds on
     a busy machine of 2 cores (measured); paper hours on one GPU (estimated).

@@ -55,7 +55,7 @@ class Run:
 
 
 #: A steady learning rate keeps the model of Breakout from becoming exact, and a wrong dream of the
-#: ball is a lost game; so both rates and the entropy are lowered as the agent learns to play.
+#: ball is a lost game; so learning rates and entropy are lowered as the agent learns to play.
 _LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4")
 _SLOWER = ("--optim.model_lr", "5e-4", "--behavior.entropy", "3e-3", *_LATER)
 _SLOWEST = ("--optim.model_lr", "2e-4", "--behavior.entropy", "1e-3", *_LATER)

@@ -22,7 +22,7 @@ from emerald_jax.bench.flops import world_model_work
 from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, config_of, standard_scales
 from emerald_jax.studies.study import main
 
-#: Of Crafter; the action's share of the work is far below one update.
+#: Crafter's; other games have fewer, which changes the work by far less than one update.
 ACTIONS = 17
 SCALES = standard_scales()
 

@@ -110,18 +110,18 @@ def straight_through(
 
 
 def take_class(
-    log_probs: Float32[AnyArray, "*n K"], index: Int32[AnyArray, "*n"]
+    values: Float32[AnyArray, "*n K"], index: Int32[AnyArray, "*n"]
 ) -> Float32[Array, "*n"]:
-    """Log-probability of the given classes.
+    """What belongs to the given classes: their probabilities, or the logarithms of them.
 
     Args:
-        log_probs: `[..., K]`.
+        values: `[..., K]`.
         index: `[...]` int32.
 
     Returns:
         `[...]`.
     """
-    return jnp.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
 
 
 def kl_divergence(

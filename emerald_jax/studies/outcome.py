@@ -26,6 +26,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 #: What needs no model, drawn beside a metric over steps: its metric, and its words.
 BASELINES = {
     "dream_error": ("still_error", "the last frame read"),
+    "moved": ("still_moved", "the last frame read"),
     "reward_error": ("zero_error", "no reward ever"),
 }
 #: More lines than these are drawn without their bands.
@@ -52,7 +53,9 @@ def bootstrap(samples: Sequence[np.ndarray], seed: int = 0) -> Interval:
 Results = dict[str, dict[str, list[np.ndarray]]]
 
 
-def table(results: Results, headings: dict[str, str], digits: int = 4) -> Table:
+def table(
+    results: Results, headings: dict[str, str], digits: int = 4, samples: str = "held-out windows"
+) -> Table:
     """One row per label, one column per metric; metrics over steps are averaged over them.
 
     Args:
@@ -60,6 +63,7 @@ def table(results: Results, headings: dict[str, str], digits: int = 4) -> Table:
         headings: metric -> heading, in order; rows without a metric leave its cell empty,
             and a metric that no row has is left out.
         digits: significant digits.
+        samples: what there are several of in each seed, for the note.
     """
     headings = {k: v for k, v in headings.items() if any(k in m for m in results.values())}
     rows, seeds = [], set()
@@ -69,14 +73,14 @@ def table(results: Results, headings: dict[str, str], digits: int = 4) -> Table:
             if name not in metrics:
                 cells.append("–")
                 continue
-            samples = [_flat(x) for x in metrics[name]]
-            seeds.add(len(samples))
-            found = bootstrap(samples)
+            flat = [_flat(x) for x in metrics[name]]
+            seeds.add(len(flat))
+            found = bootstrap(flat)
             cells.append(interval(found, _places(found.value, digits)))
         rows.append(tuple(cells))
-    note = f"Mean [95 % bootstrap interval] over {_count(seeds)} and held-out windows."
+    note = f"Mean [95 % bootstrap interval] over {_count(seeds)} and {samples}."
     if seeds == {1}:
-        note += " With one seed the interval is over windows alone."
+        note += f" With one seed the interval is over {samples} alone."
     return Table(columns=("", *headings.values()), rows=rows, notes=(note,))
 
 

@@ -80,6 +80,7 @@ class Study:
         timed: whether decoding is timed as well.
         swept: labels end in ``, SWEPT = NUMBER``, and points are drawn against that number.
         against: row that the others are told apart from, window by window; empty compares none.
+        samples: what the numbers of a cell are of, for the notes below tables.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Study:
     timed: bool = False
     swept: str = ""
     against: str = ""
+    samples: str = "held-out windows"
 
 
 def updates_of(scale: Scale, variant: Variant) -> int:
@@ -200,6 +202,20 @@ def paper_scale(**changes: Any) -> Scale:
         horizon=50,
     )
     return Scale(**{**sizes, **changes})
+
+
+def latent_changes(scale: Scale, kind: str) -> dict[str, Any]:
+    """Settings of a spatial or a vector latent at a scale.
+
+    Both have the preset's groups, as the paper's have, but for ``minatar``: 4 groups of 8 classes
+    can name 4,096 pictures, and a board of 30 bricks has more. The vector has 32 groups there.
+
+    Args:
+        scale: of the study.
+        kind: ``spatial`` or ``vector``.
+    """
+    more = {"model.groups": 32} if kind == "vector" and scale.preset == "minatar" else {}
+    return {"model.latent": kind, **more}
 
 
 def standard_scales() -> dict[str, Scale]:

@@ -39,7 +39,7 @@ def write_results(
         The text of ``table.md``.
     """
     results = collect(rows, out)
-    tables = [outcome.table(results, study.metrics)]
+    tables = [outcome.table(results, study.metrics, samples=study.samples)]
     if study.against:
         tables.append(outcome.difference_table(results, study.metrics, study.against))
     text = "\n".join([f"{study.claim}\n", *(made.markdown() for made in tables)])

@@ -24,6 +24,7 @@ from emerald_jax.studies import measures, pictures, tiles, worlds
 from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
 from emerald_jax.studies.results import TIMING_FILE, digits, machine, row_label, write_results
 from emerald_jax.studies.source import Recorded, Source, kept_world
+from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import train
 from emerald_jax.training.program import prepare_jax
 from emerald_jax.training.rundir import EPISODES_FILE, read_rows, write_atomic
@@ -176,13 +177,18 @@ class _Maker:
     def agent(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train an agent, or finish its run, and read the returns of its training episodes.
 
-        ``score`` are those of the last ones; ``score_over_run`` the means of equal parts of all, so
-        that of two agents that end alike the quicker one is told.
+        ``score`` are those of the last ones; ``score_over_run`` the means of equal parts of all,
+        which tells the quicker of two agents that end alike.
+
+        Raises:
+            RunError: no episode ended.
         """
         logdir = self.out / "runs" / f"{_file_name(variant.label)}-{seed}"
         settings = {"seed": seed, "logdir": str(logdir), "log.quiet": True}
         train(change(config_of(self.scale, variant), settings))
         scores = [row["score"] for row in read_rows(logdir / EPISODES_FILE)]
+        if not scores:
+            raise RunError(f"no episode of {logdir} has ended: train its agent for longer")
         parts = np.array_split(scores, min(_LAST_EPISODES, len(scores)))
         whole = digits(np.array([part.mean() for part in parts]))
         found = {"score": scores[-_LAST_EPISODES:], "score_over_run": whole}

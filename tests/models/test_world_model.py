@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emerald_jax.imagination import decode
 from emerald_jax.models.agent import Agent
 from emerald_jax.models.world_model import WorldModel, compute_dtype
 from emerald_jax.ops.scalars import two_hot_mean
@@ -60,6 +61,7 @@ def half():
             "decoder": net.reconstruct(out.z, out.state.h),
             "reward": net.reward(out.z, out.state.h),
             "cont": net.cont(out.z, out.state.h),
+            "decoded": decode(variables["params"], out.state.h, key, model=model, steps=3).log_prob,
             "policy": learner.agent.policy(agent_params["actor"], out.state),
             "value": learner.agent.value_logits(agent_params["critic"], out.state),
         }

@@ -14,6 +14,7 @@ from emerald_jax.ops.distributions import (
     gumbel,
     kl_divergence,
     mixed_log_probs,
+    mixed_probs,
     sample_categorical,
     straight_through,
     take_class,
@@ -37,6 +38,7 @@ def test_unimix(logits, unimix):
     expected = (1 - unimix) * scipy.special.softmax(logits.astype(np.float64), -1) + unimix / K
     np.testing.assert_allclose(result, np.log(expected), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.exp(result).sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(mixed_probs(logits, unimix), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_unimix_keeps_every_divergence_finite():
@@ -53,7 +55,8 @@ def test_unimix_keeps_every_divergence_finite():
 def test_half_precision_logits_give_float32():
     logits = jnp.asarray([0.1, 2, -3], jnp.bfloat16)
     result = mixed_log_probs(logits, 0.01)
-    assert result.dtype == jnp.float32
+    assert result.dtype == mixed_probs(logits, 0.01).dtype == jnp.float32
+    assert mixed_probs(logits, 0.0).dtype == jnp.float32
     np.testing.assert_array_equal(result, mixed_log_probs(logits.astype(jnp.float32), 0.01))
 
 

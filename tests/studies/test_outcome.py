@@ -52,7 +52,7 @@ def test_table_by_hand():
     assert made.rows[1][2] == "–"
     assert "1 to 2 seeds" in made.notes[0]
     alone = table({"one": {"speed": [np.ones(3)]}}, {"speed": "us"})
-    assert "over windows alone" in alone.notes[0]
+    assert "over held-out windows alone" in alone.notes[0]
 
 
 def test_what_all_windows_share_is_no_difference():
