@@ -60,8 +60,8 @@ _LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4")
 _SLOWER = ("--optim.model_lr", "5e-4", "--behavior.entropy", "3e-3", *_LATER)
 _SLOWEST = ("--optim.model_lr", "2e-4", "--behavior.entropy", "1e-3", *_LATER)
 _BREAKOUT = (
-    ("minatar", "--steps", "80000"),
-    ("minatar", "--steps", "240000", *_SLOWER),
+    ("minatar", "--steps", "600000"),
+    ("minatar", "--steps", "1800000", *_SLOWER),
     ("minatar", *_SLOWEST),
 )
 RUNS = {

@@ -185,7 +185,12 @@ def minatar_scale(**changes: Any) -> Scale:
         windows=128,
         context=8,
         horizon=16,
-        changes={"optim.model_lr": 1e-3},
+        changes={
+            "optim.model_lr": 1e-3,
+            # As the committed results have them; the preset's own are a tenth of these since.
+            "loss.free_nats": 0.1,
+            "loss.mask_free_nats": 0.1,
+        },
     )
     return Scale(**{**sizes, **changes})
 
