@@ -65,7 +65,7 @@ _QUICKSTART = Config(
 # 10 board has a border that costs more than half the work. The ball is one pixel: with fewer
 # channels, or a lighter image loss, dreams find it late. No dropout, since nothing here is chance,
 # and hardly any free nats: 0.1 at each of 25 positions is 2.5 nats a frame, and the ball has less.
-# The game costs next to nothing beside an update, so every step of it is learned from only once.
+# The game costs next to nothing beside an update: a step of it is learned from once on average.
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
     preset="minatar",
