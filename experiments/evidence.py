@@ -61,8 +61,8 @@ _SLOWER = ("--optim.model_lr", "5e-4", "--behavior.entropy", "3e-3", *_LATER)
 _SLOWEST = ("--optim.model_lr", "2e-4", "--behavior.entropy", "1e-3", *_LATER)
 _BREAKOUT = (
     ("minatar", "--steps", "600000"),
-    ("minatar", "--steps", "1800000", *_SLOWER),
-    ("minatar", *_SLOWEST),
+    ("minatar", "--steps", "1500000", *_SLOWER),
+    ("minatar", "--steps", "2400000", *_SLOWEST),
 )
 RUNS = {
     "quickstart": Run((("quickstart",),), (0, 1, 2, 3, 4), 0.9, "Catch"),
