@@ -1,4 +1,4 @@
-"""Reports as pictures: how the cost of imagination grows, and where an update's time goes."""
+"""Reports as pictures: how imagination's cost grows, where an update's time goes, rates as bars."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from emerald_jax.bench.report import PARTS, Report, Row
 from emerald_jax.bench.tables import machine_words
@@ -34,20 +35,22 @@ def draw_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
         folder: where to; it must exist.
 
     Returns:
-        the files: ``imagination.png`` and ``train.png``, each if there is anything to draw.
+        the files: ``imagination.png``, ``train.png``, ``decode.png``, and one of bars for every
+        other benchmark, each if there is anything to draw.
 
     Raises:
         ConfigError: when a file cannot be written.
     """
-    rows = [(report, row) for report in reports for row in report.rows]
-    imagined = [pair for pair in rows if pair[1].benchmark == "imagination"]
-    trained = [pair for pair in rows if "world_model_seconds" in pair[1].facts]
-    written = []
-    if imagined:
-        written.append(_save(growth_figure(imagined), folder / "imagination.png"))
-    if trained:
-        written.append(_save(split_figure(trained), folder / "train.png"))
-    return written
+    by_name: dict[str, list[tuple[Report, Row]]] = {}
+    for report in reports:
+        for row in report.rows:
+            if row.benchmark != "train" or "world_model_seconds" in row.facts:
+                by_name.setdefault(row.benchmark, []).append((report, row))
+    own = {"imagination": growth_figure, "train": split_figure, "decode": decode_figure}
+    return [
+        _save(own.get(name, bars_figure)(rows), folder / f"{name}.png")
+        for name, rows in by_name.items()
+    ]
 
 
 def growth_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
@@ -120,6 +123,66 @@ def split_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
     axes.set_xlabel("seconds per update")
     figure.legend(loc="outside upper center", ncols=5, fontsize="small", markerscale=0.4)
     return figure
+
+
+def decode_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
+    """Latents per second over latents at once, one line per prior, S and machine.
+
+    Both axes are logarithmic. Ratios between priors are in the table and not drawn.
+    """
+    several = len({machine_words(report) for report, _ in rows}) > 1
+    lines: dict[str, list[tuple[int, Row]]] = {}
+    for report, row in rows:
+        if row.unit == "latents/s":
+            steps = f" S = {row.case['S']}" if row.case["prior"] == "maskgit" else ""
+            words = [f"{row.case['prior']}{steps}", row.case["preset"], row.case["dtype"]]
+            name = ", ".join([*words, *([machine_words(report)] if several else [])])
+            lines.setdefault(_wrap(name), []).append((row.case["batch"], row))
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes: Axes = figure.subplots()
+    for name, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        batches, drawn = zip(*points, strict=True)
+        axes.errorbar(batches, *_heights(drawn), marker="o", capsize=3, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for scale in (axes.xaxis, axes.yaxis):
+        scale.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("latents at once")
+    axes.set_ylabel("latents per second")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def bars_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
+    """A bar with its noise for every row; what they all have in common is the title."""
+    cases = [{**row.case, "machine": machine_words(report)} for report, row in rows]
+    common = {
+        key: value for key, value in cases[0].items() if all(c.get(key) == value for c in cases)
+    }
+    names = [" ".join(str(v) for k, v in case.items() if k not in common) for case in cases]
+    drawn = [row for _, row in rows]
+    rates, noise = _heights(drawn)
+    places = range(len(rows))
+    figure = Figure(figsize=(9, 1.6 + 0.35 * len(rows)), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.barh(places, rates, xerr=noise, capsize=3, color="tab:blue", ecolor="black")
+    axes.set_yticks(places, names, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel(", ".join(dict.fromkeys(row.unit for row in drawn)))
+    title = ", ".join(f"{key} {value}" for key, value in common.items())
+    axes.set_title("\n".join(textwrap.wrap(title, 90)), fontsize="small")
+    return figure
+
+
+def _heights(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
+    """Medians, and how far the noise reaches below and above them."""
+    medians = [row.value.median for row in rows]
+    below = [row.value.median - row.value.noise[0] for row in rows]
+    above = [row.value.noise[1] - row.value.median for row in rows]
+    return medians, [below, above]
 
 
 def _wrap(text: str) -> str:

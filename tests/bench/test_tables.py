@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from emerald_jax.bench.figures import draw_figures, growth_lines
+from emerald_jax.bench.figures import bars_figure, decode_figure, draw_figures, growth_lines
 from emerald_jax.bench.report import PARTS
 from emerald_jax.bench.tables import report_tables
 from emerald_jax.config import ConfigError
@@ -58,5 +60,32 @@ def test_figures_are_written(tmp_path):
     assert [path.name for path in paths] == ["imagination.png", "train.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert draw_figures([make_report()], tmp_path) == []
+    whole = make_row([1], "train", dtype="float32")  # nothing of it was taken apart
+    assert draw_figures([make_report(whole)], tmp_path) == []
     with pytest.raises(ConfigError, match="cannot be written"):
         draw_figures([report], tmp_path / "none")
+
+
+def decoded(values, prior, **case):
+    row = make_row(values, "decode", prior=prior, dtype="float32", **case)
+    return dataclasses.replace(row, unit="latents/s")
+
+
+def test_decoding_is_drawn_over_latents_at_once():
+    rows = [decoded([9], "maskgit", batch=16), decoded([4, 5, 8], "maskgit", batch=4)]
+    rows += [decoded([6], "linear", batch=4), make_row([2], "decode", prior="both", batch=4)]
+    figure = decode_figure([(make_report(), row) for row in rows])
+    drawn = {bars.get_label(): bars for bars in figure.axes[0].containers}
+    assert sorted(drawn) == ["linear, tiny, float32", "maskgit S = 3, tiny, float32"]
+    line, _, (whiskers,) = drawn["maskgit S = 3, tiny, float32"]
+    assert line.get_xydata().tolist() == [[4, 5], [16, 9]]
+    assert whiskers.get_segments()[0].tolist() == [[4, 4], [4, 8]]
+
+
+def test_other_benchmarks_are_bars():
+    rows = [make_row([3], "envs", env=name, count=4) for name in ("noise", "crafter")]
+    axes = bars_figure([(make_report(), row) for row in rows]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["noise", "crafter"]
+    assert [bar.get_width() for bar in axes.patches] == [3, 3]
+    assert "count 4" in axes.get_title()
+    assert axes.get_xlabel() == "things/s"
