@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import emerald_jax as ej
-from emerald_jax.training.checkpoint import CheckpointError
-from emerald_jax.training.durable import named_leaves
+from emerald_jax.saving.checkpoint import CheckpointError
+from emerald_jax.saving.durable import named_leaves
+from emerald_jax.saving.snapshots import Snapshots
 from emerald_jax.training.loop import train
-from emerald_jax.training.snapshots import Snapshots
 
 
 class Point(NamedTuple):

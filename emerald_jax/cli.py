@@ -20,7 +20,7 @@ _USER_ERRORS = (
     ("emerald_jax.config", "ConfigError"),
     ("emerald_jax.envs.base", "EnvError"),
     ("emerald_jax.replay.store", "ReplayError"),
-    ("emerald_jax.training.durable", "CheckpointError"),
+    ("emerald_jax.saving.durable", "CheckpointError"),
     ("emerald_jax.training.loop", "RunError"),
 )
 

@@ -12,10 +12,10 @@ import numpy as np
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import Replay
-from emerald_jax.training.checkpoint import Checkpointer
-from emerald_jax.training.replay_files import ReplayFiles
-from emerald_jax.training.rundir import write_config
-from emerald_jax.training.snapshots import CHECKPOINTS_DIR, REPLAY_DIR
+from emerald_jax.saving.checkpoint import Checkpointer
+from emerald_jax.saving.replay_files import ReplayFiles
+from emerald_jax.saving.rundir import write_config
+from emerald_jax.saving.snapshots import CHECKPOINTS_DIR, REPLAY_DIR
 from emerald_jax.training.state import build_learner
 from tests.model_cases import make_state, small_config
 

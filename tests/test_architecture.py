@@ -26,21 +26,24 @@ LEVELS = {
     "envs": 1,
     "replay": 1,
     "models": 2,
+    "saving": 2,
     "imagination": 3,
     "losses": 3,
-    "play": 4,
+    "logs": 3,
     "training": 4,
     "viz": 4,
     "reports": 4,
-    "studies": 4,
-    "settings": 5,
-    "bench": 5,
-    "commands": 5,
-    "cli": 5,
-    "__main__": 5,
+    "trained": 5,
+    "play": 5,
+    "studies": 5,
+    "settings": 6,
+    "bench": 6,
+    "commands": 6,
+    "cli": 6,
+    "__main__": 6,
 }
 #: Rooms that know nothing of one another, whatever their levels.
-STRANGERS = ({"envs", "models"},)
+STRANGERS = ({"envs", "models"}, {"models", "saving"})
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

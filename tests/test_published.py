@@ -4,8 +4,8 @@ from emerald_jax.envs.families import ATARI_100K
 from emerald_jax.ops.scores import crafter_score
 from emerald_jax.presets import get_preset
 from emerald_jax.published import atari100k, atari_game, crafter
+from emerald_jax.saving.rundir import run_dir
 from emerald_jax.settings import parse_train
-from emerald_jax.training.rundir import run_dir
 
 
 def test_sources_are_named():

@@ -28,9 +28,9 @@ from emerald_jax.bench.train import Update, frames
 from emerald_jax.config import Config
 from emerald_jax.envs import make_vector_env
 from emerald_jax.models.world_model import compute_dtype
+from emerald_jax.saving.rundir import METRICS_FILE, read_rows
 from emerald_jax.training.loop import train
 from emerald_jax.training.result import INTERRUPTED
-from emerald_jax.training.rundir import METRICS_FILE, read_rows
 
 NAME = "end-to-end"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from emerald_jax.commands.words import Parser, tell
 
 if TYPE_CHECKING:
-    from emerald_jax.training.snapshots import PointInfo
+    from emerald_jax.saving.snapshots import PointInfo
 
 
 def run(words: list[str]) -> int:
@@ -15,10 +15,10 @@ def run(words: list[str]) -> int:
     parser = Parser("checkpoints")
     parser.add_argument("run", metavar="RUN", help="run directory; it is only read")
     options = parser.parse_args(words)
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     read_config(options.run)
-    from emerald_jax.training.snapshots import inspect_run
+    from emerald_jax.saving.snapshots import inspect_run
 
     points = inspect_run(options.run)
     if not points:

@@ -56,7 +56,7 @@ def _config(policy: str, env: str, count: int, image_size: int) -> Config:
             raise ConfigError("--env is missing: name an environment (emerald-jax envs)")
         config = Config(env=env, envs=EnvsConfig(count=count or 16, image_size=image_size or 64))
         return config
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     config = read_config(policy)
     if env and env != config.env:

@@ -16,11 +16,11 @@ _MAX_HORIZON = 10_000
 def run(words: list[str]) -> int:
     """Film the agent's dream beside reality."""
     options = _parse(words)
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     read_config(options.run)
-    from emerald_jax.training.filming import FilmPlan, film_run, read_actions
-    from emerald_jax.training.loaded import load
+    from emerald_jax.trained.filming import FilmPlan, film_run, read_actions
+    from emerald_jax.trained.loaded import load
 
     agent = load(options.run, options.checkpoint)
     actions = options.actions or ("recorded" if options.source == "real" else "policy")

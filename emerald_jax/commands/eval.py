@@ -60,7 +60,7 @@ def _parser() -> Parser:
 def _play_a_run(options: argparse.Namespace) -> int:
     if given_env_words(options):
         raise ConfigError("a run keeps the settings of its environment: they go with --random")
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     config = read_config(options.run)
     exported = (Path(options.run) / "export.json").is_file()
@@ -108,6 +108,6 @@ def default_episodes(env: str) -> int:
 
 def _write_json(path: str | None, result: dict) -> None:
     if path:
-        from emerald_jax.training.rundir import write_atomic
+        from emerald_jax.saving.rundir import write_atomic
 
         write_atomic(Path(path), (json.dumps(result, indent=2) + "\n").encode())

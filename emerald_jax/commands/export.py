@@ -23,7 +23,7 @@ def run(words: list[str]) -> int:
         "--checkpoint", type=int, metavar="STEP", help="its number of updates (the newest sound)"
     )
     options = parser.parse_args(words)
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     read_config(options.run)
     if Path(options.to).exists():

@@ -22,10 +22,10 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"--out {out} must end in .html")
     if options.seed < 0:
         raise ConfigError(f"--seed is {options.seed}: it must be 0 or more")
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     read_config(options.run)
-    from emerald_jax.training.inspection import inspect_run
+    from emerald_jax.trained.inspection import inspect_run
 
     try:
         inspect_run(options.run, out, checkpoint=options.checkpoint, seed=options.seed)

@@ -26,7 +26,7 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"--port is {options.port}: it must lie in 0 … 65535")
     if not 1 <= options.fps <= 60 or options.seed < 0:
         raise ConfigError("--fps must lie in 1 … 60, --seed be 0 or more")
-    from emerald_jax.training.rundir import read_config
+    from emerald_jax.saving.rundir import read_config
 
     read_config(options.run)
     from emerald_jax.play.port import take_port
@@ -34,8 +34,8 @@ def run(words: list[str]) -> int:
     with take_port(options.port) as listening:
         from emerald_jax.play.server import PlayServer
         from emerald_jax.play.session import DreamSession
-        from emerald_jax.training.loaded import load
-        from emerald_jax.training.recordings import Recordings
+        from emerald_jax.trained.loaded import load
+        from emerald_jax.trained.recordings import Recordings
 
         agent = load(options.run, options.checkpoint)
         session = DreamSession(agent, Recordings(options.run), seed=options.seed)

@@ -16,7 +16,7 @@ def run(words: list[str]) -> int:
         return 2
     config = parse_train(words)
     config.validate(max(1, config.devices))
-    from emerald_jax.training.rundir import check_run_dir
+    from emerald_jax.saving.rundir import check_run_dir
 
     check_run_dir(config)
     from emerald_jax.training.loop import train

@@ -18,10 +18,10 @@ from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
+from emerald_jax.trained.dreaming import Dreamt, Shown, dream_step, sample_policy, show
+from emerald_jax.trained.loaded import LoadedAgent
+from emerald_jax.trained.recordings import Recordings
 from emerald_jax.training.acting import Observation, act
-from emerald_jax.training.dreaming import Dreamt, Shown, dream_step, sample_policy, show
-from emerald_jax.training.loaded import LoadedAgent
-from emerald_jax.training.recordings import Recordings
 from emerald_jax.training.state import Learner, init_carry
 from emerald_jax.types import Array, Carry, Key, Params, State
 

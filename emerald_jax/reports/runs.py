@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.logs.logger import RESUMES_FILE
+from emerald_jax.logs.recorder import is_whole_row
 from emerald_jax.presets import PRESETS
+from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_config, read_rows
 from emerald_jax.training.evaluations import read_evaluations
-from emerald_jax.training.logger import RESUMES_FILE
-from emerald_jax.training.recorder import is_whole_row
-from emerald_jax.training.rundir import EPISODES_FILE, METRICS_FILE, read_config, read_rows
 
 #: Settings that do not make another experiment. Steps are told in every row instead.
 _FREE = ("preset", "env", "seed", "logdir", "devices", "max_minutes", "steps")

@@ -21,12 +21,12 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import COLUMNS, Replay, ReplayError
+from emerald_jax.saving.replay_files import ReplayFiles
+from emerald_jax.saving.rundir import write_atomic
 from emerald_jax.training.acting import Observation
 from emerald_jax.training.evaluate import load_weights
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.program import compile_acting, put_index
-from emerald_jax.training.replay_files import ReplayFiles
-from emerald_jax.training.rundir import write_atomic
 from emerald_jax.training.state import init_carry
 
 DATASET_FILE = "dataset.json"

@@ -10,7 +10,7 @@ import numpy as np
 
 from emerald_jax.models.world_model import Pass
 from emerald_jax.studies.worlds import World
-from emerald_jax.training.looking import decoding_trace
+from emerald_jax.trained.looking import decoding_trace
 from emerald_jax.training.report import open_loop
 from emerald_jax.training.state import init_carry
 from emerald_jax.types import Array, Batch, Key, Params

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from emerald_jax import __version__
+from emerald_jax.saving.rundir import write_atomic
 from emerald_jax.studies import outcome
 from emerald_jax.studies.plan import Scale, Study, Variant
-from emerald_jax.training.rundir import write_atomic
 
 #: Times of decoding, measured apart from the cells.
 TIMING_FILE = "timing.json"

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from emerald_jax.config import ConfigError
+from emerald_jax.saving.rundir import EPISODES_FILE, read_rows, write_atomic
 from emerald_jax.studies import measures, pictures, tiles, worlds
 from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
 from emerald_jax.studies.results import TIMING_FILE, digits, machine, row_label, write_results
@@ -27,7 +28,6 @@ from emerald_jax.studies.source import Recorded, Source, kept_world
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import train
 from emerald_jax.training.program import prepare_jax
-from emerald_jax.training.rundir import EPISODES_FILE, read_rows, write_atomic
 from emerald_jax.types import Batch
 
 #: Training episodes that count as an agent's score.

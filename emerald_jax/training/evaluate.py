@@ -21,10 +21,10 @@ from emerald_jax.envs.playing import FAR, Watcher, is_whole, play_episodes, play
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.ops.scores import crafter_score, human_normalised, success_rates
 from emerald_jax.published import atari_game
+from emerald_jax.saving.rundir import read_config
 from emerald_jax.training.acting import Observation
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.program import compile_acting, prepare_jax, put_index
-from emerald_jax.training.rundir import read_config
 from emerald_jax.training.state import Learner, build_learner, init_carry
 from emerald_jax.training.weights import read_weights
 from emerald_jax.types import Key, Params

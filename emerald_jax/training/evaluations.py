@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emerald_jax.logs.recorder import STATS_FILE, stats_rows
 from emerald_jax.ops.scores import crafter_score
-from emerald_jax.training.recorder import STATS_FILE, stats_rows
-from emerald_jax.training.rundir import JsonLines, write_atomic
+from emerald_jax.saving.rundir import JsonLines, write_atomic
 
 if TYPE_CHECKING:
     # Reading results needs no JAX.

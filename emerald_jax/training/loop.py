@@ -22,22 +22,22 @@ import numpy as np
 
 from emerald_jax.config import Config
 from emerald_jax.envs.registry import spec_of
+from emerald_jax.logs.logger import RunLogger
 from emerald_jax.replay import Replay
-from emerald_jax.training.acting import Observation
-from emerald_jax.training.durable import CheckpointError
-from emerald_jax.training.ending import last_evaluation
-from emerald_jax.training.faults import RunError, is_out_of_memory, out_of_memory
-from emerald_jax.training.lock import RunLock
-from emerald_jax.training.logger import RunLogger
-from emerald_jax.training.parallel import local_devices, on_first_device, place_shares
-from emerald_jax.training.program import prepare_jax, put_index
-from emerald_jax.training.result import INTERRUPTED, Evaluation, RunResult, closing_words
-from emerald_jax.training.rundir import (
+from emerald_jax.saving.durable import CheckpointError
+from emerald_jax.saving.lock import RunLock
+from emerald_jax.saving.rundir import (
     check_run_dir,
     clear_drafts,
     has_checkpoints,
     write_config,
 )
+from emerald_jax.training.acting import Observation
+from emerald_jax.training.ending import last_evaluation
+from emerald_jax.training.faults import RunError, is_out_of_memory, out_of_memory
+from emerald_jax.training.parallel import local_devices, on_first_device, place_shares
+from emerald_jax.training.program import prepare_jax, put_index
+from emerald_jax.training.result import INTERRUPTED, Evaluation, RunResult, closing_words
 from emerald_jax.training.signals import StoppedError, StopSignals
 from emerald_jax.training.sitting import Sitting
 from emerald_jax.training.state import build_learner

@@ -16,8 +16,8 @@ import numpy as np
 
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
+from emerald_jax.logs.logger import RunLogger
 from emerald_jax.replay import Replay
-from emerald_jax.training.logger import RunLogger
 from emerald_jax.training.picture import Drawing
 from emerald_jax.training.state import TrainState, count_parameters
 

@@ -16,11 +16,13 @@ import numpy as np
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.envs.registry import make_vector_env
+from emerald_jax.logs.logger import RunLogger
 from emerald_jax.replay import Replay, make_sampler
-from emerald_jax.training.continuing import PACE, compare_settings, refuse_other_data
-from emerald_jax.training.durable import CheckpointError
+from emerald_jax.saving.continuing import PACE, compare_settings, refuse_other_data
+from emerald_jax.saving.durable import CheckpointError
+from emerald_jax.saving.rundir import write_config
+from emerald_jax.saving.snapshots import Snapshots
 from emerald_jax.training.faults import check_updates
-from emerald_jax.training.logger import RunLogger
 from emerald_jax.training.narrator import Narrator
 from emerald_jax.training.parallel import (
     join,
@@ -31,10 +33,8 @@ from emerald_jax.training.parallel import (
 )
 from emerald_jax.training.picture import PictureMaker
 from emerald_jax.training.program import build_programs
-from emerald_jax.training.rundir import write_config
 from emerald_jax.training.schedule import Pace, SaveClock
 from emerald_jax.training.signals import StopSignals
-from emerald_jax.training.snapshots import Snapshots
 from emerald_jax.training.state import (
     TrainState,
     build_learner,

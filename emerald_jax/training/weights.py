@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.config import Config
-from emerald_jax.training.checkpoint import Checkpointer
-from emerald_jax.training.continuing import compare_settings
-from emerald_jax.training.durable import (
+from emerald_jax.saving.checkpoint import Checkpointer
+from emerald_jax.saving.continuing import compare_settings
+from emerald_jax.saving.durable import (
     CheckpointError,
     DamagedError,
     describe_leaves,
@@ -37,8 +37,8 @@ from emerald_jax.training.durable import (
     unseal,
     write_durably,
 )
-from emerald_jax.training.orbax_steps import check_sums, load_tree, save_tree, sum_up
-from emerald_jax.training.rundir import CHECKPOINTS_DIR, CONFIG_FILE, read_config, write_config
+from emerald_jax.saving.orbax_steps import check_sums, load_tree, save_tree, sum_up
+from emerald_jax.saving.rundir import CHECKPOINTS_DIR, CONFIG_FILE, read_config, write_config
 from emerald_jax.training.state import Learner, TrainState, init_state
 from emerald_jax.types import Params
 

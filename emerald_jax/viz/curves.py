@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from emerald_jax.training.rundir import EPISODES_FILE, METRICS_FILE, read_rows
+from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_rows
 
 #: Episodes averaged into the curve, as in a run's own result line.
 WINDOW = 100

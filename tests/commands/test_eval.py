@@ -10,8 +10,8 @@ from emerald_jax import cli
 from emerald_jax.commands.eval import default_episodes
 from emerald_jax.envs import Episode, registry
 from emerald_jax.presets import get_preset
+from emerald_jax.saving.rundir import write_config
 from emerald_jax.training import evaluate
-from emerald_jax.training.rundir import write_config
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from emerald_jax.config import ConfigError
 from emerald_jax.play.session import CONTEXT, DreamSession, Picture
 from emerald_jax.replay import ReplayError
-from emerald_jax.training.loaded import LoadedAgent, load
-from emerald_jax.training.recordings import Recordings
+from emerald_jax.trained.loaded import LoadedAgent, load
+from emerald_jax.trained.recordings import Recordings
 from tests.model_cases import little_optimisation
 from tests.run_cases import NUM_ACTIONS
 

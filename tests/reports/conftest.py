@@ -8,7 +8,7 @@ import pytest
 from emerald_jax.config import Config
 from emerald_jax.presets import get_preset
 from emerald_jax.published import crafter
-from emerald_jax.training.rundir import JsonLines, write_config
+from emerald_jax.saving.rundir import JsonLines, write_config
 
 NAMES = sorted(crafter()["human_experts"]["rates"])
 

@@ -16,8 +16,8 @@ RUN = """
 import sys
 import numpy as np
 from emerald_jax.replay import Replay
-from emerald_jax.training.lock import RunLock
-from emerald_jax.training.snapshots import Snapshots
+from emerald_jax.saving.lock import RunLock
+from emerald_jax.saving.snapshots import Snapshots
 from tests.replay_world import SHAPE, World, fill
 
 def tree_at(step):

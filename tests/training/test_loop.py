@@ -17,13 +17,14 @@ import pytest
 from emerald_jax.config import Config
 from emerald_jax.envs.episodes import EpisodeTracker
 from emerald_jax.presets import get_preset
-from emerald_jax.training import loop, replay_files, sitting
-from emerald_jax.training.checkpoint import Checkpointer
-from emerald_jax.training.durable import CheckpointError
+from emerald_jax.saving import replay_files
+from emerald_jax.saving.checkpoint import Checkpointer
+from emerald_jax.saving.durable import CheckpointError
+from emerald_jax.saving.snapshots import Snapshots
+from emerald_jax.training import loop, sitting
 from emerald_jax.training.evaluate import evaluate_run
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import INTERRUPTED, train
-from emerald_jax.training.snapshots import Snapshots
 
 STEPS, HALF = 160, 112
 

@@ -16,10 +16,10 @@ import pytest
 from emerald_jax import cli
 from emerald_jax.config import ConfigError
 from emerald_jax.replay import Replay
-from emerald_jax.training.durable import CheckpointError, named_leaves
-from emerald_jax.training.replay_files import ChunkHealth
-from emerald_jax.training.rundir import write_config
-from emerald_jax.training.snapshots import Snapshots, inspect_run
+from emerald_jax.saving.durable import CheckpointError, named_leaves
+from emerald_jax.saving.replay_files import ChunkHealth
+from emerald_jax.saving.rundir import write_config
+from emerald_jax.saving.snapshots import Snapshots, inspect_run
 from emerald_jax.training.state import build_learner
 from emerald_jax.training.weights import export_weights, read_weights, start_from
 from tests.model_cases import NUM_ACTIONS, make_state, small_config

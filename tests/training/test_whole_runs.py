@@ -15,9 +15,9 @@ import jax
 import psutil
 import pytest
 
+from emerald_jax.saving.snapshots import inspect_run
 from emerald_jax.training.loop import INTERRUPTED
 from emerald_jax.training.signals import ECHO_S
-from emerald_jax.training.snapshots import inspect_run
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS
-from emerald_jax.training.continuing import (
+from emerald_jax.saving.continuing import (
     compare_settings,
     refuse_other_data,
     saved_config,

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32
 from emerald_jax.imagination import maskgit_decode
 from emerald_jax.models.tssm import HIDDEN, RelativeAttention, skew
 from emerald_jax.models.world_model import WorldModel
-from emerald_jax.training.dreaming import show
+from emerald_jax.trained.dreaming import show
 from emerald_jax.training.state import Learner
 from emerald_jax.types import Array, Batch, Key, Params, State
 

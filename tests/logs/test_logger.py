@@ -14,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.logs.logger import RunLogger, read_config, write_config
+from emerald_jax.logs.progress import ProgressView, format_bytes, format_seconds
 from emerald_jax.presets import get_preset
-from emerald_jax.training.logger import RunLogger, read_config, write_config
-from emerald_jax.training.progress import ProgressView, format_bytes, format_seconds
-from emerald_jax.training.rundir import JsonLines, check_run_dir, read_rows
+from emerald_jax.saving.rundir import JsonLines, check_run_dir, read_rows
 
 TINY = get_preset("tiny")
 QUIET = dataclasses.replace(TINY, log=dataclasses.replace(TINY.log, quiet=True))

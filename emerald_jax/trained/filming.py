@@ -18,8 +18,8 @@ from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorEnv
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
-from emerald_jax.training.loaded import Dream, LoadedAgent
-from emerald_jax.training.recordings import Recordings
+from emerald_jax.trained.loaded import Dream, LoadedAgent
+from emerald_jax.trained.recordings import Recordings
 from emerald_jax.viz.dream import Film
 
 Actions = Literal["recorded", "policy", "random"] | tuple[int, ...]

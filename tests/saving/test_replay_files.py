@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from emerald_jax.replay import Replay, StreamSampler, WindowSampler
-from emerald_jax.training import replay_files
-from emerald_jax.training.checkpoint import CheckpointError
-from emerald_jax.training.replay_files import ReplayFiles
-from emerald_jax.training.snapshots import Snapshots
+from emerald_jax.saving import replay_files
+from emerald_jax.saving.checkpoint import CheckpointError
+from emerald_jax.saving.replay_files import ReplayFiles
+from emerald_jax.saving.snapshots import Snapshots
 from tests.replay_world import SHAPE, World, check_adjacency, fill, records
 
 LENGTHS = [[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]]

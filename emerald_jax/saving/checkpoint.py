@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.training.durable import (
+from emerald_jax.saving.durable import (
     CheckpointError,
     DamagedError,
     describe_leaves,
@@ -30,7 +30,7 @@ from emerald_jax.training.durable import (
     named_leaves,
     seal,
 )
-from emerald_jax.training.orbax_steps import OrbaxSteps
+from emerald_jax.saving.orbax_steps import OrbaxSteps
 
 __all__ = ["CheckpointError", "Checkpointer", "DamagedError", "StepInfo"]
 

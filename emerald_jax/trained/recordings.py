@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from emerald_jax.replay import COLUMNS, ReplayError
-from emerald_jax.training.snapshots import REPLAY_DIR
+from emerald_jax.saving.snapshots import REPLAY_DIR
 
 
 class Clip(NamedTuple):

@@ -8,8 +8,8 @@ import logging
 import resource
 from pathlib import Path
 
-from emerald_jax.training.forgiving import open_tensorboard
-from emerald_jax.training.rundir import JsonLines
+from emerald_jax.logs.forgiving import open_tensorboard
+from emerald_jax.saving.rundir import JsonLines
 
 
 @contextlib.contextmanager
@@ -51,4 +51,4 @@ def test_tensorboard_outlives_a_full_disk(tmp_path, caplog):
         writer.flush()
     writer.add_scalar("x", 1.0, 1000)
     writer.close()
-    assert [record.name for record in caplog.records] == ["emerald_jax.training.forgiving"]
+    assert [record.name for record in caplog.records] == ["emerald_jax.logs.forgiving"]

@@ -21,10 +21,11 @@ import tensorboardX
 from PIL import Image
 
 from emerald_jax.config import Config
-from emerald_jax.training.forgiving import open_tensorboard
-from emerald_jax.training.progress import ProgressView
-from emerald_jax.training.recorder import STATS_FILE, achievements_of, is_whole_row, stats_rows
-from emerald_jax.training.rundir import (
+from emerald_jax.logs.forgiving import open_tensorboard
+from emerald_jax.logs.progress import ProgressView
+from emerald_jax.logs.recorder import STATS_FILE, achievements_of, is_whole_row, stats_rows
+from emerald_jax.logs.tensorboard import add_animation
+from emerald_jax.saving.rundir import (
     EPISODES_FILE,
     METRICS_FILE,
     PICTURES_DIR,
@@ -34,7 +35,6 @@ from emerald_jax.training.rundir import (
     write_atomic,
     write_config,
 )
-from emerald_jax.training.tensorboard import add_animation
 
 __all__ = ["RunLogger", "read_config", "write_config"]
 

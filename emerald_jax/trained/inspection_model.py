@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from emerald_jax.replay import ReplayError
-from emerald_jax.training.filming import action_name
-from emerald_jax.training.loaded import Dream, LoadedAgent
-from emerald_jax.training.looking import attention_weights, by_distance, decoding_trace
-from emerald_jax.training.recordings import Clip, Recordings
+from emerald_jax.trained.filming import action_name
+from emerald_jax.trained.loaded import Dream, LoadedAgent
+from emerald_jax.trained.looking import attention_weights, by_distance, decoding_trace
+from emerald_jax.trained.recordings import Clip, Recordings
 from emerald_jax.training.state import count_parameters
 from emerald_jax.types import Batch
 from emerald_jax.viz import panels

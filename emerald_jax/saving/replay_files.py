@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emerald_jax.replay import COLUMNS, Replay
-from emerald_jax.training.durable import (
+from emerald_jax.saving.durable import (
     CheckpointError,
     DamagedError,
     digest,

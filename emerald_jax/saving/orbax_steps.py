@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from emerald_jax.training.durable import (
+from emerald_jax.saving.durable import (
     CheckpointError,
     DamagedError,
     file_digest,

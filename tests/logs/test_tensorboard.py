@@ -11,7 +11,7 @@ import tensorboardX
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from emerald_jax.training.tensorboard import add_animation, encode_gif
+from emerald_jax.logs.tensorboard import add_animation, encode_gif
 from emerald_jax.viz.strips import ACCENT, side_by_side
 
 

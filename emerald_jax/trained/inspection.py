@@ -17,17 +17,17 @@ from emerald_jax.envs.base import EnvError
 from emerald_jax.ops.scores import crafter_score, success_rates
 from emerald_jax.presets import PRESETS
 from emerald_jax.replay import ReplayError
-from emerald_jax.training.durable import CheckpointError
-from emerald_jax.training.inspection_model import ModelSections
-from emerald_jax.training.loaded import load
-from emerald_jax.training.recordings import Recordings
-from emerald_jax.training.rundir import (
+from emerald_jax.saving.durable import CheckpointError
+from emerald_jax.saving.rundir import (
     EPISODES_FILE,
     METRICS_FILE,
     read_config,
     read_rows,
     write_atomic,
 )
+from emerald_jax.trained.inspection_model import ModelSections
+from emerald_jax.trained.loaded import load
+from emerald_jax.trained.recordings import Recordings
 from emerald_jax.viz import panels
 from emerald_jax.viz.curves import curve_figure, rolling_mean
 from emerald_jax.viz.page import Picture, Section, Table, html_report, settings_table

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from emerald_jax.training.durable import CheckpointError
-from emerald_jax.training.lock import RunInUseError, RunLock
+from emerald_jax.saving.durable import CheckpointError
+from emerald_jax.saving.lock import RunInUseError, RunLock
 
 #: Takes the lock, forks a worker that outlives it, waits until that one runs, says so, and waits.
 OWNER = """
 import os, sys, time
-from emerald_jax.training.lock import RunLock
+from emerald_jax.saving.lock import RunLock
 lock = RunLock(sys.argv[1])
 ready, tell = os.pipe()
 if os.fork() == 0:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.replay import Replay, ReplayError
-from emerald_jax.training.recordings import Recordings
+from emerald_jax.trained.recordings import Recordings
 from tests.run_cases import ENVS, EPISODE, ROWS, record
 
 

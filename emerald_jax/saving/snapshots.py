@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emerald_jax.replay import Replay
-from emerald_jax.training.checkpoint import Checkpointer, DamagedError, StepInfo
-from emerald_jax.training.replay_files import ChunkHealth, ReplayFiles
-from emerald_jax.training.rundir import CHECKPOINTS_DIR
+from emerald_jax.saving.checkpoint import Checkpointer, DamagedError, StepInfo
+from emerald_jax.saving.replay_files import ChunkHealth, ReplayFiles
+from emerald_jax.saving.rundir import CHECKPOINTS_DIR
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pytest
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import get_preset
-from emerald_jax.training.continuing import FREE, compare_settings, saved_config
-from emerald_jax.training.rundir import check_run_dir, clear_drafts, run_dir, write_config
+from emerald_jax.saving.continuing import FREE, compare_settings, saved_config
+from emerald_jax.saving.rundir import check_run_dir, clear_drafts, run_dir, write_config
 
 TINY = get_preset("tiny")
 

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec
 from emerald_jax.envs.registry import spec_of
+from emerald_jax.saving.rundir import read_config
+from emerald_jax.trained.dreaming import Rollout, Shown, dream, show
 from emerald_jax.training.acting import Observation, act
-from emerald_jax.training.dreaming import Rollout, Shown, dream, show
 from emerald_jax.training.program import prepare_jax
-from emerald_jax.training.rundir import read_config
 from emerald_jax.training.state import Learner, build_learner, count_parameters, init_carry
 from emerald_jax.training.weights import read_weights
 from emerald_jax.types import AnyArray, Array, Carry, Key, Params, PolicyFn

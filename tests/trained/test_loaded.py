@@ -12,10 +12,10 @@ import pytest
 
 from emerald_jax.config import ConfigError
 from emerald_jax.imagination import starts_from, world_model_step
+from emerald_jax.saving.durable import CheckpointError
+from emerald_jax.trained.dreaming import dream_step
+from emerald_jax.trained.loaded import LoadedAgent, load
 from emerald_jax.training.acting import Observation, act
-from emerald_jax.training.dreaming import dream_step
-from emerald_jax.training.durable import CheckpointError
-from emerald_jax.training.loaded import LoadedAgent, load
 from emerald_jax.training.state import init_carry
 from emerald_jax.training.weights import export_weights
 from tests.model_cases import little_optimisation, make_batch, one_sequence

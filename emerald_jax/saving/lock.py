@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from emerald_jax.training.durable import CheckpointError
+from emerald_jax.saving.durable import CheckpointError
 
 _log = logging.getLogger(__name__)
 

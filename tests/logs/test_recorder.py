@@ -9,7 +9,7 @@ import pytest
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import make_vector_env
 from emerald_jax.envs.supervision import env_seeds
-from emerald_jax.training.recorder import is_whole_row, stats_row, stats_rows
+from emerald_jax.logs.recorder import is_whole_row, stats_row, stats_rows
 
 
 def test_crafters_recorder_writes_the_same_line(tmp_path):

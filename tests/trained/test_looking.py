@@ -10,7 +10,7 @@ import pytest
 from emerald_jax.imagination import decode
 from emerald_jax.models.tssm import RelativeAttention
 from emerald_jax.ops.maskgit import mask_counts
-from emerald_jax.training.looking import attention_weights, by_distance, decoding_trace
+from emerald_jax.trained.looking import attention_weights, by_distance, decoding_trace
 from tests.model_cases import (
     LENGTH,
     compiled,

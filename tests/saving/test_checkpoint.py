@@ -19,8 +19,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from emerald_jax.training import orbax_steps
-from emerald_jax.training.checkpoint import Checkpointer, CheckpointError, DamagedError
+from emerald_jax.saving import orbax_steps
+from emerald_jax.saving.checkpoint import Checkpointer, CheckpointError, DamagedError
 
 FACTS = {"counters": {"env_steps": 7, "big": 2**100}, "rate": 0.1, "name": "é"}
 
@@ -352,7 +352,7 @@ def test_a_full_disk_in_the_background(saved, caplog):
             assert checkpointer.steps() == [10, 20, 30]
             assert before == {path: path.stat().st_mtime_ns for path in files_of(saved)}
         warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
-        assert [r.name for r in warnings] == ["emerald_jax.training.checkpoint"] * 2
+        assert [r.name for r in warnings] == ["emerald_jax.saving.checkpoint"] * 2
         assert checkpointer.save(40, make_tree(40), FACTS)
         assert checkpointer.wait()
         assert checkpointer.steps() == [20, 30, 40]
