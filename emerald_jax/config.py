@@ -171,6 +171,10 @@ class BehaviorConfig:
     """Share of the critic that moves into the slow critic per update. (D)"""
     slow_weight: float = 1.0
     """Weight of the critic's cross-entropy to the slow critic's mean. (D)"""
+    noise_hold: int = 1
+    """Vector steps for which a training environment keeps the random number that picks its actions.
+    1 draws it anew each time. (R) More leave every action as probable as the policy has it, but who
+    does not care where to go, goes one way for a while and sees more of the world. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,9 @@ class ReplayConfig:
     sampler: Literal["streams", "windows"] = "streams"
     """`streams`: successive chunks of whole episodes with the transformer's memory carried along
     (P); `windows`: independent windows with an empty memory, kept for comparison (O)."""
+    best_of: int = 1
+    """Every fourth sequence of `streams` draws this many episodes and reads the one with the
+    highest return. 1 draws evenly (P); more show a rare success more often than it happens (O)."""
     batch: int = 16
     """Sequences per batch, B. (P)"""
     length: int = 64

@@ -22,7 +22,9 @@ def _positive(config: Config) -> str | None:
         "model.context": config.model.context,
         "behavior.horizon": config.behavior.horizon,
         "behavior.start_stride": config.behavior.start_stride,
+        "behavior.noise_hold": config.behavior.noise_hold,
         "replay.batch": config.replay.batch,
+        "replay.best_of": config.replay.best_of,
         "log.every": config.log.every,
         "log.keep": config.log.keep,
         "steps": config.steps,
@@ -30,6 +32,8 @@ def _positive(config: Config) -> str | None:
     for name, value in at_least_one.items():
         if value < 1:
             return f"{name} is {value}: it must be at least 1"
+    if config.replay.best_of > 1 and config.replay.sampler == "windows":
+        return "replay.best_of is for replay.sampler streams: windows know no episodes"
     if config.model.classes < 2 or config.replay.length < 2:
         return "model.classes and replay.length must be at least 2"
     if not 0 <= config.model.dropout < 1 or not 0 <= config.model.unimix < 1:

@@ -205,6 +205,11 @@ class Replay:
         start = closed[pick][0] if pick < len(closed) else int(self._open[env])
         return env, max(start, self.oldest)
 
+    def episode_return(self, env: int, start: int) -> float:
+        """Sum of an episode's rewards from row ``start`` to its end, or to its newest record."""
+        rows = np.arange(start, start + self.run(env, start, self.rows)) % self.rows
+        return float(self.columns["reward"][rows, env].sum())
+
     def continues_at(self, env: int, row: int) -> bool:
         """Whether a reader that has read up to ``row`` (exclusive) may go on with it now."""
         held = self.oldest <= row < self.written

@@ -41,6 +41,7 @@ FREE = (
     "loss.*",
     "behavior.*",
     "optim.*",
+    "replay.best_of",
     "replay.capacity",
     "replay.prefill",
     "log.*",

@@ -26,7 +26,7 @@ from emerald_jax.saving.rundir import write_atomic
 from emerald_jax.training.acting import Observation
 from emerald_jax.training.evaluate import load_weights
 from emerald_jax.training.faults import RunError
-from emerald_jax.training.program import compile_acting, put_index
+from emerald_jax.training.program import compile_acting, put_step
 from emerald_jax.training.state import init_carry
 
 DATASET_FILE = "dataset.json"
@@ -74,7 +74,7 @@ def run_policy(run: str | Path, config: Config, seed: int) -> Policy:
 
     def choose(record: VectorStep) -> np.ndarray:
         seen = jax.device_put(Observation(record.image, record.action, record.is_first))
-        acted = act(params, memory["carry"], seen, key, put_index(memory["step"]))
+        acted = act(params, memory["carry"], seen, key, put_step(memory["step"]))
         memory.update(carry=acted.carry, step=memory["step"] + 1)
         action, finite = jax.device_get((acted.action, acted.finite))
         if not finite:

@@ -57,6 +57,7 @@ def act(
     *,
     learner: Learner,
     mode: bool = False,
+    noise: Key | None = None,
 ) -> Acted:
     """Choose one action for every environment.
 
@@ -67,27 +68,58 @@ def act(
         key: consumed.
         learner: networks and settings (static).
         mode: the most probable action instead of a sample (static). The paper samples.
+        noise: `[E]` keys that actions are drawn with, from :func:`held_noise`; None draws with
+            ``key``.
 
     Returns:
         :class:`Acted`.
     """
-    keys = jax.random.split(key, observation.action.shape[0])
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, observation.action.shape[0]))
     one = partial(_act_one, params, learner=learner, mode=mode)
-    action, new_carry, finite, state = jax.vmap(one)(carry, observation, keys)
+    drawn = keys[:, 1] if noise is None else noise
+    action, new_carry, finite, state = jax.vmap(one)(carry, observation, keys[:, 0], drawn)
     return Acted(action, new_carry, finite.all(), state)
+
+
+def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
+    """Keys for the actions of one vector step, each kept for ``hold`` steps.
+
+    An environment's action is drawn by comparing the policy's cumulated probabilities with one
+    uniform number. Keeping the number leaves each action's probability what it is: a sure policy
+    acts as ever, one that does not care repeats itself instead of trembling on the spot. (Our own;
+    the idea is that of coloured noise for continuous actions, Eberhard et al., ICLR 2023.)
+    Environments change theirs at different steps.
+
+    Args:
+        base: the run's key.
+        number: `[]` uint32, vector steps so far.
+        hold: `[]` uint32, at least 1; 1 gives the keys that :func:`act` makes itself of ``base``
+            with ``number`` folded in.
+        count: E.
+
+    Returns:
+        `[E]` keys.
+    """
+    env = jnp.arange(count, dtype=jnp.uint32)
+    began = (number + env * hold // count) // hold
+
+    def one(index: Array, since: Array) -> Key:
+        return jax.random.split(jax.random.split(jax.random.fold_in(base, since), count)[index])[1]
+
+    return jax.vmap(one)(env, began)
 
 
 def _act_one(
     params: dict[str, Params],
     carry: Carry,
     observation: Observation,
-    key: Key,
+    latent_key: Key,
+    action_key: Key,
     *,
     learner: Learner,
     mode: bool,
 ) -> tuple[Array, Carry, Array, State]:
     """:func:`act` for one environment; a chunk of length one through the training path."""
-    latent_key, action_key = jax.random.split(key)
     net = learner.model.bind({"params": params["world_model"]})
     image, led, first = (x[None] for x in observation)
     seen = net.observe(image, led, first, carry, latent_key)

@@ -24,7 +24,7 @@ from emerald_jax.published import atari_game
 from emerald_jax.saving.rundir import read_config
 from emerald_jax.training.acting import Observation
 from emerald_jax.training.faults import RunError
-from emerald_jax.training.program import compile_acting, prepare_jax, put_index
+from emerald_jax.training.program import compile_acting, prepare_jax, put_step
 from emerald_jax.training.state import Learner, build_learner, init_carry
 from emerald_jax.training.weights import read_weights
 from emerald_jax.types import Key, Params
@@ -247,7 +247,7 @@ def play(
     def choose(record: VectorStep) -> np.ndarray:
         nonlocal carry, step
         seen = Observation(record.image, record.action, record.is_first)
-        acted = act(params, carry, jax.device_put(seen), key, put_index(step))
+        acted = act(params, carry, jax.device_put(seen), key, put_step(step))
         carry, step = acted.carry, step + 1
         action, finite = jax.device_get((acted.action, acted.finite))
         if not finite:

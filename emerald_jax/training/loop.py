@@ -36,7 +36,7 @@ from emerald_jax.training.acting import Observation
 from emerald_jax.training.ending import last_evaluation
 from emerald_jax.training.faults import RunError, is_out_of_memory, out_of_memory
 from emerald_jax.training.parallel import local_devices, on_first_device, place_shares
-from emerald_jax.training.program import prepare_jax, put_index
+from emerald_jax.training.program import prepare_jax, put_index, put_step
 from emerald_jax.training.result import INTERRUPTED, Evaluation, RunResult, closing_words
 from emerald_jax.training.signals import StoppedError, StopSignals
 from emerald_jax.training.sitting import Sitting
@@ -197,7 +197,7 @@ class Run(Sitting):
             self.acting,
             jax.device_put(seen),
             self.act_key,
-            put_index(self.vector_steps),
+            put_step(self.vector_steps, self.config.behavior.noise_hold),
         )
         self.acting = acted.carry
         with self.narrator.timed("device_wait"):

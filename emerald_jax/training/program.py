@@ -22,7 +22,7 @@ import numpy as np
 
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec
-from emerald_jax.training.acting import Observation, act
+from emerald_jax.training.acting import Observation, act, held_noise
 from emerald_jax.training.parallel import compile_train_step, split
 from emerald_jax.training.report import open_loop
 from emerald_jax.training.state import Learner, TrainState, init_carry
@@ -49,7 +49,8 @@ class Programs(NamedTuple):
     Attributes:
         train: ``(state, batch, keys) -> (state, carry, metrics)``, state donated.
         update_keys: ``(base key, update number) -> [B] keys``, one per sequence.
-        act: ``(params, carry, observation, base key, step number) -> Acted``, carry donated.
+        act: ``(params, carry, observation, base key, step) -> Acted``, carry donated; the step
+            from :func:`put_step`.
         picture: ``(params, batch, base key, update number) -> OpenLoop``.
         seconds: what compiling took, in all.
         temporaries: bytes the train step needs beside its inputs and outputs.
@@ -103,6 +104,7 @@ def build_programs(
     batch = abstract_batch(learner, spec, config.replay.batch, config.replay.length)
     shapes = jax.eval_shape(lambda: state)
     base, index = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.uint32)
+    step = jax.ShapeDtypeStruct((2,), jnp.uint32)
     keys = jax.eval_shape(partial(_update_keys, config=config, devices=count), base, index)
     sharded = jax.eval_shape(lambda: split(jax.tree.map(_zeros, batch), count))
     length, context = picture_length(config)
@@ -113,7 +115,7 @@ def build_programs(
             base, index
         ),
         "act": lambda: compile_acting(learner).lower(
-            shapes.params, *abstract_acting(learner, spec, config.envs.count), base, index
+            shapes.params, *abstract_acting(learner, spec, config.envs.count), base, step
         ),
         "picture": lambda: jax.jit(partial(_picture, learner=learner, context=context)).lower(
             shapes.params, abstract_batch(learner, spec, rows, length), base, index
@@ -158,13 +160,15 @@ def compile_program(program: Any) -> Any:
 
 
 def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
-    """:func:`acting.act` as a jitted function that folds its step number into a base key."""
+    """:func:`acting.act` as a jitted function of a base key and a step from :func:`put_step`."""
 
-    def step(params: Any, carry: Any, observation: Observation, base: Key, index: Array) -> Any:
-        key = jax.random.fold_in(base, index)
-        return act(params, carry, observation, key, learner=learner, mode=mode)
+    def one(params: Any, carry: Any, observation: Observation, base: Key, step: Array) -> Any:
+        number, hold = step
+        key = jax.random.fold_in(base, number)
+        noise = held_noise(base, number, hold, observation.action.shape[0])
+        return act(params, carry, observation, key, learner=learner, mode=mode, noise=noise)
 
-    return jax.jit(step, donate_argnums=1)
+    return jax.jit(one, donate_argnums=1)
 
 
 def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, Observation]:
@@ -196,6 +200,11 @@ def abstract_batch(learner: Learner, spec: EnvSpec, batch: int, length: int) -> 
 def put_index(number: int) -> Array:
     """A counter on the device, by an explicit transfer."""
     return jax.device_put(np.uint32(number))
+
+
+def put_step(number: int, hold: int = 1) -> Array:
+    """A vector step for acting, on the device: its number, and how long noise is held."""
+    return jax.device_put(np.array([number, hold], np.uint32))
 
 
 def _update_keys(base: Key, index: Array, *, config: Config, devices: int) -> Key:

@@ -107,6 +107,7 @@ class Sitting:
             config.replay.batch,
             config.replay.length,
             config.seed,
+            config.replay.best_of,
         )
         self.random = np.random.default_rng(config.seed)
         root = jax.random.key(config.seed)
