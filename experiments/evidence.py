@@ -61,11 +61,11 @@ class Run:
 #: shown more often, and sooner, than it happens.
 _SEARCH = ("--behavior.noise-hold", "3", "--replay.best-of", "16", "--replay.capacity", "100000")
 _LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4", *_SEARCH)
+_SURE = ("--behavior.entropy", "1e-3")
 _BREAKOUT = (
     ("minatar", "--steps", "600000"),
     ("minatar", "--steps", "1600000", "--optim.model_lr", "5e-4", *_LATER),
-    ("minatar", "--steps", "2300000", "--optim.model_lr", "2e-4", "--behavior.entropy", "1e-3")
-    + _LATER,
+    ("minatar", "--steps", "2300000", "--optim.model_lr", "2e-4", *_LATER, *_SURE),
 )
 RUNS = {
     "quickstart": Run((("quickstart",),), (0, 1, 2, 3, 4), 0.9, "Catch"),

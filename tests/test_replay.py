@@ -105,6 +105,20 @@ def test_first_entry_is_in_the_middle_with_the_real_action():
     assert (batch.action[inside, 0] >= 0).all()
 
 
+def test_every_fourth_slot_reads_the_best_of_several_episodes():
+    # Rewards are row numbers: 19 whole episodes, each better than the one before, and the first
+    # half of a twentieth, whose return of 190 + ... + 194 is less than that of 180 + ... + 189.
+    replay = Replay(1000, 1, SHAPE)
+    fill(replay, World([[10]]), 195)
+    assert replay.episode_return(0, 180) == sum(range(181, 190))  # a first frame has no reward
+    assert replay.episode_return(0, 190) == sum(range(191, 195))
+    sampler = StreamSampler(replay, 8, 10, seed=0, best_of=200)
+    rows = np.stack([records(sampler.sample(), 1)[1] for _ in range(30)])  # [30, B, L]
+    chosen, others = rows[:, ::4], np.delete(rows, [0, 4], axis=1)
+    assert set(chosen.ravel()) == set(range(180, 190))
+    assert set(others.ravel()) == set(range(195))
+
+
 def test_a_slot_whose_place_was_overwritten_draws_anew_with_reset():
     replay = Replay(64, 1, SHAPE)
     world = World([[10_000]])
