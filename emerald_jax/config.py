@@ -173,8 +173,8 @@ class BehaviorConfig:
     """Weight of the critic's cross-entropy to the slow critic's mean. (D)"""
     noise_hold: int = 1
     """Vector steps for which a training environment keeps the random number that picks its actions.
-    1 draws it anew each time. (R) More leave every action as probable as the policy has it, but who
-    does not care where to go, goes one way for a while and sees more of the world. (O)"""
+    1 draws it anew each time. (R) More leave every action as probable as the policy has it, but a
+    policy that does not care where it goes will go one way for a while, and so see more. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
