@@ -97,11 +97,13 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
     known = json.loads(notes.read_text()) if notes.is_file() else {"done": 0, "sittings": []}
     known["cores"] = cores or "all"
     for words in run.stages[known["done"] :]:
-        command = ["train", *words, "--seed", str(seed), "--logdir", str(logdir)]
+        command = ["train", *words, "--seed", str(seed)]
         if run.minutes:
             left = run.minutes - sum(s["seconds"] for s in known["sittings"]) / 60
             command += ["--max-minutes", f"{max(left, 0.1):.2f}"]
+        # Where the directory lies is nobody's business who reads the result.
         sitting = {"command": " ".join(["emerald-jax", *command]), "machine": _machine()}
+        command += ["--logdir", str(logdir)]
         # Every seed compiles by itself, as the first run of a user does.
         env = {**os.environ, "XDG_CACHE_HOME": str(logdir.with_name(f"{logdir.name}-cache"))}
         pinned = ["taskset", "-c", cores] if cores else []
@@ -161,7 +163,7 @@ def read_run(logdir: Path) -> dict[str, Any]:
         "updates": max((int(row.get("train/updates", 0)) for row in numbers), default=0),
         "curve": [[int(steps[width - 1 + i]), round(float(window[i]), 3)] for i in kept],
         "metrics": _thinned([row for row in numbers if any(n.startswith("loss/") for n in row)]),
-        "config": json.loads((logdir / "config.json").read_text()),
+        "config": {**json.loads((logdir / "config.json").read_text()), "logdir": logdir.name},
     }
 
 

@@ -117,7 +117,7 @@ def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
     notes["sittings"][0]["seconds"] = 600.0
     (tmp_path / "crafter-3.json").write_text(json.dumps(notes))
     found = evidence.run_seed(*asked)
-    assert commands[1][-2:] == ["--max-minutes", "15.00"], "only what is left"
+    assert commands[1][-4:-1] == ["--max-minutes", "15.00", "--logdir"], "only what is left"
     assert [sitting["machine"] for sitting in found["sittings"]] == ["commit 0", "commit 1"]
     assert found["seconds"] >= 600
     assert found["episodes"] == 20
