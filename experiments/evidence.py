@@ -5,7 +5,7 @@ Claim: quickstart and minatar reach their goal on every seed; crafter and pong h
 Source: own goals, below in ``RUNS``.
 Command: python experiments/evidence.py quickstart|minatar|crafter|pong [--seeds 0 1 2]
     A run that was stopped goes on; a seed whose result is there is not run again.
-Cost: quickstart three minutes a seed and minatar up to two hours a seed, on two CPU cores; crafter
+Cost: quickstart three minutes a seed on two CPU cores, minatar 80 minutes a seed on one; crafter
     and pong ask for a GPU: 25 minutes and some hours (estimated).
 Result: experiments/results/NAME/: seed_N.json and seed_N.png of every seed, curve.png of all
 """
