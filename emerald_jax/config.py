@@ -173,8 +173,9 @@ class BehaviorConfig:
     """Weight of the critic's cross-entropy to the slow critic's mean. (D)"""
     noise_hold: int = 1
     """Vector steps for which a training environment keeps the random number that picks its actions.
-    1 draws it anew each time. (R) More leave every action as probable as the policy has it, but a
-    policy that does not care where it goes will go one way for a while, and so see more. (O)"""
+    1 draws it anew each time. (R) With more, each action is still as probable as the policy has it,
+    but a policy that does not care where it goes will go one way for a while, and so see more.
+    Evaluation always draws anew. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)

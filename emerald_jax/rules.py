@@ -32,8 +32,6 @@ def _positive(config: Config) -> str | None:
     for name, value in at_least_one.items():
         if value < 1:
             return f"{name} is {value}: it must be at least 1"
-    if config.replay.best_of > 1 and config.replay.sampler == "windows":
-        return "replay.best_of is for replay.sampler streams: windows know no episodes"
     if config.model.classes < 2 or config.replay.length < 2:
         return "model.classes and replay.length must be at least 2"
     if not 0 <= config.model.dropout < 1 or not 0 <= config.model.unimix < 1:
@@ -117,6 +115,20 @@ def _starts_exist(config: Config) -> str | None:
     return None
 
 
+def _search(config: Config) -> str | None:
+    replay, hold = config.replay, config.behavior.noise_hold
+    if hold > 10_000:
+        return f"behavior.noise_hold is {hold}: no game needs more than 10000 steps"
+    if replay.best_of > 1 and replay.sampler == "windows":
+        return "replay.best_of is for replay.sampler streams: windows know no episodes"
+    if replay.best_of > 1 and replay.batch < 4:
+        return (
+            "replay.best_of is for every fourth sequence, and replay.batch "
+            f"{replay.batch} has fewer than four: choose a larger batch, or --replay.best-of 1"
+        )
+    return None
+
+
 def _replay_holds_a_batch(config: Config) -> str | None:
     rows = config.replay.capacity // config.envs.count
     if rows <= config.replay.length:
@@ -162,6 +174,7 @@ RULES = (
     _variants_go_together,
     _decode_steps,
     _starts_exist,
+    _search,
     _replay_holds_a_batch,
     _optim,
     _log,

@@ -107,7 +107,7 @@ def test_first_entry_is_in_the_middle_with_the_real_action():
 
 def test_every_fourth_slot_reads_the_best_of_several_episodes():
     # Rewards are row numbers: 19 whole episodes, each better than the one before, and the first
-    # half of a twentieth, whose return of 190 + ... + 194 is less than that of 180 + ... + 189.
+    # half of a twentieth, whose return of 191 + ... + 194 is less than that of 181 + ... + 189.
     replay = Replay(1000, 1, SHAPE)
     fill(replay, World([[10]]), 195)
     assert replay.episode_return(0, 180) == sum(range(181, 190))  # a first frame has no reward

@@ -1,8 +1,9 @@
 """What a run tells: rows of JSON, TensorBoard, pictures, and a person at a terminal.
 
 :class:`RunLogger` is the one object the loop talks to. It writes into the run directory that
-``rundir.py`` describes, narrates on standard error, and prints only a run's result on standard
-output. It imports no JAX: values may be JAX scalars, but the caller decides when to wait for them.
+``saving/rundir.py`` describes, narrates on standard error, and prints only a run's result on
+standard output. It imports no JAX: values may be JAX scalars, but the caller decides when to wait
+for them.
 """
 
 from __future__ import annotations

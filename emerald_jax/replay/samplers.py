@@ -194,7 +194,7 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that ``--replay.sampler`` names; arguments as :class:`StreamSampler`.
 
-    Windows know no episodes and take no notice of ``best_of``.
+    Windows know no episodes and take no notice of ``best_of``; a run refuses the two together.
     """
     if kind == "windows":
         return WindowSampler(replay, batch, length, seed)

@@ -85,28 +85,27 @@ def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
     """Keys for the actions of one vector step, each kept for ``hold`` steps.
 
     An environment's action is drawn by comparing the policy's cumulated probabilities with one
-    uniform number. Keeping the number leaves each action's probability what it is: a sure policy
+    uniform number. A number that is kept is as even as a new one, so at any one step each action is
+    as probable as the policy has it; successive actions are no longer independent. A sure policy
     acts as ever, one that does not care repeats itself instead of trembling on the spot. (Our own;
-    the idea is that of coloured noise for continuous actions, Eberhard et al., ICLR 2023.)
-    Environments change theirs at different steps.
+    the idea is that of coloured noise for continuous actions, Eberhard et al., ICLR 2023.) The
+    environments' changes are spread over the ``hold`` steps.
 
     Args:
         base: the run's key.
         number: `[]` uint32, vector steps so far.
-        hold: `[]` uint32, at least 1; 1 gives the keys that :func:`act` makes itself of ``base``
-            with ``number`` folded in.
+        hold: `[]` uint32, at least 1; ``hold`` x E must fit. 1 gives the keys that :func:`act`
+            makes itself of ``base`` with ``number`` folded in.
         count: E.
 
     Returns:
         `[E]` keys.
     """
-    env = jnp.arange(count, dtype=jnp.uint32)
-    began = (number + env * hold // count) // hold
-
-    def one(index: Array, since: Array) -> Key:
-        return jax.random.split(jax.random.split(jax.random.fold_in(base, since), count)[index])[1]
-
-    return jax.vmap(one)(env, began)
+    periods = number // hold
+    offset = jnp.arange(count, dtype=jnp.uint32) * hold // count
+    old, new = (jax.random.split(jax.random.fold_in(base, periods + i), count) for i in (0, 1))
+    keys = jnp.where(number % hold + offset >= hold, new, old)
+    return jax.vmap(jax.random.split)(keys)[:, 1]
 
 
 def _act_one(

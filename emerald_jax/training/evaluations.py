@@ -1,9 +1,9 @@
 """The evaluations of a run: RUN/evals/STEP-SEED/, one directory each.
 
 ``result.json`` holds what came out and how it was played, ``stats.jsonl`` the episodes in the
-format of Crafter's own recorder (see ``recorder.py``), ``episode.mp4`` the first one, if it was
-filmed. STEP is the checkpoint's number, SEED that of the play. The same evaluation again replaces
-its directory; another one of that checkpoint and seed gets a number of its own.
+format of Crafter's own recorder (see ``logs/recorder.py``), ``episode.mp4`` the first one, if it
+was filmed. STEP is the checkpoint's number, SEED that of the play. The same evaluation again
+replaces its directory; another one of that checkpoint and seed gets a number of its own.
 """
 
 from __future__ import annotations

@@ -88,6 +88,8 @@ def test_shapes_and_the_meaning_of_data_stay(tmp_path, setting, value, said) -> 
         ("model__remat", not TINY.model.remat),
         ("behavior__gamma", 0.9),
         ("optim__model_lr", 1e-5),
+        ("behavior__noise_hold", 3),
+        ("replay__best_of", 4),
         ("replay__capacity", 4000),
         ("log__keep", 9),
         ("envs__workers", "inline"),

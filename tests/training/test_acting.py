@@ -186,11 +186,13 @@ def test_noise_of_one_step_is_acting_s_own(learner, params):
     )
 
 
-def test_held_noise_leaves_probabilities_alone(learner):
-    probs = jnp.array([0.2, 0.5, 0.3])
-    numbers = jnp.arange(4000, dtype=jnp.uint32) * 4
-    keys = jax.vmap(lambda n: held_noise(jax.random.key(0), n, jnp.uint32(4), 1)[0])(numbers)
+def test_held_noise_repeats_actions_and_leaves_their_probabilities_alone():
+    hold, probs = 4, jnp.array([0.2, 0.5, 0.3])
+    numbers = jnp.arange(4000 * hold, dtype=jnp.uint32)
+    keys = jax.vmap(lambda n: held_noise(jax.random.key(0), n, jnp.uint32(hold), 1)[0])(numbers)
     drawn = jax.vmap(lambda key: sample_categorical(key, jnp.log(probs)))(keys)
-    counts = np.bincount(np.asarray(drawn), minlength=3)
-    # Three standard deviations of a share of 0.5 in 4000 draws are 0.024.
-    np.testing.assert_allclose(counts / 4000, probs, atol=0.024)
+    drawn = np.asarray(drawn).reshape(-1, hold)
+    assert (drawn == drawn[:, :1]).all()
+    for place in range(hold):  # three standard deviations of a share of 0.5 in 4000 are 0.024
+        counts = np.bincount(drawn[:, place], minlength=3)
+        np.testing.assert_allclose(counts / 4000, probs, atol=0.024)

@@ -17,16 +17,18 @@ import pytest
 from emerald_jax.config import Config
 from emerald_jax.envs.episodes import EpisodeTracker
 from emerald_jax.presets import get_preset
+from emerald_jax.replay import samplers
 from emerald_jax.saving import replay_files
 from emerald_jax.saving.checkpoint import Checkpointer
 from emerald_jax.saving.durable import CheckpointError
 from emerald_jax.saving.snapshots import Snapshots
-from emerald_jax.training import loop, sitting
+from emerald_jax.training import loop, program, sitting
 from emerald_jax.training.evaluate import evaluate_run
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import INTERRUPTED, train
 
 STEPS, HALF = 160, 112
+HOLD, BEST_OF = 3, 4
 
 
 def tiny(logdir, *, quiet=True, eval_episodes=0, **changes) -> Config:
@@ -34,6 +36,11 @@ def tiny(logdir, *, quiet=True, eval_episodes=0, **changes) -> Config:
     log = dataclasses.replace(
         config.log, every=5, pictures=10, quiet=quiet, eval_episodes=eval_episodes
     )
+    search = {
+        "behavior": dataclasses.replace(config.behavior, noise_hold=HOLD),
+        "replay": dataclasses.replace(config.replay, best_of=BEST_OF),
+    }
+    changes = search | changes
     return dataclasses.replace(config, logdir=str(logdir), devices=1, log=log, **changes)
 
 
@@ -53,8 +60,23 @@ def newest_leaves(logdir):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    logdir = tmp_path_factory.mktemp("runs") / "straight"
-    return train(tiny(logdir, steps=STEPS))
+    logdir, asked = tmp_path_factory.mktemp("runs") / "straight", set()
+
+    def put_step(number, hold=1):
+        asked.add(("hold", hold))
+        return program.put_step(number, hold)
+
+    def make_sampler(*arguments):
+        sampler = samplers.make_sampler(*arguments)
+        asked.add(("best of", sampler.best_of))
+        return sampler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "put_step", put_step)
+        patch.setattr(sitting, "make_sampler", make_sampler)
+        result = train(tiny(logdir, steps=STEPS))
+    assert asked == {("hold", HOLD), ("best of", BEST_OF)}, "settings that never arrive"
+    return result
 
 
 def test_a_run_leaves_its_artefacts(straight):
