@@ -102,7 +102,8 @@ class StreamSampler(Sampler):
             best_of: episodes that every fourth slot draws at a time, to read the one with the
                 highest return. The paper's is 1. More are our own, for games where progress begins
                 with a lucky try. Where all slots do it the model forgets how games are lost: its
-                dreams get too good, and Breakout fell from 5.4 to 1.4 within 150 updates.
+                dreams get too good, and Breakout fell from 5.4 to 1.4 within 150 updates
+                (one run, whose learning rates were raised at the same time).
         """
         super().__init__(replay, batch, length, seed)
         self.best_of = best_of
