@@ -56,9 +56,9 @@ class Run:
 
 #: A steady learning rate keeps the model of Breakout from becoming exact, and a wrong dream of the
 #: ball is a lost game; so learning rates, at last the entropy too, are lowered as the agent learns.
-#: After 600,000 steps it returns 6, and every game ends at one place, which the model is sure to be
-#: the end whatever is done there. So from then on chance gets longer arms, and what it finds is
-#: shown more often, and sooner, than it happens.
+#: After 600,000 steps it returns 6, and most games end at a few places that the model is sure to be
+#: the end, whatever is done there. So from then on chance gets longer arms, what it finds is shown
+#: more often than it happens, and a smaller replay shows it sooner.
 _SEARCH = ("--behavior.noise-hold", "3", "--replay.best-of", "16", "--replay.capacity", "100000")
 _LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4", *_SEARCH)
 _SURE = ("--behavior.entropy", "1e-3")
