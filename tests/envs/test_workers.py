@@ -135,12 +135,12 @@ def test_a_worker_that_hangs_is_replaced(scripted_env):
                 time.sleep(60)
             return super().step(action)
 
-    env = make(Stuck, scripted_env, Stuck, timeout=1.0)
+    env = make(Stuck, scripted_env, Stuck, timeout=2.0)
     env.reset()
     old = pids_of(env)
     start = time.monotonic()
     record = env.step(np.array([4, 1, 4]))
-    assert 1.0 <= time.monotonic() - start < 1.9
+    assert 2.0 <= time.monotonic() - start < 3.9  # one timeout, not two
     assert record.is_last.tolist() == [True, False, True]
     assert [e.extra["fault"] for e in record.episodes] == [
         "gave no answer within envs.worker_timeout"
