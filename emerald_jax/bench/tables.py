@@ -16,6 +16,7 @@ from emerald_jax.bench.report import Report, Row, describe
 _COLUMNS = {
     "share_of_ceiling": ("of ceiling", lambda x: f"{100 * x:.1f} %"),
     "temporaries_bytes": ("temporaries", lambda x: f"{x / 2**20:,.4g} MiB"),
+    "kept_bytes": ("kept by autodiff", lambda x: f"{x / 2**20:,.4g} MiB"),
     "process_peak_bytes": ("process peak", lambda x: f"{x / 2**30:.1f} GiB"),
     "compile_seconds": ("compile", lambda x: f"{x:.0f} s"),
     "world_model_seconds": ("model", lambda x: f"{x:.3g} s"),

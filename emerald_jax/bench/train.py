@@ -45,10 +45,11 @@ from emerald_jax.training.update import (
     behavior_gradient,
     judge,
     model_gradient,
+    model_loss,
     rollout,
     start_positions,
 )
-from emerald_jax.types import Batch, Key, Starts, Trajectory
+from emerald_jax.types import Batch, Key, Params, Starts, Trajectory
 
 NAME = "train"
 
@@ -119,6 +120,7 @@ def measure_update(config: Config, devices: int, options: Options, *, parts: boo
         ),
         **update.program.facts(),
         **memory_peaks(),
+        "kept_bytes": kept_bytes(update.learner, update.state.params["world_model"], config),
         "parameters": count_parameters(update.state.params)["total"],
         "env_steps_per_s": frames(config) / Spread.of(seconds).median,
     }
@@ -138,6 +140,27 @@ def measure_update(config: Config, devices: int, options: Options, *, parts: boo
         value=Spread.of([1 / s for s in seconds]),
         facts=facts,
     )
+
+
+def kept_bytes(learner: Learner, params: Params, config: Config) -> int:
+    """What autodiff keeps from the world model's forward pass for its backward pass, by shapes.
+
+    Of one device's whole batch, before the compiler: what it then plans is ``temporaries_bytes``,
+    and what ``optim.micro_batch`` divides is not divided here.
+
+    Args:
+        learner: networks and settings.
+        params: the world model's; only shapes are read.
+        config: batch and length.
+    """
+
+    def backward(params: Params, batch: Batch, keys: Key) -> Any:
+        return jax.vjp(lambda p: model_loss(p, batch, keys, learner)[0], params)[1]
+
+    size = config.replay.batch
+    batch = random_batch(config)._replace(carry=full_carry(learner, size))
+    kept = jax.eval_shape(backward, params, batch, jax.random.split(jax.random.key(0), size))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
 def frames(config: Config) -> float:

@@ -117,10 +117,7 @@ class Autoregressive(TokenPredictor):
         """
         first = jnp.full_like(tokens[..., :1, :], self.config.classes)
         previous = jnp.concatenate([first, tokens[..., :-1, :]], axis=-2)
-        x = self.enter(features, previous, self.places)
-        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
-            x = feed_forward(attention(x, deterministic), deterministic)
-        return self.leave(x)
+        return self.leave(self.blocks(self.enter(features, previous, self.places), deterministic))
 
     def step(
         self, features: Array, previous: Array, place: Array, cache: Array

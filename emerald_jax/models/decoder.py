@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.convolution import ResidualConv, UpConv
-from emerald_jax.models.layers import Dense, LatentProjection, NormSilu
+from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, recomputed
 from emerald_jax.types import Array
 
 
@@ -41,9 +41,13 @@ class Decoder(nn.Module):
             spread = NormSilu(dtype=self.dtype)(spread.reshape(time, c.grid**2, c.latent_width))
             x = x + Dense(top, dtype=self.dtype)(spread)
         x = x.reshape(time, c.grid, c.grid, top)
-        for stage in reversed(range(self.stages)):
-            x = ResidualConv(dtype=self.dtype)(x)
-            x = NormSilu(dtype=self.dtype)(x)
+
+        def double(decoder: Decoder, x: Array, stage: int) -> Array:
+            x = ResidualConv(dtype=decoder.dtype)(x)
+            x = NormSilu(dtype=decoder.dtype)(x)
             last = stage == 0
-            x = UpConv(3 if last else c.channels * 2 ** (stage - 1), dtype=self.dtype)(x)
+            return UpConv(3 if last else c.channels * 2 ** (stage - 1), dtype=decoder.dtype)(x)
+
+        for stage in reversed(range(self.stages)):
+            x = recomputed(double, c.remat)(self, x, stage)
         return x.astype(jnp.float32)

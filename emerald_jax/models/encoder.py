@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.convolution import Conv, DownConv, ResidualConv
+from emerald_jax.models.layers import recomputed
 from emerald_jax.types import Array
 
 
@@ -33,8 +34,12 @@ class Encoder(nn.Module):
         """
         c = self.config
         x = image.astype(self.dtype) / 255 - 0.5
+
+        def halve(encoder: Encoder, x: Array, stage: int) -> Array:
+            x = DownConv(c.channels * 2**stage, dtype=encoder.dtype)(x)
+            return ResidualConv(dtype=encoder.dtype)(x)
+
         for stage in range(self.stages):
-            x = DownConv(c.channels * 2**stage, dtype=self.dtype)(x)
-            x = ResidualConv(dtype=self.dtype)(x)
+            x = recomputed(halve, c.remat)(self, x, stage)
         x = Conv(c.groups * c.classes, dtype=self.dtype)(x)
         return x.reshape(x.shape[0], c.grid**2, c.groups, c.classes)

@@ -7,6 +7,8 @@ dimensions unless a docstring says otherwise.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,6 +32,21 @@ def spread_rows(vector: Array, like: Array) -> Array:
     """
     column = jnp.ones((math.prod(like.shape[:-1]), 1), vector.dtype)
     return (column @ vector[None]).reshape(like.shape)
+
+
+def recomputed(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
+    """``function(module, x, index)``; its activations are computed again in the backward pass.
+
+    What such a piece of a network takes in is kept, what it computes between is not; its parameters
+    keep their names. A piece must be small beside the whole: while the backward pass is within one,
+    everything in it is in memory after all, so one piece around the whole loss would save nothing.
+    XLA for CPUs undoes it: it drops the barriers before it looks for common subexpressions.
+
+    Args:
+        function: of a module, an array, and an integer that is not traced.
+        wanted: ``model.remat``; False gives ``function`` itself.
+    """
+    return nn.remat(function, static_argnums=(2,)) if wanted else function
 
 
 class Dense(nn.Module):

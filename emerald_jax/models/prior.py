@@ -17,6 +17,7 @@ from emerald_jax.models.layers import (
     PositionAttention,
     embed_tokens,
     learned_vector,
+    recomputed,
 )
 from emerald_jax.types import Array
 
@@ -106,6 +107,17 @@ class TokenPredictor(nn.Module):
         x = embedded + projected
         return x + jnp.broadcast_to(places.astype(self.dtype), x.shape)
 
+    def blocks(self, x: Array, deterministic: bool) -> Array:
+        """The transformer itself, all positions at once. Args and returns: x `[..., P, F]`."""
+
+        def run(predictor: TokenPredictor, x: Array, block: int) -> Array:
+            x = predictor.attention[block](x, deterministic)
+            return predictor.feed_forward[block](x, deterministic)
+
+        for block in range(self.config.predictor_blocks):
+            x = recomputed(run, self.config.remat)(self, x, block)
+        return x
+
     def leave(self, x: Array) -> Array:
         """`[..., F]` -> class logits `[..., G, K]`."""
         logits = self.out(x)
@@ -137,7 +149,4 @@ class MaskGit(TokenPredictor):
         Returns:
             `[..., P, G, K]` in the compute type.
         """
-        x = self.enter(features, tokens, self.places)
-        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
-            x = feed_forward(attention(x, deterministic), deterministic)
-        return self.leave(x)
+        return self.leave(self.blocks(self.enter(features, tokens, self.places), deterministic))

@@ -26,6 +26,7 @@ from emerald_jax.models.layers import (
     FeedForward,
     Norm,
     learned_vector,
+    recomputed,
     sinusoids,
 )
 from emerald_jax.models.sequence import SequenceModel
@@ -248,10 +249,14 @@ class Tssm(SequenceModel):
         back = c.context + jnp.arange(length)[:, None] - jnp.arange(c.context + length)[None]
         visible = same_episode & (back <= c.context)
         keys, values = [], []
-        for block in range(c.blocks):
+
+        def run(tssm: Tssm, x: Array, block: int) -> tuple[Array, Array, Array]:
             past = (memory.keys[block], memory.values[block])
-            x, k, v = self.attention[block].chunk(x, past, visible, deterministic)
-            x = self.feed_forward[block](x, deterministic)
+            x, k, v = tssm.attention[block].chunk(x, past, visible, deterministic)
+            return tssm.feed_forward[block](x, deterministic), k, v
+
+        for block in range(c.blocks):
+            x, k, v = recomputed(run, c.remat)(self, x, block)
             keys.append(k)
             values.append(v)
         everything = Memory(jnp.stack(keys), jnp.stack(values), same_episode[-1])

@@ -85,8 +85,6 @@ def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tup
     """Mean world-model loss over `[B, L]`; auxiliary: the pass `[B]` and mean metrics."""
     config = learner.config.loss
     losses = partial(world_model_losses, model=learner.model, config=config)
-    if learner.config.model.remat:
-        losses = jax.checkpoint(losses)
     terms, (passed, extra) = jax.vmap(losses, in_axes=(None, 0, 0))(params, batch, keys)
     total = weighted_sum(terms, config).mean()
     metrics = {f"loss/{name}": term.mean() for name, term in terms.items()}
