@@ -26,7 +26,8 @@ import numpy as np
 
 from emerald_jax.logs.recorder import achievements_of, is_whole_row
 from emerald_jax.ops.scores import crafter_score, success_rates
-from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_rows, write_atomic
+from emerald_jax.saving.files import write_atomic
+from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_rows
 from emerald_jax.viz.curves import learning_curve, seeds_figure
 
 HERE = Path(__file__).resolve().parent

@@ -33,6 +33,7 @@ import psutil
 
 from emerald_jax import __version__
 from emerald_jax.config import ConfigError
+from emerald_jax.saving.files import write_atomic
 
 FORMAT = "emerald-jax bench 1"
 
@@ -154,12 +155,9 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         ConfigError: when it cannot be written.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(report.to_json())
-        os.replace(draft, path)
+        write_atomic(path, report.to_json().encode())
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -108,6 +108,6 @@ def default_episodes(env: str) -> int:
 
 def _write_json(path: str | None, result: dict) -> None:
     if path:
-        from emerald_jax.saving.rundir import write_atomic
+        from emerald_jax.saving.files import write_atomic
 
         write_atomic(Path(path), (json.dumps(result, indent=2) + "\n").encode())

@@ -26,6 +26,7 @@ from emerald_jax.logs.forgiving import open_tensorboard
 from emerald_jax.logs.progress import ProgressView
 from emerald_jax.logs.recorder import STATS_FILE, achievements_of, is_whole_row, stats_rows
 from emerald_jax.logs.tensorboard import add_animation
+from emerald_jax.saving.files import write_atomic
 from emerald_jax.saving.rundir import (
     EPISODES_FILE,
     METRICS_FILE,
@@ -33,7 +34,6 @@ from emerald_jax.saving.rundir import (
     TENSORBOARD_DIR,
     JsonLines,
     read_config,
-    write_atomic,
     write_config,
 )
 

@@ -1,4 +1,4 @@
-"""What a kill, a full disk or a flipped bit must not turn into wrong data: writing and digests.
+"""What a flipped bit must not turn into wrong data: digests, and the errors of what is saved.
 
 A *digest* is a SHA-256 in hex, so anyone can check one with standard tools. A *sealed* JSON object
 carries the digest of its own content.
@@ -51,38 +51,6 @@ def first_line(error: BaseException) -> str:
 def digest(data: bytes | memoryview) -> str:
     """SHA-256 of ``data`` in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is whole and on the disk, or not there at all.
-
-    Args:
-        path: the file; replaced if it exists.
-        data: its content.
-
-    Raises:
-        OSError: when the disk is full or cannot be written; ``path`` is as it was.
-    """
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk, so that a rename survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:

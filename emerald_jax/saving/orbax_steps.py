@@ -26,10 +26,9 @@ from emerald_jax.saving.durable import (
     file_digest,
     first_line,
     named_leaves,
-    sync_directory,
     unseal,
-    write_durably,
 )
+from emerald_jax.saving.files import sync_directory, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -195,7 +194,7 @@ def _summable(directory: Path) -> list[Path]:
 def sum_up(directory: Path) -> None:
     """Write the digests of a directory's files beside them."""
     lines = [f"{file_digest(p)}  {p.relative_to(directory)}" for p in _summable(directory)]
-    write_durably(directory / _SUMS, "\n".join([*lines, ""]).encode())
+    write_atomic(directory / _SUMS, "\n".join([*lines, ""]).encode())
 
 
 def check_sums(directory: Path, apart: Sequence[str] = ()) -> None:

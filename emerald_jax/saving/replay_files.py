@@ -19,13 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emerald_jax.replay import COLUMNS, Replay
-from emerald_jax.saving.durable import (
-    CheckpointError,
-    DamagedError,
-    digest,
-    first_line,
-    write_durably,
-)
+from emerald_jax.saving.durable import CheckpointError, DamagedError, digest, first_line
+from emerald_jax.saving.files import write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -218,7 +213,7 @@ class ReplayFiles:
         found = digest(data)
         name = f"{start:012d}-{stop:012d}-{found[:12]}.npz"
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_durably(self.directory / name, data)
+        write_atomic(self.directory / name, data)
         return {"file": name, "start": start, "stop": stop, "bytes": len(data), "sha256": found}
 
     def _read_into(self, replay: Replay, chunk: dict[str, Any], oldest: int) -> None:

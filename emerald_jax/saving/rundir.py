@@ -24,6 +24,7 @@ from emerald_jax.saving.continuing import (
     refuse_other_data,
     saved_config,
 )
+from emerald_jax.saving.files import write_atomic
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -144,21 +145,6 @@ def _refuse_unwritable(logdir: Path) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"logdir {logdir} cannot be written in: choose another --logdir")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a kill or a power cut leaves the old one, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two processes from writing into one another's half-made file.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import COLUMNS, Replay, ReplayError
+from emerald_jax.saving.files import write_atomic
 from emerald_jax.saving.replay_files import ReplayFiles
-from emerald_jax.saving.rundir import write_atomic
 from emerald_jax.training.acting import Observation
 from emerald_jax.training.evaluate import load_weights
 from emerald_jax.training.faults import RunError

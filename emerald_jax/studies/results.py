@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from emerald_jax import __version__
-from emerald_jax.saving.rundir import write_atomic
+from emerald_jax.saving.files import write_atomic
 from emerald_jax.studies import outcome
 from emerald_jax.studies.plan import Scale, Study, Variant
 

@@ -20,7 +20,8 @@ import jax
 import numpy as np
 
 from emerald_jax.config import ConfigError
-from emerald_jax.saving.rundir import EPISODES_FILE, read_rows, write_atomic
+from emerald_jax.saving.files import write_atomic
+from emerald_jax.saving.rundir import EPISODES_FILE, read_rows
 from emerald_jax.studies import measures, pictures, tiles, worlds
 from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
 from emerald_jax.studies.results import TIMING_FILE, digits, machine, row_label, write_results

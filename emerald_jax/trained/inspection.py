@@ -18,13 +18,8 @@ from emerald_jax.ops.scores import crafter_score, success_rates
 from emerald_jax.presets import PRESETS
 from emerald_jax.replay import ReplayError
 from emerald_jax.saving.durable import CheckpointError
-from emerald_jax.saving.rundir import (
-    EPISODES_FILE,
-    METRICS_FILE,
-    read_config,
-    read_rows,
-    write_atomic,
-)
+from emerald_jax.saving.files import write_atomic
+from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_config, read_rows
 from emerald_jax.trained.inspection_model import ModelSections
 from emerald_jax.trained.loaded import load
 from emerald_jax.trained.recordings import Recordings

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from emerald_jax.logs.recorder import STATS_FILE, stats_rows
 from emerald_jax.ops.scores import crafter_score
-from emerald_jax.saving.rundir import JsonLines, write_atomic
+from emerald_jax.saving.files import write_atomic
+from emerald_jax.saving.rundir import JsonLines
 
 if TYPE_CHECKING:
     # Reading results needs no JAX.

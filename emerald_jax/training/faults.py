@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from emerald_jax.config import Config
-from emerald_jax.saving.rundir import write_atomic
+from emerald_jax.saving.files import write_atomic
 from emerald_jax.training.state import TrainState
 from emerald_jax.types import Batch
 

@@ -35,8 +35,8 @@ from emerald_jax.saving.durable import (
     named_leaves,
     seal,
     unseal,
-    write_durably,
 )
+from emerald_jax.saving.files import write_atomic
 from emerald_jax.saving.orbax_steps import check_sums, load_tree, save_tree, sum_up
 from emerald_jax.saving.rundir import CHECKPOINTS_DIR, CONFIG_FILE, read_config, write_config
 from emerald_jax.training.state import Learner, TrainState, init_state
@@ -132,7 +132,7 @@ def export_weights(
         draft.mkdir()  # refused here, orbax would complain at length
         save_tree(draft / WEIGHTS_DIR, _nest(leaves))
         write_config(draft, config)
-        write_durably(draft / EXPORT_FILE, json.dumps(seal(content), indent=1).encode())
+        write_atomic(draft / EXPORT_FILE, json.dumps(seal(content), indent=1).encode())
         sum_up(draft)
         os.rename(draft, target)
     except Exception as error:

@@ -235,7 +235,7 @@ def test_a_full_disk_warns_and_the_next_save_brings_all(tmp_path, monkeypatch, c
         def fail(*_):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(replay_files, "write_durably", fail)
+        patch.setattr(replay_files, "write_atomic", fail)
         fill(replay, world, 20)
         files.advance(replay)
         files.prune([])  # waits for nothing, deletes nothing that is needed

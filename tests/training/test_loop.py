@@ -251,7 +251,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
 
     logdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(replay_files, "write_durably", fail)
+        patch.setattr(replay_files, "write_atomic", fail)
         with pytest.raises(CheckpointError, match=r"cannot be written to .*nothing is kept: make"):
             train(tiny(logdir, steps=HALF))
     assert len(rows(logdir, "metrics.jsonl")) == 3

@@ -185,7 +185,7 @@ def test_an_export_appears_whole_or_not_at_all(run, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("emerald_jax.training.weights.write_durably", fail)
+    monkeypatch.setattr("emerald_jax.training.weights.write_atomic", fail)
     with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
         export_weights(run, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
