@@ -46,14 +46,16 @@ def test_killed_at_random_moments(tmp_path):
     rng = np.random.default_rng(0)
     sure = 0
     command = [sys.executable, "-c", RUN, str(tmp_path / "run")]
-    for _ in range(6):
+    # Some are killed before they saved anything, however fast the machine is, others later.
+    for saves in (1, 0, 2, 1, 3, 0):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
             word, step = run.stdout.readline().split()
             assert word == "from"
             assert int(step) >= sure
-            time.sleep(rng.uniform(0.05, 1.0))
+            lines = [run.stdout.readline() for _ in range(saves)]
+            time.sleep(rng.uniform(0.0, 0.5))
             run.kill()
-            lines = run.stdout.read().split("\n")
+            lines += run.stdout.read().split("\n")
         sure = max([sure, *(int(line.split()[1]) for line in lines if line.startswith("saved "))])
-    assert sure > 6
+    assert sure >= 3 * 7
     assert len(list((tmp_path / "run" / "replay").glob("*.npz"))) < 40
