@@ -12,6 +12,7 @@ Result: table.md, result.json, points.png in --out; the runs themselves in --out
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,4 +55,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    sys.exit(main(STUDY))

@@ -13,6 +13,7 @@ Result: table.md, result.json, curves.png, points.png in --out
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
@@ -49,4 +50,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    sys.exit(main(STUDY))

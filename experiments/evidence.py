@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
     """
     notes = logdir.with_name(f"{logdir.name}.json")
     if logdir.exists() and not notes.is_file():
-        sys.exit(f"evidence: {logdir} was not begun by this script: choose another --runs")
+        refuse(f"{logdir} was not begun by this script: choose another --runs")
     known = json.loads(notes.read_text()) if notes.is_file() else {"done": 0, "sittings": []}
     known["cores"] = cores or "all"
     for words in run.stages[known["done"] :]:
@@ -117,6 +117,12 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
             sys.exit(code)
     seconds = round(sum(s["seconds"] for s in known["sittings"]), 1)
     return {"seed": seed, "seconds": seconds, **known, **read_run(logdir)}
+
+
+def refuse(why: str) -> NoReturn:
+    """Leave with one line and exit code 2."""
+    sys.stderr.write(f"evidence: {why}\n")
+    sys.exit(2)
 
 
 def _wait(command: list[str], env: dict[str, str]) -> int:
@@ -144,7 +150,7 @@ def read_run(logdir: Path) -> dict[str, Any]:
     rows = [row for row in read_rows(logdir / EPISODES_FILE) if is_whole_row(row)]
     numbers = read_rows(logdir / METRICS_FILE)
     if not rows:
-        sys.exit(f"evidence: no episode of {logdir} has ended: train it for longer")
+        refuse(f"no episode of {logdir} has ended: train it for longer")
     scores = np.array([row["score"] for row in rows], np.float64)
     steps = np.array([row["step"] for row in rows])
     width = min(LAST, len(scores))  # Atari's 100k steps may be a few dozen episodes

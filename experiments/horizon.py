@@ -11,6 +11,8 @@ Result: table.md, result.json, curves.png in --out (runs/studies/horizon-SCALE)
 
 from __future__ import annotations
 
+import sys
+
 from emerald_jax.studies.plan import DREAM_CURVES, Study, Variant, standard_scales
 from emerald_jax.studies.study import main
 
@@ -38,4 +40,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    sys.exit(main(STUDY))

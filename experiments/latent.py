@@ -3,7 +3,8 @@
 Claim: a grid of categoricals reconstructs what a vector of categoricals blurs.
 Source: EMERALD, arXiv 2507.04075: pixel error 0.000522 with a vector, about 0.00024 with a spatial
     latent, and a Crafter score of 34.9 against 40.4 % (both with an RSSM).
-Command: python experiments/latent.py --scale smoke|cpu|crafter64|minatar|paper [--out DIR] [--data DIR]
+Command: python experiments/latent.py --scale smoke|cpu|crafter64|minatar|paper [--out DIR]
+    [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; cpu 16 minutes for two seeds on a
     busy machine of 2 cores, the spatial models taken from decoding_steps.py (measured); paper a day
     on one GPU (estimated).
@@ -12,6 +13,7 @@ Result: table.md, result.json, curves.png, points.png in --out
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from emerald_jax.studies.plan import (
@@ -62,4 +64,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    sys.exit(main(STUDY))

@@ -11,6 +11,7 @@ Result: table.md, result.json, points.png in --out
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, paper_scale, smoke_scale
@@ -77,4 +78,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    sys.exit(main(STUDY))

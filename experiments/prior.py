@@ -16,6 +16,7 @@ Result: table.md, result.json, curves.png, points.png in --out. All priors get t
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from emerald_jax.bench.flops import world_model_work
@@ -60,4 +61,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    main(STUDY)
+    sys.exit(main(STUDY))

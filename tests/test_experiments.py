@@ -124,6 +124,7 @@ def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
     assert found["seconds"] >= 600
     assert found["episodes"] == 20
     assert found["done"] == 1
+    assert str(tmp_path) not in json.dumps(found["sittings"]), "no path of this machine"
     evidence.run_seed(*asked)
     assert len(commands) == 2, "what is done is only read"
 
@@ -152,11 +153,15 @@ def _has(command, words):
     return tuple(command[at : at + len(words)]) == words
 
 
-def test_evidence_leaves_other_runs_alone(evidence, run):
-    with pytest.raises(SystemExit, match="not begun by this script"):
-        evidence.run_seed(evidence.RUNS["quickstart"], 0, run, "")
-
-
-def test_evidence_without_an_episode(evidence, tmp_path):
-    with pytest.raises(SystemExit, match="no episode"):
-        evidence.read_run(tmp_path)
+def test_evidence_refuses_in_one_line(evidence, run, tmp_path, capsys):
+    for why, refused in (
+        ("was not begun by", lambda: evidence.run_seed(evidence.RUNS["quickstart"], 0, run, "")),
+        ("no episode of", lambda: evidence.read_run(tmp_path)),
+    ):
+        with pytest.raises(SystemExit) as left:
+            refused()
+        said = capsys.readouterr().err
+        assert left.value.code == 2
+        assert said.startswith("evidence: ")
+        assert why in said
+        assert said.count("\n") == 1

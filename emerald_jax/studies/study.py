@@ -20,6 +20,9 @@ import jax
 import numpy as np
 
 from emerald_jax.config import ConfigError
+from emerald_jax.envs.base import EnvError
+from emerald_jax.replay.store import ReplayError
+from emerald_jax.saving.durable import CheckpointError
 from emerald_jax.saving.files import write_atomic
 from emerald_jax.saving.rundir import EPISODES_FILE, read_rows
 from emerald_jax.studies import measures, pictures, tiles, worlds
@@ -27,8 +30,9 @@ from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, change, confi
 from emerald_jax.studies.results import TIMING_FILE, digits, machine, row_label, write_results
 from emerald_jax.studies.source import Recorded, Source, kept_world
 from emerald_jax.training.faults import RunError
-from emerald_jax.training.loop import train
+from emerald_jax.training.loop import INTERRUPTED, train
 from emerald_jax.training.program import prepare_jax
+from emerald_jax.training.signals import StoppedError
 from emerald_jax.types import Batch
 
 #: Training episodes that count as an agent's score.
@@ -37,8 +41,30 @@ _LAST_EPISODES = 100
 _SIZES = ("seeds", "updates", "windows", "horizon")
 
 
-def main(study: Study, words: Sequence[str] | None = None) -> Path:
-    """Run a study from the command line; returns the directory of its results."""
+def main(study: Study, words: Sequence[str] | None = None) -> int:
+    """Run a study from the command line.
+
+    Args:
+        study: of the experiment file.
+        words: of the command line; those of the process when None.
+
+    Returns:
+        The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, 75 when
+        a signal stopped an agent's run. What is finished is kept, the same command goes on.
+    """
+    try:
+        _run_words(study, words)
+    except StoppedError:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return 130
+    except (ConfigError, EnvError, ReplayError, CheckpointError, RunError) as error:
+        sys.stderr.write(f"{study.name}: {error}\n")
+        return 2
+    return 0
+
+
+def _run_words(study: Study, words: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(description=study.claim)
     parser.add_argument("--scale", choices=tuple(study.scales), default="smoke")
     parser.add_argument("--out", type=Path, default=None, help="results (runs/studies/NAME-SCALE)")
@@ -59,7 +85,7 @@ def main(study: Study, words: Sequence[str] | None = None) -> Path:
     given = {name: value for name, value in given.items() if value is not None}
     scale = dataclasses.replace(study.scales[options.scale], **given)
     prepare_jax()
-    return run(study, scale, out, options.data, options.worlds)
+    run(study, scale, out, options.data, options.worlds)
 
 
 def run(
@@ -183,10 +209,13 @@ class _Maker:
 
         Raises:
             RunError: no episode ended.
+            StoppedError: a signal cut the run short.
         """
         logdir = self.out / "runs" / f"{_file_name(variant.label)}-{seed}"
         settings = {"seed": seed, "logdir": str(logdir), "log.quiet": True}
-        train(change(config_of(self.scale, variant), settings))
+        result = train(change(config_of(self.scale, variant), settings))
+        if result.exit_code:
+            raise StoppedError(result.stopped)
         scores = [row["score"] for row in read_rows(logdir / EPISODES_FILE)]
         if not scores:
             raise RunError(f"no episode of {logdir} has ended: train its agent for longer")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from emerald_jax.config import ConfigError
 from emerald_jax.presets import get_preset
+from emerald_jax.saving.rundir import EPISODES_FILE
 from emerald_jax.studies import study
 from emerald_jax.studies.plan import Scale, Study, Variant, change, config_of
 from emerald_jax.studies.study import run
+from emerald_jax.training.result import INTERRUPTED
 
 SCALE = Scale(preset="tiny", records=400, updates=3, seeds=2, windows=4, context=3, horizon=4)
 VARIANTS = [
@@ -102,3 +106,39 @@ def test_settings_are_changed_by_name():
     assert config_of(agent, Variant(label="x", agent=True)).preset == "quickstart"
     assert config_of(agent, Variant(label="x", agent=True)).steps == 9
     assert config_of(agent, VARIANTS[1]).model.prior == "linear"
+
+
+def test_bad_words_are_one_line(tmp_path, computed, capsys):
+    words = ["--out", str(tmp_path)]
+    assert study.main(STUDY, words) == 0
+    assert study.main(STUDY, [*words, "--updates", "4"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("test: ")
+    assert said.endswith("is a cell of other settings: choose another --out\n")
+    assert said.count("\n") == 1
+
+
+def test_a_stopped_agent_is_no_finished_cell(tmp_path, monkeypatch, capsys):
+    codes = [INTERRUPTED, 0]
+
+    def train(config):
+        logdir = Path(config.logdir)
+        logdir.mkdir(parents=True, exist_ok=True)
+        (logdir / EPISODES_FILE).write_text('{"score": 1.0}\n{"score": 0.0}\n')
+        return mock.Mock(exit_code=codes.pop(0), stopped="SIGTERM")
+
+    monkeypatch.setattr(study, "train", train)
+    scale = dataclasses.replace(SCALE, agent_preset="tiny", seeds=1)
+    agents = dataclasses.replace(
+        STUDY,
+        scales={"smoke": scale},
+        variants=lambda scale: [Variant(label="a", agent=True)],
+        metrics={"score": "return"},
+        curves={},
+        points={"score": "return"},
+    )
+    words = ["--out", str(tmp_path)]
+    assert study.main(agents, words) == INTERRUPTED
+    assert not list(tmp_path.glob("cells/*"))
+    assert study.main(agents, words) == 0
+    assert json.loads((tmp_path / "cells" / "a-0.json").read_text())["episodes"] == 2
