@@ -22,6 +22,7 @@ from emerald_jax.studies.plan import (
     Scale,
     Study,
     Variant,
+    config_of,
     cpu_scale,
     latent_changes,
     standard_scales,
@@ -41,8 +42,27 @@ SCALES = {
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
-    """The two latents."""
-    return [Variant(label=k, changes=latent_changes(scale, k)) for k in ("spatial", "vector")]
+    """The two latents, and at ``minatar`` the vector with its KL at the grid's price."""
+    found = [Variant(label=k, changes=latent_changes(scale, k)) for k in ("spatial", "vector")]
+    if scale.preset == "minatar":
+        changes = {**latent_changes(scale, "vector"), **price_of_the_grid(scale)}
+        found.append(Variant(label="vector, nats at the grid's price", changes=changes))
+    return found
+
+
+def price_of_the_grid(scale: Scale) -> dict[str, float]:
+    """KL weights and floors with which a vector pays as much for a nat as a grid of P positions.
+
+    The loss takes a mean over positions, of which a vector has one: against the image its nats are
+    P times as dear. That is the paper's comparison; this one leaves the price alone.
+    """
+    grid = config_of(scale, Variant(label="grid"))
+    loss, positions = grid.loss, grid.model.positions
+    return {
+        **{f"loss.{name}": getattr(loss, name) / positions for name in ("dyn", "rep", "mask")},
+        "loss.free_nats": loss.free_nats * positions,
+        "loss.mask_free_nats": loss.mask_free_nats * positions,
+    }
 
 
 STUDY = Study(
