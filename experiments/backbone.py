@@ -29,9 +29,9 @@ SCALES = standard_scales()
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
-    """The 2 x 2; half of it at smoke."""
+    """The 2 x 2; half of it at smoke, and at ``minatar`` a GRU whose posterior sees no h_t."""
     latents = ("spatial",) if scale.preset == "tiny" else ("spatial", "vector")
-    return [
+    found = [
         Variant(
             label=f"{sequence} {latent}",
             changes={"model.sequence": sequence, **latent_changes(scale, latent)},
@@ -39,6 +39,12 @@ def variants(scale: Scale) -> Sequence[Variant]:
         for sequence in ("tssm", "rssm")
         for latent in latents
     ]
+    if scale.preset == "minatar":
+        # DreamerV3's posterior sees h_t and EMERALD's does not: here the recurrence alone differs.
+        changes = {"model.sequence": "rssm", "model.posterior": "o"}
+        label = "rssm spatial, posterior of the image"
+        found.append(Variant(label=label, changes={**changes, **latent_changes(scale, "spatial")}))
+    return found
 
 
 STUDY = Study(
