@@ -107,7 +107,8 @@ class ModelConfig:
     """Compute type; parameters, logits, KLs and returns stay float32. `auto`: bfloat16 on a GPU
     or TPU, float32 on a CPU. (O)"""
     remat: bool = False
-    """Recompute the world model's activations in the backward pass: less memory, more time. (O)"""
+    """Recompute every convolution stage and transformer block of the world model in the backward
+    pass: less memory, more time; no difference on a CPU. (O)"""
 
     @property
     def positions(self) -> int:

@@ -145,8 +145,8 @@ def measure_update(config: Config, devices: int, options: Options, *, parts: boo
 def kept_bytes(learner: Learner, params: Params, config: Config) -> int:
     """What autodiff keeps from the world model's forward pass for its backward pass, by shapes.
 
-    Of one device's whole batch, before the compiler: what it then plans is ``temporaries_bytes``,
-    and what ``optim.micro_batch`` divides is not divided here.
+    Of the whole batch, before the compiler: what it then plans is ``temporaries_bytes``, and what
+    devices or ``optim.micro_batch`` divide is not divided here. Parameters count too.
 
     Args:
         learner: networks and settings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    # The file is there; that its name survives a power cut, not every file system can promise.
+    with contextlib.suppress(OSError):
+        sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -57,6 +57,7 @@ def main(study: Study, words: Sequence[str] | None = None) -> int:
     except StoppedError:
         return INTERRUPTED
     except KeyboardInterrupt:
+        sys.stderr.write(f"{study.name}: interrupted; the same command goes on\n")
         return 130
     except (ConfigError, EnvError, ReplayError, CheckpointError, RunError) as error:
         sys.stderr.write(f"{study.name}: {error}\n")
@@ -238,9 +239,14 @@ def _measured(
 
 
 def _settings(scale: Scale, variant: Variant, seed: int) -> dict[str, Any]:
-    """What decides a cell, as JSON reads it back."""
+    """What decides a cell, as JSON reads it back.
+
+    How many seeds there are does not: more can be asked for later.
+    """
+    sizes = dataclasses.asdict(scale)
+    del sizes["seeds"]
     asked = {
-        "scale": dataclasses.asdict(scale),
+        "scale": sizes,
         "variant": dataclasses.asdict(variant),
         "seed": seed,
     }

@@ -39,9 +39,11 @@ def out_of_memory(config: Config, device: jax.Device, memory: int | None) -> Run
     need = f"an update needs about {memory / 2**30:.1f} GiB" if memory else "no update was compiled"
     limit = (device.memory_stats() or {}).get("bytes_limit")
     have = f" and {device.device_kind} has {limit / 2**30:.1f} GiB" if limit else ""
-    remat = "" if config.model.remat else "set --model.remat, "
+    # A CPU's compiler undoes rematerialisation: docs/speed.md.
+    remat = "" if config.model.remat or device.platform == "cpu" else "set --model.remat, "
+    parts = "" if config.optim.micro_batch == 1 else "set --optim.micro-batch 1, "
     return RunError(
-        f"out of memory on {device}: {need}{have}; {remat}lower --replay.batch "
+        f"out of memory on {device}: {need}{have}; {remat}{parts}lower --replay.batch "
         f"({config.replay.batch}) in a new run, or raise --behavior.start-stride "
         f"({config.behavior.start_stride}); the newest checkpoint is untouched"
     )

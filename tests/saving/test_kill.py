@@ -46,7 +46,7 @@ def test_killed_at_random_moments(tmp_path):
     rng = np.random.default_rng(0)
     sure = 0
     command = [sys.executable, "-c", RUN, str(tmp_path / "run")]
-    # Some are killed before they saved anything, however fast the machine is, others later.
+    # Some are killed at any time after their start, others not before they saved something.
     for saves in (1, 0, 2, 1, 3, 0):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as run:
             word, step = run.stdout.readline().split()

@@ -78,6 +78,9 @@ def test_every_cell_is_computed_once(tmp_path, computed):
     (tmp_path / "cells" / "a-1.json").unlink()
     run(STUDY, SCALE, tmp_path)
     assert computed[4:] == [("a", 1)]
+    # Asked for another seed: that one alone.
+    run(STUDY, dataclasses.replace(SCALE, seeds=3), tmp_path)
+    assert computed[5:] == [("a", 2), ("b!", 2)]
 
 
 def test_cells_of_other_settings_are_refused(tmp_path, computed):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from emerald_jax.saving.durable import CheckpointError
 from emerald_jax.saving.snapshots import Snapshots
 from emerald_jax.training import loop, program, sitting
 from emerald_jax.training.evaluate import evaluate_run
-from emerald_jax.training.faults import RunError
+from emerald_jax.training.faults import RunError, out_of_memory
 from emerald_jax.training.loop import INTERRUPTED, train
 
 STEPS, HALF = 160, 112
@@ -214,7 +215,14 @@ def test_a_device_without_memory_is_told_what_helps(tmp_path, monkeypatch):
     message = str(caught.value)
     assert "\n" not in message
     assert re.search(r"an update needs about 0\.0 GiB", message)
-    for setting in ("--model.remat", "--replay.batch (4)", "--behavior.start-stride (4)"):
+    helping = ("--optim.micro-batch 1", "--replay.batch (4)", "--behavior.start-stride (4)")
+    for setting in helping:
+        assert setting in message
+    assert "--model.remat" not in message, "of no use on a CPU"
+    gpu = mock.Mock(platform="gpu", device_kind="H200")
+    gpu.memory_stats.return_value = {"bytes_limit": 2**37}
+    message = str(out_of_memory(tiny(tmp_path), gpu, 2**38))
+    for setting in ("needs about 256.0 GiB and H200 has 128.0 GiB", "--model.remat", *helping):
         assert setting in message
 
 

@@ -37,7 +37,7 @@ def learners(**model):
     [{}, {"latent": "vector"}, {"prior": "autoregressive"}, {"sequence": "rssm"}],
     ids=lambda changes: "-".join(changes.values()) or "emerald",
 )
-def test_parameters_keep_their_names_and_values(variant):
+def test_parameters_keep_their_names_and_shapes(variant):
     plain, remat = (
         jax.eval_shape(partial(init_state, learner), jax.random.key(0)).params
         for learner in learners(**variant)
@@ -45,9 +45,10 @@ def test_parameters_keep_their_names_and_values(variant):
     assert jax.tree.map(lambda x: x.shape, plain) == jax.tree.map(lambda x: x.shape, remat)
 
 
-def test_the_gradient_is_the_same_dropout_included():
+@pytest.mark.parametrize("prior", ["maskgit", "autoregressive"])
+def test_the_gradient_is_the_same_dropout_included(prior):
     found = []
-    for learner in learners(dropout=0.3):
+    for learner in learners(prior=prior, predictor_blocks=2, dropout=0.3):
         params, batch = make_state(learner).params["world_model"], make_batch(learner)
         loss = jax.value_and_grad(partial(model_loss, learner=learner), has_aux=True)
         arguments = params, batch, sequence_keys(0)
@@ -58,7 +59,7 @@ def test_the_gradient_is_the_same_dropout_included():
 
 
 def assert_close(a, b):
-    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a)
+    assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(a)  # other masks would be 1
 
 
 def test_less_than_half_is_kept_at_the_papers_sizes():
