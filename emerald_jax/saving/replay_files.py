@@ -209,12 +209,12 @@ class ReplayFiles:
         """One chunk file; returns its entry in a manifest."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **rows)
-        data = buffer.getbuffer()
-        found = digest(data)
-        name = f"{start:012d}-{stop:012d}-{found[:12]}.npz"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.directory / name, data)
-        return {"file": name, "start": start, "stop": stop, "bytes": len(data), "sha256": found}
+        # Let go of the view before the buffer goes: Python 3.13 complains where a write failed.
+        with buffer.getbuffer() as data:
+            found, size = digest(data), len(data)
+            name = f"{start:012d}-{stop:012d}-{found[:12]}.npz"
+            write_atomic(self.directory / name, data)
+        return {"file": name, "start": start, "stop": stop, "bytes": size, "sha256": found}
 
     def _read_into(self, replay: Replay, chunk: dict[str, Any], oldest: int) -> None:
         """Put the rows of one chunk, from ``oldest`` on, where they belong."""
