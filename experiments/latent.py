@@ -34,7 +34,7 @@ SCALES = {
     **standard_scales(),
     # Crafter's own 64 pixels, where an item of the inventory has seven and can be read; one seed.
     "crafter64": cpu_scale(
-        updates=4000,
+        updates=3000,
         seeds=1,
         windows=64,
         changes={**CPU_WORLD, "envs.image_size": 64, "loss.image": 1.0},
