@@ -65,6 +65,7 @@ def updates(logdir: Path) -> list[int]:
 def test_no_worker_outlives_a_run_that_was_asked_to_leave(number, tmp_path):
     logdir = tmp_path / "run"
     words = ["--env", "crafter", "--envs.image-size", "32", "--envs.workers", "process"]
+    words += ["--envs.processes", "4"]
     with running(logdir, *words) as run:
         wait_for(run, lambda: len(updates(logdir)) > 2)
         family = psutil.Process(run.pid).children(recursive=True)
@@ -112,14 +113,14 @@ def test_a_run_outlives_a_full_disk(small_disk):
         with contextlib.suppress(OSError), (small_disk / "filler").open("wb", 0) as filler:
             while True:
                 filler.write(bytes(4096))
-        time.sleep(1)  # a save that had its place already may still end
+        # A save that had its place already may still end; the next one finds none.
+        wait_for(run, lambda: "cannot be written" in said_by(logdir).read_text())
         older, begun = saved(), time.monotonic()
         wait_for(run, lambda: time.monotonic() - begun > 6)
         assert run.poll() is None
         assert saved() == older
         (small_disk / "filler").unlink()
         wait_for(run, lambda: saved() > older)
-        assert "cannot be written" in said_by(logdir).read_text()
         assert any(p.checkpoint.problem is None for p in inspect_run(logdir))
         wait_for(run, lambda: updates(logdir)[-1] > older)
         run.send_signal(signal.SIGTERM)
