@@ -43,9 +43,9 @@ SCALES = {
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
-    """The two latents, and at ``minatar`` the vector with its KL at the grid's price."""
+    """The two latents; at ``minatar`` and ``crafter64`` also a vector at the grid's price."""
     found = [Variant(label=k, changes=latent_changes(scale, k)) for k in ("spatial", "vector")]
-    if scale.preset == "minatar":
+    if scale.preset == "minatar" or scale.changes.get("envs.image_size") == 64:
         changes = {**latent_changes(scale, "vector"), **price_of_the_grid(scale)}
         found.append(Variant(label="vector, nats at the grid's price", changes=changes))
     return found
