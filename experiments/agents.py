@@ -5,8 +5,9 @@ Source: EMERALD, arXiv 2507.04075, ablations on Crafter after 10 M steps: a scor
     linear head, 53.8 % with S = 1, 58.1 % with S = 3; with an RSSM, 34.9 % with a vector latent and
     40.4 % with a spatial one. Measured here are returns; emerald-jax report scores Crafter's runs.
 Command: python experiments/agents.py --scale smoke|cpu|paper [--out DIR] [--seeds N]
-Cost: smoke some minutes, nearly all of it compiling; cpu six variants of Catch, three to five
-    minutes each and seed (estimated); paper six Crafter runs of 10 M steps a seed on GPUs.
+Cost: smoke some minutes, nearly all of it compiling; cpu six variants of Catch, three to eight
+    minutes each and seed on a busy core (measured); paper six Crafter runs of 10 M steps a seed on
+    GPUs.
 Result: table.md, result.json, points.png in --out; the runs themselves in --out/runs
 """
 
