@@ -7,8 +7,8 @@ Command: python experiments/latent.py --scale smoke|cpu|crafter64|minatar|paper 
     [--data DIR]
 Cost: smoke one to four minutes, nearly all of it compiling; cpu 16 minutes for two seeds on a
     busy machine of 2 cores, the spatial models taken from decoding_steps.py (measured); crafter64
-    an hour on one core (estimated), and it needs a recording of 64 pixels; minatar 18 minutes on
-    one core (measured); paper a day on one GPU (estimated).
+    68 minutes on a busy core (measured), and it needs a recording of 64 pixels; minatar 18 minutes
+    a seed on one (measured); paper a day on one GPU (estimated).
 Result: table.md, result.json, curves.png, points.png in --out
 """
 
