@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import emerald_jax as ej
-from emerald_jax.saving.checkpoint import CheckpointError
-from emerald_jax.saving.durable import named_leaves
-from emerald_jax.saving.snapshots import Snapshots
+from emerald_jax.run.checkpoint import CheckpointError
+from emerald_jax.run.files import named_leaves
+from emerald_jax.run.snapshots import Snapshots
 from emerald_jax.training.loop import train
 
 

@@ -24,9 +24,9 @@ import numpy as np
 import emerald_jax as ej
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.replay import make_sampler
-from emerald_jax.studies.datasets import record
-from emerald_jax.training.parallel import compile_train_step, local_devices, put_batch
-from emerald_jax.training.program import compile_program, prepare_jax
+from emerald_jax.run.machine import compile_program, prepare_jax
+from emerald_jax.training.collect import record
+from emerald_jax.training.devices import compile_train_step, local_devices, put_batch
 from emerald_jax.types import Batch
 
 #: Losses that are compared; the actor's has no sign of its own and is left out.

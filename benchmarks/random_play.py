@@ -28,8 +28,7 @@ import numpy as np
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import Episode
 from emerald_jax.envs.playing import is_whole, play_randomly
-from emerald_jax.ops.scores import crafter_score, success_rates
-from emerald_jax.published import atari100k, crafter
+from emerald_jax.scores import atari100k, crafter, crafter_score, success_rates
 
 GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
 NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import emerald_jax as ej
-from emerald_jax.saving.snapshots import Snapshots
+from emerald_jax.run.snapshots import Snapshots
 
 ACTIONS = 17
 

@@ -79,7 +79,7 @@ def draw_dream(run: str, path: Path) -> None:
 
 def draw_decoding(run: str, path: Path) -> None:
     """The decoding steps of one latent, as reports show them."""
-    from emerald_jax.viz.panels import decoding_strip
+    from emerald_jax.look.figures import decoding_strip
 
     agent = ej.load(run)
     clip = ej.Recordings(run).draw(8, np.random.default_rng(1))

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from emerald_jax.commands.words import COMMANDS, complain, table, tell
 from emerald_jax.config import ConfigError
@@ -20,7 +20,7 @@ _USER_ERRORS = (
     ("emerald_jax.config", "ConfigError"),
     ("emerald_jax.envs.base", "EnvError"),
     ("emerald_jax.replay.store", "ReplayError"),
-    ("emerald_jax.saving.durable", "CheckpointError"),
+    ("emerald_jax.run.files", "CheckpointError"),
     ("emerald_jax.training.loop", "RunError"),
 )
 
@@ -35,10 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, or what a
         training run ended with.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(_run, list(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
+    """Call ``run(words)``; turn an error meant for the user into one line and an exit code."""
     try:
         try:
-            return _run(words)
+            return run(words)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -71,7 +75,8 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"nearest: {near[0]}" if near else f"commands: {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {command!r}; {hint}")
-    return importlib.import_module(f"emerald_jax.commands.{command.replace('-', '_')}").run(rest)
+    module = importlib.import_module(f"emerald_jax.commands.{COMMANDS[command][0]}")
+    return getattr(module, f"run_{command.replace('-', '_')}")(rest)
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
@@ -85,6 +90,6 @@ def _overview() -> str:
         "usage: emerald-jax COMMAND ...\n\n"
         "EMERALD, masked latent transformer world models in JAX. A first run, some minutes on a "
         "CPU:\n\n    emerald-jax train quickstart\n\n"
-        + table(COMMANDS)
+        + table({name: about for name, (_, about) in COMMANDS.items()})
         + "\nemerald-jax COMMAND --help tells more.\n"
     )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from emerald_jax.models.autoregressive import empty_cache
+from emerald_jax.models.prior import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import choose, gumbel, mixed_probs, take_class
 from emerald_jax.ops.maskgit import lowest_confidence, mask_counts

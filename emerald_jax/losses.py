@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Float
 
 from emerald_jax.config import BehaviorConfig, LossConfig
-from emerald_jax.models.agent import Agent
+from emerald_jax.models.heads import ActorCritic
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import entropy, kl_divergence, take_class
 from emerald_jax.ops.maskgit import random_mask
@@ -177,7 +177,7 @@ def evaluate_trajectory(
     cont_0: Float[AnyArray, " n"],
     *,
     model: WorldModel,
-    agent: Agent,
+    agent: ActorCritic,
     config: BehaviorConfig,
 ) -> Returns:
     """Rewards, continuation, values and lambda-returns of all imagined states at once.
@@ -211,7 +211,7 @@ def actor_losses(
     returns: Returns,
     scale: Float[Array, ""] | float,
     *,
-    agent: Agent,
+    agent: ActorCritic,
     config: BehaviorConfig,
 ) -> tuple[Float[Array, "H n"], dict[str, Float[Array, "H n"]]]:
     """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
@@ -244,7 +244,7 @@ def critic_losses(
     trajectory: Trajectory,
     returns: Returns,
     *,
-    agent: Agent,
+    agent: ActorCritic,
     config: BehaviorConfig,
 ) -> Float[Array, "H n"]:
     """Cross-entropy to the lambda-return and to the slow critic's mean, weighted by survival.

@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from emerald_jax.studies.plan import Scale, Study, Variant, paper_scale, smoke_scale
-from emerald_jax.studies.study import main
+from experiments.study.plan import Scale, Study, Variant, paper_scale, smoke_scale
+from experiments.study.study import main
 
 SCALES = {
     "smoke": smoke_scale(agent_preset="tiny", agent_changes={"devices": 1}),

@@ -16,8 +16,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
-from emerald_jax.studies.study import main
+from experiments.study.plan import DREAM_CURVES, Scale, Study, Variant, standard_scales
+from experiments.study.study import main
 
 STEPS = (0, 1, 2, 3, 5, 8, 16)
 SCALES = standard_scales()

@@ -24,11 +24,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from emerald_jax.logs.recorder import achievements_of, is_whole_row
-from emerald_jax.ops.scores import crafter_score, success_rates
-from emerald_jax.saving.files import write_atomic
-from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_rows
-from emerald_jax.viz.curves import learning_curve, seeds_figure
+from emerald_jax.look.figures import learning_curve, seeds_figure
+from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
+from emerald_jax.run.files import write_atomic
+from emerald_jax.run.log import achievements_of, is_whole_row
+from emerald_jax.scores import crafter_score, success_rates
 
 HERE = Path(__file__).resolve().parent
 #: Training episodes that count as a run's score, and points of a curve that is kept.
@@ -137,7 +137,7 @@ def _wait(command: list[str], env: dict[str, str]) -> int:
 
 def _machine() -> str:
     """Where and with which code; asked in a process of its own, since a GPU is held by who asks."""
-    asked = "from emerald_jax.studies.results import machine; print(machine())"
+    asked = "from emerald_jax.run.machine import machine_line; print(machine_line())"
     return subprocess.check_output([sys.executable, "-c", asked], text=True).strip()
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import sys
 
-from emerald_jax.studies.plan import DREAM_CURVES, Study, Variant, standard_scales
-from emerald_jax.studies.study import main
+from experiments.study.plan import DREAM_CURVES, Study, Variant, standard_scales
+from experiments.study.study import main
 
 SCALES = standard_scales()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import (
+from experiments.study.plan import (
     CPU_WORLD,
     DREAM_CURVES,
     Scale,
@@ -28,7 +28,7 @@ from emerald_jax.studies.plan import (
     latent_changes,
     standard_scales,
 )
-from emerald_jax.studies.study import main
+from experiments.study.study import main
 
 SCALES = {
     **standard_scales(),

@@ -3,7 +3,7 @@
 Claim: the cache makes the transformer remember beyond the chunk of L steps that it is trained on;
     a GRU, whose gradient ends with the chunk, does so less.
 Source: EMERALD, arXiv 2507.04075, argues that a transformer remembers more than an RSSM; the probe
-    (emerald_jax/studies/probe.py) is our own: a cue shown once, asked for k frames later.
+    (experiments/study/probe.py) is our own: a cue shown once, asked for k frames later.
 Command: python experiments/memory.py --scale smoke|cpu|paper [--out DIR]
 Cost: smoke a minute; cpu 16 models of two to five minutes on two busy cores
 Result: table.md, result.json, points.png in --out
@@ -14,8 +14,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from emerald_jax.studies.plan import PROBE, Scale, Study, Variant, paper_scale, smoke_scale
-from emerald_jax.studies.study import main
+from experiments.study.plan import PROBE, Scale, Study, Variant, paper_scale, smoke_scale
+from experiments.study.study import main
 
 #: The image decoder does not see h_t: where it does, its errors teach h_t to be the same whatever
 #: the past, long before the cue is asked for (``decoder sees h`` below).

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import emerald_jax as ej
-from emerald_jax.training.program import prepare_jax
+from emerald_jax.run.machine import prepare_jax
 from emerald_jax.training.update import model_loss
 
 TARGET = 0.0005

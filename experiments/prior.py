@@ -19,9 +19,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from emerald_jax.bench.flops import world_model_work
-from emerald_jax.studies.plan import DREAM_CURVES, Scale, Study, Variant, config_of, standard_scales
-from emerald_jax.studies.study import main
+from benchmarks.suite.flops import world_model_work
+from experiments.study.plan import DREAM_CURVES, Scale, Study, Variant, config_of, standard_scales
+from experiments.study.study import main
 
 #: Crafter's; other games have fewer, which changes the work by far less than one update.
 ACTIONS = 17

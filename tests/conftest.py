@@ -24,8 +24,8 @@ from tests import typechecker
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 #: Modules whose public functions say their shapes and types, which are checked in tests alone.
-CHECKED = ("ops.distributions", "ops.returns", "ops.scalars", "trained.dreaming")
-CHECKED += ("trained.looking", "viz.dream", "imagination", "losses")
+CHECKED = ("ops.distributions", "ops.returns", "ops.scalars")
+CHECKED += ("agent.dream", "look.film", "imagination", "losses")
 install_import_hook([f"emerald_jax.{m}" for m in CHECKED], f"{typechecker.__name__}.check")
 
 #: Warnings that third parties raise about themselves, by message or module. Ours are errors.

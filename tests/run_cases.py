@@ -9,14 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from emerald_jax.agent.state import build_learner
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import Replay
-from emerald_jax.saving.checkpoint import Checkpointer
-from emerald_jax.saving.replay_files import ReplayFiles
-from emerald_jax.saving.rundir import write_config
-from emerald_jax.saving.snapshots import CHECKPOINTS_DIR, REPLAY_DIR
-from emerald_jax.training.state import build_learner
+from emerald_jax.run.checkpoint import Checkpointer
+from emerald_jax.run.directory import write_config
+from emerald_jax.run.replay_files import ReplayFiles
+from emerald_jax.run.snapshots import CHECKPOINTS_DIR, REPLAY_DIR
 from tests.model_cases import make_state, small_config
 
 #: Catch has three actions; episodes below last nine steps, as its own do.

@@ -7,6 +7,7 @@ here before it lands. Code is read with ``ast``, never imported.
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,39 +20,33 @@ PACKAGE = "emerald_jax"
 LEVELS = {
     "config": 0,
     "presets": 0,
-    "published": 0,
-    "rules": 0,
+    "scores": 0,
     "types": 0,
     "ops": 1,
     "envs": 1,
     "replay": 1,
     "models": 2,
-    "saving": 2,
     "imagination": 3,
     "losses": 3,
-    "logs": 3,
-    "training": 4,
-    "viz": 4,
-    "reports": 4,
-    "trained": 5,
-    "play": 5,
-    "studies": 5,
-    "settings": 6,
-    "bench": 6,
-    "commands": 6,
-    "cli": 6,
-    "__main__": 6,
+    "agent": 4,
+    "run": 5,
+    "training": 6,
+    "look": 7,
+    "reports": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 9,
 }
 #: Rooms that know nothing of one another, whatever their levels.
-STRANGERS = ({"envs", "models"}, {"models", "saving"})
+STRANGERS = ({"envs", "models"},)
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec"}
 FORBIDDEN_FILES = {"utils.py", "helpers.py", "misc.py"}
 #: All multi-device code lives here.
-PARALLEL = f"{PACKAGE}/training/parallel.py"
+PARALLEL = f"{PACKAGE}/training/devices.py"
 
 PACKAGE_FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 ALL_FILES = sorted(
@@ -143,6 +138,32 @@ def test_imports_point_down(path: Path) -> None:
     assert import_faults(path.read_text(), ".".join(parts)) == []
 
 
+def test_no_files_import_one_another_in_a_circle() -> None:
+    arrows = {}
+    for path in PACKAGE_FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        arrows[module.removesuffix(".__init__")] = set(
+            imported_modules(ast.parse(path.read_text()), module)
+        )
+    del arrows[PACKAGE]  # names every module, imports none
+    assert circles(arrows) == []
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other in a loop, wherever in them the imports stand."""
+    order = graphlib.TopologicalSorter(arrows)
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+
+
 @pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
 def test_files_stay_small_and_harmless(path: Path) -> None:
     assert path.name not in FORBIDDEN_FILES, "name a file after what it does"
@@ -205,7 +226,7 @@ def test_good_imports_pass() -> None:
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        ("\n" * 401, "401 lines"),
+        ("\n" * 501, "501 lines"),
         ("def f():\n" + "    x = 1\n" * 60, "f has 61 lines"),
         ("eval('1')", "calls eval"),
         ("np.load(path, allow_pickle=True)", "allows pickle"),

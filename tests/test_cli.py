@@ -12,10 +12,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from emerald_jax import cli
+from emerald_jax.commands.train import parse_train, setting_types
 from emerald_jax.config import Config
 from emerald_jax.presets import PRESETS, get_preset
-from emerald_jax.saving.rundir import write_config
-from emerald_jax.settings import parse_train, setting_types
+from emerald_jax.run.directory import write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from emerald_jax.envs import registry
-from emerald_jax.saving.rundir import read_rows
+from emerald_jax.run.directory import read_rows
 from tests.model_cases import little_optimisation
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

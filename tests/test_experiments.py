@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emerald_jax.saving.rundir import EPISODES_FILE, read_rows
-from emerald_jax.settings import parse_train
-from emerald_jax.studies.study import config_of
-from emerald_jax.studies.study import run as run_study
+from emerald_jax.commands.train import parse_train
+from emerald_jax.run.directory import EPISODES_FILE, read_rows
+from experiments.study.study import config_of
+from experiments.study.study import run as run_study
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon", "memory", "agents")

@@ -39,7 +39,7 @@ def trajectory():
 def behavior(params, trajectory):
     """Returns, losses and raw head outputs of a random trajectory; gradients of both losses."""
     learner = small_learner()
-    model, agent, config = learner.model, learner.agent, learner.config.behavior
+    model, agent, config = learner.model, learner.actor_critic, learner.config.behavior
     cont_0, scale = np.float32([1, 0, 1]), 2.5
     slow = make_state(learner, seed=5).params["critic"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from emerald_jax.agent.state import build_learner
 from emerald_jax.losses import weighted_sum, world_model_losses
-from emerald_jax.training.state import build_learner
 from tests.model_cases import (
     IMAGE,
     LENGTH,

@@ -1,11 +1,10 @@
 """The numbers that reports compare with are there, and say where they are from."""
 
-from emerald_jax.envs.families import ATARI_100K
-from emerald_jax.ops.scores import crafter_score
+from emerald_jax.commands.train import parse_train
+from emerald_jax.envs.registry import ATARI_100K
 from emerald_jax.presets import get_preset
-from emerald_jax.published import atari100k, atari_game, crafter
-from emerald_jax.saving.rundir import run_dir
-from emerald_jax.settings import parse_train
+from emerald_jax.run.directory import run_dir
+from emerald_jax.scores import atari100k, atari_game, crafter, crafter_score
 
 
 def test_sources_are_named():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.replay import COLUMNS, Replay, ReplayError, StreamSampler, WindowSampler, store
-from emerald_jax.replay.host_memory import available_bytes
+from emerald_jax.replay.store import available_bytes
 from tests.replay_world import SHAPE, World, check_adjacency, fill, records
 
 SAMPLERS = (StreamSampler, WindowSampler)

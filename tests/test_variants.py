@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emerald_jax.agent.state import build_learner
 from emerald_jax.config import LossConfig
 from emerald_jax.imagination import decode, imagine, ordered_decode, starts_from, world_model_step
 from emerald_jax.losses import latent_losses
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.distributions import take_class
-from emerald_jax.training.state import build_learner
 from emerald_jax.types import Recurrent
 from tests.model_cases import (
     LENGTH,

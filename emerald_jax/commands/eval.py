@@ -1,4 +1,11 @@
-"""``emerald-jax eval RUN [--episodes N] [--checkpoint STEP] [--mode sample|mode] [--video] …``."""
+"""``emerald-jax eval RUN [--episodes N] [--checkpoint STEP] [--mode sample|mode] [--video] …``.
+
+``emerald-jax checkpoints RUN``.
+
+``emerald-jax export RUN --to DIR [--dtype float32|bfloat16] [--checkpoint STEP]``.
+
+``emerald-jax report RUN [RUN …] [--out DIR] [--random N]``.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +14,21 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emerald_jax.commands.env_words import add_env_words, envs_of, given_env_words
+from emerald_jax.commands.tools import add_env_words, envs_of, given_env_words
 from emerald_jax.commands.words import Parser, tell
 from emerald_jax.config import Config, ConfigError, EnvsConfig
+
+if TYPE_CHECKING:
+    from emerald_jax.run.snapshots import PointInfo
+
 
 #: Episodes that the benchmarks' protocols ask for, by family of environments, and of others.
 EPISODES, OTHERS = {"crafter": 256, "atari": 100}, 16
 
 
-def run(words: list[str]) -> int:
+def run_eval(words: list[str]) -> int:
     """Reload a run, or play at random, and tell how it went."""
     parser = _parser()
     options = parser.parse_args(words)
@@ -60,19 +72,19 @@ def _parser() -> Parser:
 def _play_a_run(options: argparse.Namespace) -> int:
     if given_env_words(options):
         raise ConfigError("a run keeps the settings of its environment: they go with --random")
-    from emerald_jax.saving.rundir import read_config
+    from emerald_jax.run.directory import read_config
 
     config = read_config(options.run)
     exported = (Path(options.run) / "export.json").is_file()
     if exported and options.video:
         raise ConfigError(f"{options.run} is an export, which keeps no evaluations: no --video")
+    from emerald_jax.run.evaluations import result_of, save_evaluation
     from emerald_jax.training.evaluate import evaluate_run
-    from emerald_jax.training.evaluations import result_of, save_evaluation
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         video, watch = None, None
         if options.video:
-            from emerald_jax.viz.episode import EpisodeFilm
+            from emerald_jax.look.film import EpisodeFilm
 
             video = Path(folder) / "episode.mp4"
             watch = stack.enter_context(EpisodeFilm(video))
@@ -92,8 +104,8 @@ def _play_a_run(options: argparse.Namespace) -> int:
 
 def _play_at_random(options: argparse.Namespace) -> int:
     config = Config(env=options.random, envs=envs_of(options, EnvsConfig()))
+    from emerald_jax.run.evaluations import result_of
     from emerald_jax.training.evaluate import evaluate_random
-    from emerald_jax.training.evaluations import result_of
 
     episodes = options.episodes or default_episodes(config.env)
     report = evaluate_random(config, episodes, seed=options.seed)
@@ -108,6 +120,110 @@ def default_episodes(env: str) -> int:
 
 def _write_json(path: str | None, result: dict) -> None:
     if path:
-        from emerald_jax.saving.files import write_atomic
+        from emerald_jax.run.files import write_atomic
 
         write_atomic(Path(path), (json.dumps(result, indent=2) + "\n").encode())
+
+
+def run_checkpoints(words: list[str]) -> int:
+    """List a run's checkpoints, each read whole; returns 1 if anything is damaged."""
+    parser = Parser("checkpoints")
+    parser.add_argument("run", metavar="RUN", help="run directory; it is only read")
+    options = parser.parse_args(words)
+    from emerald_jax.run.directory import read_config
+
+    read_config(options.run)
+    from emerald_jax.run.snapshots import inspect_run
+
+    points = inspect_run(options.run)
+    if not points:
+        return tell(f"{options.run} holds no checkpoint yet\n")
+    tell(_table(points))
+    return int(any(point.checkpoint.problem or point.lost for point in points))
+
+
+def _table(points: list[PointInfo]) -> str:
+    """One aligned row per checkpoint."""
+    rows = [("updates", "env steps", "size", "digest", "replay", "health")]
+    for point in points:
+        info = point.checkpoint
+        known = point.env_steps is not None
+        health = f"damaged: {info.problem}" if info.problem else "sound"
+        if point.lost:
+            health += f", replay chunks lost: {', '.join(point.lost)}"
+        rows.append(
+            (
+                f"{info.step:,}",
+                f"{point.env_steps:,}" if known else "?",
+                f"{info.nbytes / 1e6:,.1f} MB",
+                info.digest[:12] or "?",
+                f"{point.rows:,} rows in {point.chunks} chunks" if known else "?",
+                health,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for *cells, health in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([*padded, health]) + "\n")
+    return "".join(lines)
+
+
+def run_export(words: list[str]) -> int:
+    """Write a run's weights alone."""
+    parser = Parser("export")
+    parser.add_argument("run", metavar="RUN", help="run directory; it is only read")
+    parser.add_argument("--to", required=True, metavar="DIR", help="directory to make")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="type of the weights; bfloat16 halves the size (%(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="its number of updates (the newest sound)"
+    )
+    options = parser.parse_args(words)
+    from emerald_jax.run.directory import read_config
+
+    read_config(options.run)
+    if Path(options.to).exists():
+        raise ConfigError(f"{options.to} exists: choose another --to")
+    from emerald_jax.run.weights import export_weights
+
+    content = export_weights(
+        options.run, options.to, dtype=options.dtype, checkpoint=options.checkpoint
+    )
+    size = sum(path.stat().st_size for path in Path(options.to).rglob("*") if path.is_file())
+    return tell(
+        f"{len(content['leaves'])} arrays of checkpoint {content['step']:,} as "
+        f"{content['dtype']}, {size / 1e6:,.1f} MB, in {options.to}\n"
+        f"try next: emerald-jax train {read_config(options.run).preset} --init-from {options.to}\n"
+    )
+
+
+def run_report(words: list[str]) -> int:
+    """Compare runs with the published numbers, one table and figure per benchmark."""
+    parser = Parser("report")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    parser.add_argument(
+        "--out", default="report", metavar="DIR", help="where report.md goes (%(default)s)"
+    )
+    parser.add_argument(
+        "--random",
+        type=int,
+        default=0,
+        metavar="N",
+        help="where nothing is published, play N random episodes to compare with; 0 takes the "
+        "runs' own before their first update (%(default)s)",
+    )
+    options = parser.parse_args(words)
+    if options.random < 0:
+        raise ConfigError(f"--random is {options.random}: it must not be negative")
+    out = Path(options.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: give a directory")
+    from emerald_jax.reports.write import write_report
+
+    text = write_report(options.runs, out, random_episodes=options.random)
+    return tell(f"{text}\nwritten to {out / 'report.md'}\n")

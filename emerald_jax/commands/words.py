@@ -9,32 +9,30 @@ from typing import NoReturn
 from emerald_jax.config import ConfigError
 from emerald_jax.presets import PRESETS
 
-#: Commands and what they do, in the order of a first visit.
+#: Command -> its file in ``commands/`` and what it does, in the order of a first visit.
 COMMANDS = {
-    "train": "train an agent from a preset, or continue its run",
-    "eval": "play episodes with a trained agent and report its return",
-    "dream": "film the agent's dream beside reality",
-    "checkpoints": "list a run's checkpoints and whether each is whole",
-    "export": "write a run's weights alone, for sharing or for train --init-from",
-    "inspect": "write a report of a run, one HTML file that opens from disk",
-    "play": "steer the dream with the keyboard, in a browser",
-    "report": "table and figure per benchmark: runs beside the published numbers",
-    "collect": "record play into a data set for studies",
-    "presets": "list the named configurations",
-    "envs": "list the environments",
-    "bench": "measure speed on this machine and compare it with older results",
-    "check-env": "play an environment at random and tell which rules it breaks",
-    "version": "tell the versions of this package and of what it stands on",
+    "train": ("train", "train an agent from a preset, or continue its run"),
+    "eval": ("eval", "play episodes with a trained agent and report its return"),
+    "dream": ("look", "film the agent's dream beside reality"),
+    "checkpoints": ("eval", "list a run's checkpoints and whether each is whole"),
+    "export": ("eval", "write a run's weights alone, for sharing or for train --init-from"),
+    "inspect": ("look", "write a report of a run, one HTML file that opens from disk"),
+    "play": ("look", "steer the dream with the keyboard, in a browser"),
+    "report": ("eval", "table and figure per benchmark: runs beside the published numbers"),
+    "collect": ("tools", "record play into a data set for studies"),
+    "presets": ("train", "list the named configurations"),
+    "envs": ("tools", "list the environments"),
+    "check-env": ("tools", "play an environment at random and tell which rules it breaks"),
+    "version": ("tools", "tell the versions of this package and of what it stands on"),
 }
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint is one line, like everybody else's here."""
 
-    def __init__(self, command: str) -> None:
-        super().__init__(
-            prog=f"emerald-jax {command}", description=COMMANDS[command] + ".", allow_abbrev=False
-        )
+    def __init__(self, command: str, prog: str = "", about: str = "") -> None:
+        prog, about = prog or f"emerald-jax {command}", about or COMMANDS[command][1]
+        super().__init__(prog=prog, description=f"{about}.", allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Refuse the words, naming the help that tells more."""

@@ -13,9 +13,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, VectorStep
-from emerald_jax.envs.episodes import EpisodeTracker
-from emerald_jax.envs.supervision import env_seeds
+from emerald_jax.envs.base import EnvError, EnvSpec, EpisodeTracker, VectorStep
+from emerald_jax.envs.host import env_seeds
 
 FRAME_SKIP = 4
 MAX_FRAMES = 108_000

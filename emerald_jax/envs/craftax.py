@@ -15,9 +15,9 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.area import area_weights
 from emerald_jax.envs.base import EnvSpec
 from emerald_jax.envs.device import DeviceVectorEnv, Outcome
+from emerald_jax.envs.gym import area_weights
 
 _CONSTANTS = {
     "Craftax-Classic-Pixels-v1": "craftax.craftax_classic.constants",

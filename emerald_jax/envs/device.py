@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.envs.base import EnvError, EnvSpec, VectorStep
-from emerald_jax.envs.episodes import EpisodeTracker
+from emerald_jax.envs.base import EnvError, EnvSpec, EpisodeTracker, VectorStep
 
 _PREFIX = "device."
 

@@ -1,7 +1,11 @@
-"""Any Gymnasium environment with an image observation and discrete actions."""
+"""Area resizing: every new pixel is the mean of the part of the old image that it covers.
+
+Any Gymnasium environment with an image observation and discrete actions.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +15,39 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.area import resize_area
 from emerald_jax.envs.base import EnvError, EnvSpec
+
+
+@functools.lru_cache(maxsize=32)
+def area_weights(old: int, new: int) -> np.ndarray:
+    """Share of each old pixel in each new one along one axis, `[new, old]` float32; rows sum to 1.
+
+    Args:
+        old: pixels there are.
+        new: pixels wanted; may be more, then old pixels are repeated and blended at their seams.
+    """
+    edges = np.arange(new + 1) * (old / new)
+    pixels = np.arange(old)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = (np.clip(covered, 0, None) * (new / old)).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
+
+
+def resize_area(image: np.ndarray, size: int) -> np.ndarray:
+    """``image`` resized to a square, whatever its aspect ratio.
+
+    Args:
+        image: `[height, width, channels]`, any number type.
+        size: height and width wanted.
+
+    Returns:
+        `[size, size, channels]` float32.
+    """
+    height, width, channels = image.shape
+    rows = area_weights(height, size) @ image.reshape(height, -1).astype(np.float32)
+    return np.matmul(area_weights(width, size), rows.reshape(size, width, channels))
+
 
 RENDER = "render"
 

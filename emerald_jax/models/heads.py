@@ -1,14 +1,21 @@
-"""Heads on the agent's state s_t = (z_t, h_t): reward, continue, actor, critic; one shape."""
+"""Heads on the agent's state s_t = (z_t, h_t): reward, continue, actor, critic; one shape.
+
+The agent: an actor and a critic, both heads on s_t (section 6; DreamerV3).
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling
 
-from emerald_jax.config import ModelConfig
-from emerald_jax.models.layers import Dense, LatentProjection, NormSilu
-from emerald_jax.types import Array
+from emerald_jax.config import Config, ModelConfig
+from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, compute_dtype
+from emerald_jax.ops.distributions import mixed_log_probs
+from emerald_jax.types import Array, Key, Params, State
 
 
 class Head(nn.Module):
@@ -53,3 +60,63 @@ class Head(nn.Module):
             else nn.initializers.zeros
         )
         return Dense(self.outputs, kernel_init=init, dtype=jnp.float32)(x)
+
+
+class ActorCritic(NamedTuple):
+    """The two networks; parameters travel apart, because each has its own optimiser.
+
+    Attributes:
+        actor: :class:`Head` with A outputs.
+        critic: :class:`Head` with one output per two-hot bin, zero at the start.
+        unimix: share of the uniform distribution in the policy.
+    """
+
+    actor: Head
+    critic: Head
+    unimix: float
+
+    def policy(self, params: Params, state: State) -> Array:
+        """Log-probabilities of the actions.
+
+        Args:
+            params: the actor's parameters.
+            state: :class:`State` with any leading dimensions.
+
+        Returns:
+            `[..., A]` float32, uniform mixed in.
+        """
+        logits = self.actor.apply({"params": params}, state.z, state.h)
+        return mixed_log_probs(logits, self.unimix)
+
+    def value_logits(self, params: Params, state: State) -> Array:
+        """Two-hot logits of the return.
+
+        Args:
+            params: the critic's (or the slow critic's) parameters.
+            state: :class:`State` with any leading dimensions.
+
+        Returns:
+            `[..., bins]` float32.
+        """
+        return self.critic.apply({"params": params}, state.z, state.h)
+
+
+def build_actor_critic(config: Config, num_actions: int) -> ActorCritic:
+    """The agent of a configuration."""
+    c, dtype = config.model, compute_dtype(config.model.dtype)
+    return ActorCritic(Head(c, num_actions, 0.01, dtype), Head(c, c.bins, 0.0, dtype), c.unimix)
+
+
+def init_actor_critic(agent: ActorCritic, key: Key) -> tuple[dict, dict]:
+    """Fresh parameters of actor and critic.
+
+    Args:
+        agent: from :func:`build_actor_critic`.
+        key: consumed.
+    """
+    c = agent.actor.config
+    z = jnp.zeros((1, c.positions, c.groups), jnp.int32)
+    h = jnp.zeros((1, c.width))
+    actor_key, critic_key = jax.random.split(key)
+    actor = agent.actor.init(actor_key, z, h)["params"]
+    return actor, agent.critic.init(critic_key, z, h)["params"]

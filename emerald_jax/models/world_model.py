@@ -14,15 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from emerald_jax.config import Config, ModelConfig
-from emerald_jax.models.autoregressive import Autoregressive
-from emerald_jax.models.decoder import Decoder
-from emerald_jax.models.encoder import Encoder
 from emerald_jax.models.heads import Head
-from emerald_jax.models.latent import ImageFeatures, PosteriorHead, VectorDecoder
-from emerald_jax.models.prior import DynamicsHead, MaskGit, Spread
-from emerald_jax.models.rssm import NoPast, Rssm, first_reset
-from emerald_jax.models.sequence import SequenceModel
+from emerald_jax.models.layers import compute_dtype
+from emerald_jax.models.prior import Autoregressive, DynamicsHead, MaskGit, Spread
+from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
+from emerald_jax.models.vision import Decoder, Encoder, ImageFeatures, PosteriorHead, VectorDecoder
 from emerald_jax.ops.distributions import (
     choose,
     mixed_log_probs,
@@ -242,16 +239,6 @@ class WorldModel(nn.Module):
         elif self.config.prior == "autoregressive":
             parts.append(self.ordered_prior(out.features, out.state.z))
         return jnp.stack([part.sum() for part in parts])
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O).
-
-    CPUs emulate bfloat16 products, accelerators double their rate with them.
-    """
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
 
 
 def build_world_model(config: Config, num_actions: int) -> WorldModel:

@@ -1,6 +1,6 @@
 """Atari 100k: the mean return of 100 episodes per run, normalised, and aggregates over games.
 
-Aggregates are those of Agarwal et al. (see ``ops/scores.py``). Published ones are over 26 games;
+Aggregates are those of Agarwal et al. (see ``scores.py``). Published ones are over 26 games;
 beside fewer games of ours, the published methods' means over the same games are told too.
 """
 
@@ -11,10 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emerald_jax.ops.scores import Interval, aggregate, human_normalised
-from emerald_jax.published import atari100k
-from emerald_jax.reports.runs import RunFacts, about, left_out_note, same_seed_note
-from emerald_jax.reports.tables import NONE, Table, interval, number
+from emerald_jax.reports.runs import (
+    NONE,
+    RunFacts,
+    Table,
+    about,
+    interval,
+    left_out_note,
+    number,
+    same_seed_note,
+)
+from emerald_jax.scores import Interval, aggregate, atari100k, human_normalised
 
 STEPS, EPISODES, FRAMES, IMAGE, SKIP = 100_000, 100, 108_000, 64, 4
 PROTOCOL = "100 episodes after 100 k steps"

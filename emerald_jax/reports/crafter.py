@@ -15,11 +15,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emerald_jax.logs.recorder import achievements_of
-from emerald_jax.ops.scores import crafter_score, success_rates
-from emerald_jax.published import crafter
-from emerald_jax.reports.runs import RunFacts, about, left_out_note, same_seed_note
-from emerald_jax.reports.tables import NONE, Table, number, spread
+from emerald_jax.reports.runs import (
+    NONE,
+    RunFacts,
+    Table,
+    about,
+    left_out_note,
+    number,
+    same_seed_note,
+    spread,
+)
+from emerald_jax.run.log import achievements_of
+from emerald_jax.scores import crafter, crafter_score, success_rates
 
 BUDGET, SLACK = 1_000_000, 10_000
 EVAL_STEPS, EVAL_EPISODES, TIME_LIMIT, IMAGE = 10_000_000, 256, 10_000, 64

@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from emerald_jax.envs.playing import is_whole, play_randomly
-from emerald_jax.reports.runs import RunFacts, about, left_out_note, same_seed_note
-from emerald_jax.reports.tables import NONE, Table, spread
+from emerald_jax.reports.runs import (
+    NONE,
+    RunFacts,
+    Table,
+    about,
+    left_out_note,
+    same_seed_note,
+    spread,
+)
 
 RECENT = 100
 RANDOM = "random play"

@@ -1,18 +1,22 @@
-"""What a run directory offers a report, and which runs are seeds of one and the same experiment."""
+"""What a run directory offers a report, and which runs are seeds of one and the same experiment.
+
+Tables as Markdown, and numbers as they are written in them.
+"""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.logs.logger import RESUMES_FILE
-from emerald_jax.logs.recorder import is_whole_row
 from emerald_jax.presets import PRESETS
-from emerald_jax.saving.rundir import EPISODES_FILE, METRICS_FILE, read_config, read_rows
-from emerald_jax.training.evaluations import read_evaluations
+from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_config, read_rows
+from emerald_jax.run.evaluations import read_evaluations
+from emerald_jax.run.log import RESUMES_FILE, is_whole_row
+from emerald_jax.scores import Interval
 
 #: Settings that do not make another experiment. Steps are told in every row instead.
 _FREE = ("preset", "env", "seed", "logdir", "devices", "max_minutes", "steps")
@@ -153,3 +157,51 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
+
+
+#: What stands where there is no number.
+NONE = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table and what must be read with it.
+
+    Attributes:
+        columns: their headings.
+        rows: one text per column.
+        notes: lines below it.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The table and its notes."""
+        lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
+        text = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+        return text + "".join(f"\n{note}\n" for note in self.notes)
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation over seeds; a single one stands alone."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def interval(found: Interval, digits: int = 3) -> str:
+    """A number and its 95 % interval."""
+    text = f"{found.value:.{digits}f}"
+    if found.low != found.low:  # NaN: a single run has no interval
+        return text
+    return f"{text} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number, or the sign that there is none."""
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

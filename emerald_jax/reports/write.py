@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from emerald_jax.ops.scores import crafter_score
+from emerald_jax.look.figures import Bar, bar_figure, rates_figure, returns_figure
 from emerald_jax.reports import atari, crafter, returns
 from emerald_jax.reports.runs import RunFacts, read_runs
-from emerald_jax.saving.files import write_atomic
-from emerald_jax.viz.scores import Bar, bar_figure, rates_figure, returns_figure
+from emerald_jax.run.files import write_atomic
+from emerald_jax.scores import crafter_score
 
 REPORT_FILE = "report.md"
 

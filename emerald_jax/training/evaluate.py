@@ -1,103 +1,46 @@
-"""Evaluation: play whole episodes with frozen weights and say how they went.
+"""The evaluations of a run: RUN/evals/STEP-SEED/, one directory each.
+
+``result.json`` holds what came out and how it was played, ``stats.jsonl`` the episodes in the
+format of Crafter's own recorder (see ``run/log.py``), ``episode.mp4`` the first one, if it
+was filmed. STEP is the checkpoint's number, SEED that of the play. The same evaluation again
+replaces its directory; another one of that checkpoint and seed gets a number of its own.
+
+Evaluation: play whole episodes with frozen weights and say how they went.
 
 ``envs/playing.py`` says how many episodes each environment plays, and why. Nothing here touches a
 run's training state; ``evaluations.py`` writes what came of it.
+
+The last evaluation of a run: whole episodes with the final weights, before it says goodbye.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from emerald_jax.agent.acting import Observation, compile_acting, put_step
+from emerald_jax.agent.state import Learner, build_learner, init_carry
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec, Episode, VectorEnv, VectorStep
 from emerald_jax.envs.playing import FAR, Watcher, is_whole, play_episodes, play_randomly
 from emerald_jax.envs.registry import make_vector_env, spec_of
-from emerald_jax.ops.scores import crafter_score, human_normalised, success_rates
-from emerald_jax.published import atari_game
-from emerald_jax.saving.rundir import read_config
-from emerald_jax.training.acting import Observation
-from emerald_jax.training.faults import RunError
-from emerald_jax.training.program import compile_acting, prepare_jax, put_step
-from emerald_jax.training.state import Learner, build_learner, init_carry
-from emerald_jax.training.weights import read_weights
+from emerald_jax.run.directory import read_config
+from emerald_jax.run.evaluations import EvalReport
+from emerald_jax.run.machine import prepare_jax
+from emerald_jax.run.weights import read_weights
+from emerald_jax.scores import crafter_score, success_rates
+from emerald_jax.training.faults import Evaluation, RunError
 from emerald_jax.types import Key, Params
 
 Mode = Literal["sample", "mode"]
 #: Environments side by side where training had but one.
 SIDE_BY_SIDE = 16
-
-
-@dataclass(frozen=True)
-class EvalReport:
-    """Episodes played with the weights of one checkpoint; ``str()`` is the text for people.
-
-    Attributes:
-        env: name of the environment.
-        updates: gradient updates behind the weights; the number of the checkpoint.
-        mode: how actions were chosen: ``sample``, ``mode`` or ``random``.
-        episodes: all episodes that count.
-        left_out: episodes that a fault cut short and that do not count.
-        facts: how the play was set up, as JSON values: ``env_steps`` behind the weights, ``seed``
-            of the play, ``train_seed``, ``time_limit``, ``image_size``, ``frame_skip``, ``preset``.
-    """
-
-    env: str
-    updates: int
-    mode: str
-    episodes: tuple[Episode, ...]
-    left_out: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def score(self) -> float:
-        """Mean return."""
-        return statistics.fmean(e.score for e in self.episodes)
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean return; 0 of a single episode."""
-        scores = [e.score for e in self.episodes]
-        return statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """Crafter's success rates in per cent, by achievement; empty where there are none."""
-        unlocked = [e.extra.get("achievements") for e in self.episodes]
-        if not all(unlocked):
-            return {}
-        return success_rates(unlocked, sorted(unlocked[0]))
-
-    @property
-    def human_normalised(self) -> float | None:
-        """The return between random (0) and human (1) in one of the 26 games of Atari 100k."""
-        game = atari_game(self.env)
-        return human_normalised(self.score, game["random"], game["human"]) if game else None
-
-    def __str__(self) -> str:
-        scores = [e.score for e in self.episodes]
-        lengths = statistics.fmean(e.length for e in self.episodes)
-        how = f"actions by {self.mode}" if self.mode != "random" else "random actions"
-        after = f" after {self.updates:,} updates" if self.mode != "random" else ""
-        lines = [
-            f"{self.env}{after}, {len(scores)} episodes, {how}",
-            f"return {self.score:.3f} ± {self.error:.3f} (standard error), "
-            f"from {min(scores):.2f} to {max(scores):.2f}, {lengths:.0f} steps long on average",
-        ]
-        if self.left_out:
-            lines.append(f"{self.left_out} more were cut short by a fault and do not count")
-        if (normalised := self.human_normalised) is not None:
-            lines.append(f"human-normalised score {normalised:.3f} (random 0, human 1)")
-        if rates := self.rates:
-            lines += [f"  {name:<22}{rate:6.1f} %" for name, rate in rates.items()]
-            lines.append(f"crafter score {crafter_score(rates):.2f} % over these episodes")
-        return "\n".join(lines)
 
 
 def evaluate_run(
@@ -255,3 +198,56 @@ def play(
         return action
 
     yield from play_episodes(env, episodes, choose, watch)
+
+
+def last_evaluation(
+    learner: Learner,
+    params: dict[str, Params],
+    env: VectorEnv,
+    key: Key,
+    *,
+    act: Callable,
+    check: Callable[[], None],
+) -> tuple[Evaluation | None, dict[str, float]]:
+    """Play ``log.eval_episodes`` in the run's own environments, which must be saved before.
+
+    They begin new episodes, and nothing is compiled: the run's own acting program plays.
+
+    Args:
+        learner: networks and settings.
+        params: ``world_model`` and ``actor``.
+        env: the run's environments, no step under way.
+        key: consumed.
+        act: the run's acting program.
+        check: called at every vector step; what it raises ends the evaluation.
+
+    Returns:
+        What came of it, and the same as a row of numbers; None if every episode was cut by a fault.
+
+    Raises:
+        RunError: an action was not finite.
+    """
+
+    def watch(record: VectorStep) -> None:
+        del record
+        check()
+
+    wanted = learner.config.log.eval_episodes
+    played = play(learner, params, env, wanted, key, watch=watch, act=act)
+    whole = [episode for episode in played if is_whole(episode)]
+    if not whole:
+        return None, {}
+    scores = [episode.score for episode in whole]
+    error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    length = statistics.fmean(episode.length for episode in whole)
+    result = Evaluation(statistics.fmean(scores), error, length, len(whole))
+    row = {
+        "eval/return": result.score,
+        "eval/return_error": error,
+        "eval/length": length,
+        "eval/episodes": float(len(whole)),
+    }
+    unlocked = [episode.extra.get("achievements") for episode in whole]
+    if all(unlocked):
+        row["eval/crafter_score"] = crafter_score(success_rates(unlocked, sorted(unlocked[0])))
+    return result, row

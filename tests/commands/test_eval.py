@@ -10,7 +10,7 @@ from emerald_jax import cli
 from emerald_jax.commands.eval import default_episodes
 from emerald_jax.envs import Episode, registry
 from emerald_jax.presets import get_preset
-from emerald_jax.saving.rundir import write_config
+from emerald_jax.run.directory import write_config
 from emerald_jax.training import evaluate
 
 

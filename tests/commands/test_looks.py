@@ -23,7 +23,7 @@ from websockets.sync.client import connect
 from emerald_jax import cli
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec
-from emerald_jax.trained.filming import read_actions
+from emerald_jax.look.film import read_actions
 from tests.model_cases import little_optimisation
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emerald_jax.envs import EnvSpec
-from emerald_jax.envs.vector import HostVectorEnv
+from emerald_jax.envs.host import HostVectorEnv
 from emerald_jax.envs.workers import WorkerSeats
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from emerald_jax.envs.area import area_weights, resize_area
+from emerald_jax.envs.gym import area_weights, resize_area
 
 
 def test_weights_by_hand():

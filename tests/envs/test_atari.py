@@ -5,10 +5,10 @@ from gymnasium.vector import AutoresetMode
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, VectorEnv, check_env, list_envs, make_vector_env, spec_of
-from emerald_jax.envs.area import resize_area
 from emerald_jax.envs.atari import PROTOCOL, rom_of
-from emerald_jax.envs.supervision import env_seeds
-from emerald_jax.published import atari100k
+from emerald_jax.envs.gym import resize_area
+from emerald_jax.envs.host import env_seeds
+from emerald_jax.scores import atari100k
 
 GAMES = [e.name for e in list_envs() if e.name.startswith("atari:")]
 

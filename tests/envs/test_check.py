@@ -6,7 +6,7 @@ import pytest
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvSpec, check_env, list_envs, make_vector_env
-from emerald_jax.envs.vector import make_host_vector_env
+from emerald_jax.envs.host import make_host_vector_env
 
 SMALL = EnvsConfig(count=2, image_size=4, workers="inline")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.envs import EnvError
-from emerald_jax.envs.grid import check_grid, palette, render_grid
+from emerald_jax.envs.gymnax import check_grid, palette, render_grid
 
 
 def test_colours_are_distinct_and_fixed():

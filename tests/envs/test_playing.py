@@ -7,6 +7,7 @@ import pytest
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvSpec, registry
+from emerald_jax.envs.host import make_host_vector_env
 from emerald_jax.envs.playing import (
     is_whole,
     play_episodes,
@@ -14,7 +15,6 @@ from emerald_jax.envs.playing import (
     random_player,
     share_out,
 )
-from emerald_jax.envs.vector import make_host_vector_env
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 

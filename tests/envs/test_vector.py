@@ -7,9 +7,8 @@ import pytest
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, EnvSpec, VectorEnv
-from emerald_jax.envs.seats import InlineSeats
-from emerald_jax.envs.vector import HostVectorEnv, cores, group_sizes, make_host_vector_env
-from emerald_jax.envs.workers import WorkerSeats
+from emerald_jax.envs.host import HostVectorEnv, cores, group_sizes, make_host_vector_env
+from emerald_jax.envs.workers import InlineSeats, WorkerSeats
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 
@@ -315,7 +314,7 @@ def test_processes_setting(scripted_env, processes, sizes):
 
 
 def test_one_process_per_core_is_the_default(scripted_env, monkeypatch):
-    monkeypatch.setattr("emerald_jax.envs.vector.cores", lambda: 3)
+    monkeypatch.setattr("emerald_jax.envs.host.cores", lambda: 3)
     env = make_host_vector_env(SPEC, scripted_env, EnvsConfig(count=4), seed=0)
     assert [len(group.frames) for group in env._groups] == [2, 1, 1]
     env.close()

@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import gymnasium, jax, numpy as np
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvSpec, make_vector_env
-from emerald_jax.envs.vector import make_host_vector_env
+from emerald_jax.envs.host import make_host_vector_env
 
 class Stuck(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8)
@@ -62,7 +62,7 @@ def test_no_worker_outlives_close(scripted_env):
 
 @linux
 def test_a_worker_that_ignores_everything_is_killed(scripted_env, monkeypatch):
-    monkeypatch.setattr("emerald_jax.envs.supervision._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("emerald_jax.envs.host._CLOSE_SECONDS", 0.2)
 
     class Deaf(scripted_env):
         def step(self, action):

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.autoregressive import Autoregressive, empty_cache
-from emerald_jax.models.prior import MaskGit
+from emerald_jax.models.prior import Autoregressive, MaskGit, empty_cache
 from tests import oracles
 from tests.model_cases import compiled, random_params, small_config, to_numpy
 

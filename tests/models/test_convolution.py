@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.convolution import (
+from emerald_jax.models.vision import (
     Conv,
     DownConv,
     UpConv,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.latent import ImageFeatures, PosteriorHead
+from emerald_jax.agent.state import build_learner
+from emerald_jax.models.vision import ImageFeatures, PosteriorHead
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.presets import get_preset
-from emerald_jax.training.state import build_learner
 from tests import oracles
 from tests.model_cases import (
     IMAGE,

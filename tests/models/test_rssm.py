@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from emerald_jax.models.rssm import NoPast, Rssm
+from emerald_jax.models.sequence import NoPast, Rssm
 from emerald_jax.types import Recurrent, Starts, State
 from tests import oracles
 from tests.model_cases import NUM_ACTIONS, compiled, random_params, small_config, to_numpy

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emerald_jax.agent.state import build_learner, count_parameters
 from emerald_jax.imagination import decode
-from emerald_jax.models.agent import Agent
-from emerald_jax.models.world_model import WorldModel, compute_dtype
+from emerald_jax.models.heads import ActorCritic
+from emerald_jax.models.layers import compute_dtype
+from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.scalars import two_hot_mean
 from emerald_jax.presets import get_preset
-from emerald_jax.training.state import build_learner, count_parameters
 from emerald_jax.types import State
 from tests.model_cases import (
     NUM_ACTIONS,
@@ -62,8 +63,8 @@ def half():
             "reward": net.reward(out.z, out.state.h),
             "cont": net.cont(out.z, out.state.h),
             "decoded": decode(variables["params"], out.state.h, key, model=model, steps=3).log_prob,
-            "policy": learner.agent.policy(agent_params["actor"], out.state),
-            "value": learner.agent.value_logits(agent_params["critic"], out.state),
+            "policy": learner.actor_critic.policy(agent_params["actor"], out.state),
+            "value": learner.actor_critic.value_logits(agent_params["critic"], out.state),
         }
         return out, logits
 
@@ -126,7 +127,7 @@ def test_fresh_heads_predict_nothing(fresh):
 
     def look(params):
         variables = {"params": params["world_model"]}
-        agent: Agent = learner.agent
+        agent: ActorCritic = learner.actor_critic
         return (
             two_hot_mean(learner.model.apply(variables, *state, method=WorldModel.reward)),
             two_hot_mean(agent.value_logits(params["critic"], state)),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.ops.statistics import moving_average, percentile_range
+from emerald_jax.ops.returns import moving_average, percentile_range
 
 
 def test_range_agrees_with_numpy():

@@ -7,8 +7,8 @@ import pytest
 
 from emerald_jax.config import Config
 from emerald_jax.presets import get_preset
-from emerald_jax.published import crafter
-from emerald_jax.saving.rundir import JsonLines, write_config
+from emerald_jax.run.directory import JsonLines, write_config
+from emerald_jax.scores import crafter
 
 NAMES = sorted(crafter()["human_experts"]["rates"])
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from emerald_jax.envs.families import ATARI_100K
-from emerald_jax.published import atari100k
+from emerald_jax.envs.registry import ATARI_100K
 from emerald_jax.reports import atari
 from emerald_jax.reports.runs import read_runs
+from emerald_jax.scores import atari100k
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from emerald_jax.envs import Episode
+from emerald_jax.run.evaluations import read_evaluations, result_of, save_evaluation
 from emerald_jax.training.evaluate import report_of
-from emerald_jax.training.evaluations import read_evaluations, result_of, save_evaluation
 
 
 def report(*scores, mode="sample", seed=0, updates=7, env="crafter", broken=0):

@@ -11,7 +11,7 @@ import pytest
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import get_preset
-from emerald_jax.training.gradient import batch_parts, batched, mean_gradient
+from emerald_jax.training.update import batch_parts, batched, mean_gradient
 
 
 def loss(params, data):

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from emerald_jax.config import Config
-from emerald_jax.envs.episodes import EpisodeTracker
+from emerald_jax.envs.base import EpisodeTracker
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
-from emerald_jax.saving import replay_files
-from emerald_jax.saving.checkpoint import Checkpointer
-from emerald_jax.saving.durable import CheckpointError
-from emerald_jax.saving.snapshots import Snapshots
-from emerald_jax.training import loop, program, sitting
+from emerald_jax.run import replay_files
+from emerald_jax.run.checkpoint import Checkpointer
+from emerald_jax.run.files import CheckpointError
+from emerald_jax.run.snapshots import Snapshots
+from emerald_jax.training import devices, loop
 from emerald_jax.training.evaluate import evaluate_run
 from emerald_jax.training.faults import RunError, out_of_memory
 from emerald_jax.training.loop import INTERRUPTED, train
@@ -65,7 +65,7 @@ def straight(tmp_path_factory):
 
     def put_step(number, hold=1):
         asked.add(("hold", hold))
-        return program.put_step(number, hold)
+        return devices.put_step(number, hold)
 
     def make_sampler(*arguments):
         sampler = samplers.make_sampler(*arguments)
@@ -74,7 +74,7 @@ def straight(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "put_step", put_step)
-        patch.setattr(sitting, "make_sampler", make_sampler)
+        patch.setattr(loop, "make_sampler", make_sampler)
         result = train(tiny(logdir, steps=STEPS))
     assert asked == {("hold", HOLD), ("best of", BEST_OF)}, "settings that never arrive"
     return result
@@ -150,7 +150,7 @@ def test_evaluation_plays_whole_episodes_and_changes_nothing(straight):
 def signal_at(monkeypatch, place: str) -> None:
     """Send ourselves SIGTERM in the middle of one of the things that a run does."""
     homes = {
-        "compiling": (sitting, "build_programs", 1),
+        "compiling": (loop, "build_programs", 1),
         "prefill": (loop.Run, "vector_step", 3),
         "training": (loop.Run, "vector_step", 24),
         "saving": (Snapshots, "save", 1),
@@ -201,7 +201,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(place, tmp_path, monkeypatch
 
 
 def test_a_device_without_memory_is_told_what_helps(tmp_path, monkeypatch):
-    plain = sitting.build_programs
+    plain = loop.build_programs
 
     def full(*args):
         def fail(*_):
@@ -209,7 +209,7 @@ def test_a_device_without_memory_is_told_what_helps(tmp_path, monkeypatch):
 
         return plain(*args)._replace(train=fail)
 
-    monkeypatch.setattr(sitting, "build_programs", full)
+    monkeypatch.setattr(loop, "build_programs", full)
     with pytest.raises(RunError) as caught:
         train(tiny(tmp_path / "run", steps=STEPS))
     message = str(caught.value)
@@ -276,8 +276,8 @@ def test_a_run_may_go_on_with_other_devices(tmp_path):
         return train(dataclasses.replace(config, devices=devices, replay=replay, log=log))
 
     straight = run("straight", STEPS, 1)
-    for steps, devices in ((96, 8), (128, 1), (STEPS, 2)):
-        result = run("other", steps, devices)
+    for steps, count in ((96, 8), (128, 1), (STEPS, 2)):
+        result = run("other", steps, count)
     assert (result.env_steps, result.updates) == (straight.env_steps, straight.updates)
     # Sums over parts round differently, and Adam's first steps enlarge that: only the first
     # update, at equal parameters, must agree but for the last digits.
@@ -290,7 +290,7 @@ def test_updates_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
     logdir = tmp_path / "run"
     train(tiny(logdir, steps=HALF))
     before = newest_leaves(logdir)
-    plain = sitting.make_sampler
+    plain = loop.make_sampler
 
     def poisoned(*args):
         sampler = plain(*args)
@@ -298,7 +298,7 @@ def test_updates_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
         sampler.sample = lambda: sample()._replace(reward=np.full((4, 8), np.nan, np.float32))
         return sampler
 
-    monkeypatch.setattr(sitting, "make_sampler", poisoned)
+    monkeypatch.setattr(loop, "make_sampler", poisoned)
     with pytest.raises(RunError, match=r"5 updates in a row.*checkpoint"):
         train(tiny(logdir, steps=STEPS))
     facts = [json.loads(p.read_text()) for p in sorted(logdir.glob("faults/*.json"))]

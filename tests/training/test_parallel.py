@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from emerald_jax.bench.inputs import full_context_starts
+from benchmarks.suite.harness import full_context_starts
 from emerald_jax.config import ConfigError
-from emerald_jax.training.parallel import (
+from emerald_jax.training.devices import (
     compile_imagination,
     compile_train_step,
     join,

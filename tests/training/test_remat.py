@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from emerald_jax.bench.inputs import NUM_ACTIONS as CRAFTER_ACTIONS
-from emerald_jax.bench.inputs import with_changes
-from emerald_jax.bench.train import kept_bytes
+from benchmarks.suite.harness import NUM_ACTIONS as CRAFTER_ACTIONS
+from benchmarks.suite.harness import with_changes
+from benchmarks.train import kept_bytes
+from emerald_jax.agent.state import build_learner, init_state
 from emerald_jax.presets import get_preset
-from emerald_jax.training.state import build_learner, init_state
 from emerald_jax.training.update import model_loss
 from tests.model_cases import (
     NUM_ACTIONS,

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emerald_jax.agent.state import apply_gradients, build_learner, build_optimizers
 from emerald_jax.config import OptimConfig
-from emerald_jax.training.optimizer import apply_gradients, build_optimizers
-from emerald_jax.training.state import build_learner
 from emerald_jax.training.update import start_positions, train_step
 from tests.model_cases import (
     LENGTH,

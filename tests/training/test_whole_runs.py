@@ -15,7 +15,7 @@ import jax
 import psutil
 import pytest
 
-from emerald_jax.saving.snapshots import inspect_run
+from emerald_jax.run.snapshots import inspect_run
 from emerald_jax.training.loop import INTERRUPTED
 from emerald_jax.training.signals import ECHO_S
 

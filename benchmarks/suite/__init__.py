@@ -1,0 +1,1 @@
+"""What every benchmark shares: harness, FLOP counts, reports, figures, the command."""

@@ -1,0 +1,1 @@
+"""ONE agent: its networks and state, how it acts, how it dreams."""

@@ -1,0 +1,171 @@
+"""The evaluations of a run: RUN/evals/STEP-SEED/, one directory each.
+
+``result.json`` holds the result and how it was played, ``stats.jsonl`` the episodes in the format
+of Crafter's own recorder (see ``log.py``), ``episode.mp4`` the first one, if it was filmed. STEP is
+the checkpoint's number, SEED that of the play. The same evaluation again replaces its directory;
+another one of that checkpoint and seed gets a number of its own. Nothing here imports JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emerald_jax.envs.base import Episode
+from emerald_jax.run.directory import JsonLines
+from emerald_jax.run.files import write_atomic
+from emerald_jax.run.log import STATS_FILE, stats_rows
+from emerald_jax.scores import atari_game, crafter_score, human_normalised, success_rates
+
+EVALS_DIR = "evals"
+
+
+RESULT_FILE = "result.json"
+
+
+VIDEO_FILE = "episode.mp4"
+
+
+def result_of(report: EvalReport) -> dict[str, Any]:
+    """What came out and how it was played, as JSON values."""
+    scores = [episode.score for episode in report.episodes]
+    result: dict[str, Any] = {
+        "env": report.env,
+        "updates": report.updates,
+        "mode": report.mode,
+        **report.facts,
+        "episodes": len(scores),
+        "left_out": report.left_out,
+        "return": report.score,
+        "standard_error": report.error,
+        "lowest": min(scores),
+        "highest": max(scores),
+        "length": statistics.fmean(episode.length for episode in report.episodes),
+    }
+    if report.human_normalised is not None:
+        result["human_normalised"] = report.human_normalised
+    if rates := report.rates:
+        result |= {"score": crafter_score(rates), "rates": rates}
+    return result
+
+
+def save_evaluation(run: str | Path, report: EvalReport, video: Path | None = None) -> Path:
+    """Write a report into the run it is of.
+
+    Args:
+        run: run directory.
+        report: of one of its checkpoints.
+        video: a film of it, which is moved; None when there is none.
+
+    Returns:
+        The evaluation's directory.
+    """
+    result = result_of(report)
+    folder = _folder(Path(run) / EVALS_DIR, result)
+    JsonLines(folder / STATS_FILE).replace(stats_rows(map(asdict, report.episodes)))
+    if video is not None:
+        shutil.move(video, folder / VIDEO_FILE)
+    # Last, because it is what makes the directory an evaluation.
+    write_atomic(folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
+    return folder
+
+
+def read_evaluations(run: str | Path) -> list[dict[str, Any]]:
+    """Results of a run's evaluations, of the oldest weights first; each knows its ``folder``."""
+    found = []
+    for path in sorted(Path(run).glob(f"{EVALS_DIR}/*/{RESULT_FILE}")):
+        result = _read(path)
+        if result is not None:
+            found.append({**result, "folder": path.parent})
+    return sorted(found, key=lambda result: (result["updates"], result["seed"]))
+
+
+def _folder(evals: Path, result: dict[str, Any]) -> Path:
+    """Where a result goes: its own directory of before, or one that is free."""
+    name, number = f"{result['updates']}-{result['seed']}", 1
+    while True:
+        folder = evals / (name if number == 1 else f"{name}-{number}")
+        before = _read(folder / RESULT_FILE) if (folder / RESULT_FILE).exists() else None
+        if before is None or all(before.get(k) == result[k] for k in ("mode", "episodes")):
+            return folder
+        number += 1
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A result, or None when the file is none."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {"env", "updates", "seed", "mode", "episodes", "return"}
+    return result if isinstance(result, dict) and wanted <= set(result) else None
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Episodes played with the weights of one checkpoint; ``str()`` is the text for people.
+
+    Attributes:
+        env: name of the environment.
+        updates: gradient updates behind the weights; the number of the checkpoint.
+        mode: how actions were chosen: ``sample``, ``mode`` or ``random``.
+        episodes: all episodes that count.
+        left_out: episodes that a fault cut short and that do not count.
+        facts: how the play was set up, as JSON values: ``env_steps`` behind the weights, ``seed``
+            of the play, ``train_seed``, ``time_limit``, ``image_size``, ``frame_skip``, ``preset``.
+    """
+
+    env: str
+    updates: int
+    mode: str
+    episodes: tuple[Episode, ...]
+    left_out: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Mean return."""
+        return statistics.fmean(e.score for e in self.episodes)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean return; 0 of a single episode."""
+        scores = [e.score for e in self.episodes]
+        return statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Crafter's success rates in per cent, by achievement; empty where there are none."""
+        unlocked = [e.extra.get("achievements") for e in self.episodes]
+        if not all(unlocked):
+            return {}
+        return success_rates(unlocked, sorted(unlocked[0]))
+
+    @property
+    def human_normalised(self) -> float | None:
+        """The return between random (0) and human (1) in one of the 26 games of Atari 100k."""
+        game = atari_game(self.env)
+        return human_normalised(self.score, game["random"], game["human"]) if game else None
+
+    def __str__(self) -> str:
+        scores = [e.score for e in self.episodes]
+        lengths = statistics.fmean(e.length for e in self.episodes)
+        how = f"actions by {self.mode}" if self.mode != "random" else "random actions"
+        after = f" after {self.updates:,} updates" if self.mode != "random" else ""
+        lines = [
+            f"{self.env}{after}, {len(scores)} episodes, {how}",
+            f"return {self.score:.3f} ± {self.error:.3f} (standard error), "
+            f"from {min(scores):.2f} to {max(scores):.2f}, {lengths:.0f} steps long on average",
+        ]
+        if self.left_out:
+            lines.append(f"{self.left_out} more were cut short by a fault and do not count")
+        if (normalised := self.human_normalised) is not None:
+            lines.append(f"human-normalised score {normalised:.3f} (random 0, human 1)")
+        if rates := self.rates:
+            lines += [f"  {name:<22}{rate:6.1f} %" for name, rate in rates.items()]
+            lines.append(f"crafter score {crafter_score(rates):.2f} % over these episodes")
+        return "\n".join(lines)

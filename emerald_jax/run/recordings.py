@@ -1,0 +1,201 @@
+"""What a run has seen, read back from its replay files: real frames to look at and to dream from.
+
+Only the chunks that are asked for are read, two of them at a time in memory, so that a million
+frames can be browsed. Rows are vector steps, as in ``replay/store.py``; alignment is the same.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from emerald_jax.replay import COLUMNS, ReplayError
+from emerald_jax.run.snapshots import REPLAY_DIR
+
+
+class Clip(NamedTuple):
+    """Successive records of one environment, all of one episode.
+
+    Attributes:
+        image: `[T, height, width, 3]` uint8.
+        action: `[T]` int32, the action that led into each image; -1 on first frames.
+        reward: `[T]` float32, the reward that came with each image.
+        is_first: `[T]` bool.
+        is_last: `[T]` bool.
+        is_terminal: `[T]` bool.
+        env: which environment.
+        row: row of the first record.
+    """
+
+    image: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    is_first: np.ndarray
+    is_last: np.ndarray
+    is_terminal: np.ndarray
+    env: int
+    row: int
+
+    def __len__(self) -> int:
+        """T; a clip counts its frames, not its fields."""
+        return len(self.action)
+
+
+class _Chunk(NamedTuple):
+    start: int
+    stop: int
+    path: Path
+
+
+class Recordings:
+    """The recorded frames of a run.
+
+    Attributes:
+        num_envs: environments side by side; 0 when nothing is recorded.
+        spans: rows recorded, as `(start, stop)` stretches, oldest first.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        """List what a run recorded; nothing is read but one chunk's shape.
+
+        Args:
+            run: run directory.
+        """
+        self._chunks = _covering(Path(run) / REPLAY_DIR)
+        self._read = lru_cache(maxsize=2)(_read_chunk)
+        self.spans = _join([(c.start, c.stop) for c in self._chunks])
+        self.num_envs = self._read(self._chunks[-1].path)["action"].shape[1] if self._chunks else 0
+
+    def __len__(self) -> int:
+        """Frames recorded, over all environments."""
+        return sum(stop - start for start, stop in self.spans) * self.num_envs
+
+    def clip(self, env: int, row: int, length: int) -> Clip:
+        """Up to ``length`` records from ``row`` on, fewer where the episode or the recording ends.
+
+        Args:
+            env: environment.
+            row: row of the first record.
+            length: at least 1.
+
+        Raises:
+            ReplayError: when that frame is not recorded, or its file cannot be read.
+        """
+        columns = self._rows(env, row, row + length)
+        border = np.flatnonzero(columns["is_first"][1:])
+        stop = int(border[0]) + 1 if border.size else len(columns["action"])
+        return Clip(**{name: x[:stop] for name, x in columns.items()}, env=env, row=row)
+
+    def before(self, env: int, row: int, length: int) -> Clip:
+        """Up to ``length`` records of one episode that end with ``row``; errors as :meth:`clip`."""
+        start = max(self._stretch(row)[0], row - length + 1)
+        first = self._rows(env, start, row + 1)["is_first"]
+        begins = np.flatnonzero(first)
+        start += int(begins[-1]) if begins.size else 0
+        return self.clip(env, start, row - start + 1)
+
+    def draw(self, length: int, rng: np.random.Generator, tries: int = 32) -> Clip:
+        """The longest of some randomly placed clips of at most ``length`` records.
+
+        Args:
+            length: at least 1.
+            rng: decides.
+            tries: places looked at; the search ends with the first whole one.
+
+        Raises:
+            ReplayError: when nothing is recorded.
+        """
+        if not self._chunks:
+            raise ReplayError("the run holds no recorded frames")
+        best = None
+        rows = np.concatenate([np.arange(*span) for span in self.spans])
+        for _ in range(tries):
+            # The newest chunk is in memory already: look there first.
+            newest = rows[rows >= self._chunks[-1].start] if best is None else rows
+            row, env = int(rng.choice(newest)), int(rng.integers(self.num_envs))
+            clip = self.clip(env, row, length)
+            best = clip if best is None or len(clip) > len(best) else best
+            if len(best) >= length:
+                break
+        return best
+
+    def newest(self, frames: int) -> dict[str, np.ndarray]:
+        """Columns ``[rows, E]`` without the images, of about the newest ``frames`` records.
+
+        Raises:
+            ReplayError: when nothing is recorded.
+        """
+        if not self._chunks:
+            raise ReplayError("the run holds no recorded frames")
+        names = [name for name in COLUMNS if name != "image"]
+        rows, kept, upto = 0, [], self.spans[-1][1]
+        for chunk in reversed(self._chunks):
+            columns, stop = self._read(chunk.path), min(chunk.stop, upto) - chunk.start
+            kept.append({name: columns[name][:stop] for name in names})
+            rows, upto = rows + stop, chunk.start
+            if rows * self.num_envs >= frames:
+                break
+        return {name: np.concatenate([k[name] for k in reversed(kept)]) for name in names}
+
+    def _stretch(self, row: int) -> tuple[int, int]:
+        for start, stop in self.spans:
+            if start <= row < stop:
+                return start, stop
+        known = ", ".join(f"{start} to {stop - 1}" for start, stop in self.spans) or "none"
+        raise ReplayError(f"row {row} is not recorded: the rows are {known}")
+
+    def _rows(self, env: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Columns of rows ``[start, stop)`` of one environment, as far as they are recorded."""
+        if not 0 <= env < self.num_envs:
+            raise ReplayError(
+                f"environment {env} is not recorded: choose one below {self.num_envs}"
+            )
+        stop = min(stop, self._stretch(start)[1])
+        pieces = []
+        for chunk in self._chunks:
+            low, high = max(start, chunk.start), min(stop, chunk.stop)
+            if low < high:
+                columns = self._read(chunk.path)
+                span = slice(low - chunk.start, high - chunk.start)
+                pieces.append({name: columns[name][span, env] for name in COLUMNS})
+                start = high
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in COLUMNS}
+
+
+def _covering(directory: Path) -> list[_Chunk]:
+    """Chunks by rising rows; of two that hold the same rows, the longer one."""
+    found = []
+    for path in directory.glob("*.npz"):
+        start, _, rest = path.stem.partition("-")
+        stop = rest.partition("-")[0]
+        if start.isdigit() and stop.isdigit():
+            found.append(_Chunk(int(start), int(stop), path))
+    chosen: list[_Chunk] = []
+    for chunk in sorted(found, key=lambda c: (c.start, -c.stop)):
+        if not chosen or chunk.stop > chosen[-1].stop:
+            chosen.append(chunk)
+    return chosen
+
+
+def _join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches that touch or overlap, as one; ``spans`` rises."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _read_chunk(path: Path) -> dict[str, np.ndarray]:
+    try:
+        # Opened here: NumPy leaves a file open that turns out to be none of its own.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
+            return {name: columns[name] for name in COLUMNS}
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise ReplayError(f"the recorded frames in {path} cannot be read: {error}") from error

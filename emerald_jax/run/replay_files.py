@@ -1,0 +1,288 @@
+"""The replay on disk: chunks of rows that are written once and never changed.
+
+A chunk is one ``.npz`` of the columns of successive rows, named by its rows and digest, readable
+with plain ``numpy.load``. A *manifest* (JSON values) lists the chunks of one checkpoint with their
+digests; it is kept in that checkpoint's facts, so replay and parameters are one consistent point.
+Saving writes only rows that are not in a chunk yet. Rows written to disk after the last checkpoint
+are in no manifest, so a resumed run does not see them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emerald_jax.replay import COLUMNS, Replay
+from emerald_jax.run.files import CheckpointError, DamagedError, digest, first_line, write_atomic
+
+_log = logging.getLogger(__name__)
+
+#: Size of a full chunk: what is in memory twice while one is written or read.
+_CHUNK_BYTES = 32 * 2**20
+#: A last chunk smaller than this share of a full one is written again with the rows that follow it,
+#: so that frequent checkpoints do not end in thousands of files.
+_SMALL = 0.25
+
+
+class Loaded(NamedTuple):
+    """What a load brought back.
+
+    Attributes:
+        rows: rows in the replay now.
+        lost: file names of the chunks that could not be used; their rows are holes.
+    """
+
+    rows: int
+    lost: tuple[str, ...]
+
+
+class ReplayFiles:
+    """The chunks in one directory. Like the replay, used from one thread."""
+
+    def __init__(self, directory: str | Path) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            directory: where the chunks lie; made at the first write.
+        """
+        self.directory = Path(directory)
+        self._chunks: list[dict[str, Any]] = []  # of this run's past, by rising rows
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="replay-files")
+        self._job: Future[dict[str, Any]] | None = None
+        self._ahead = True  # False after a write ahead failed, until a save succeeds
+
+    def advance(self, replay: Replay) -> None:
+        """Write a full chunk in the background, if one is due and none is being written.
+
+        Cheap when there is nothing to do. Never needed: it only keeps :meth:`save` short, which
+        otherwise writes all that is new since the last one.
+
+        Args:
+            replay: always the same one.
+        """
+        if self._job is not None:
+            if not self._job.done():
+                return
+            self._collect()
+        if not self._ahead:
+            return
+        size = _chunk_rows(replay)
+        start = self._saved_rows()
+        for low, high in replay.spans():
+            low = max(low, start)
+            if high - low >= size:
+                rows = _copy_rows(replay, low, low + size)
+                self._job = self._writer.submit(self._write, rows, low, low + size)
+                return
+
+    def writing(self) -> bool:
+        """Whether a chunk is being written in the background."""
+        return self._job is not None and not self._job.done()
+
+    def save(self, replay: Replay) -> dict[str, Any] | None:
+        """Write what is not on disk yet.
+
+        Args:
+            replay: always the same one.
+
+        Returns:
+            The manifest of the replay as it is now, or None, with a warning, if the disk is full or
+            cannot be written.
+        """
+        self._collect()
+        try:
+            self._write_new_rows(replay)
+        except OSError as error:
+            reason = first_line(error)
+            _log.warning("the replay cannot be written to %s (%s)", self.directory, reason)
+            return None
+        self._ahead = True
+        return {
+            "written": replay.written,
+            "oldest": replay.oldest,
+            "num_envs": replay.num_envs,
+            "image_shape": list(replay.image_shape),
+            "chunks": [dict(chunk) for chunk in self._chunks],
+        }
+
+    def load(self, manifest: dict[str, Any], replay: Replay) -> Loaded:
+        """Fill an empty replay in place, one chunk in memory at a time.
+
+        A chunk that is missing, truncated or altered is skipped and named in a warning; what it
+        held becomes a hole, at which episodes are cut.
+
+        Args:
+            manifest: from :meth:`save`.
+            replay: made with the same environments and images; its capacity may differ.
+
+        Raises:
+            CheckpointError: if the manifest is of other environments or images.
+        """
+        facts = {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
+        for name, ours in facts.items():
+            if manifest[name] != ours:
+                raise CheckpointError(
+                    f"the replay in {self.directory} has {name} {manifest[name]}, this run {ours}: "
+                    "use the settings it was saved with"
+                )
+        written = manifest["written"]
+        oldest = max(manifest["oldest"], written - replay.rows)
+        self._chunks, lost = [], []
+        for chunk in manifest["chunks"]:
+            if chunk["stop"] <= oldest:
+                continue
+            try:
+                self._read_into(replay, chunk, oldest)
+            except DamagedError as error:
+                _log.warning("replay chunk %s is skipped: %s", chunk["file"], error)
+                lost.append(chunk["file"])
+                continue
+            self._chunks.append(dict(chunk))
+        holes = _gaps(oldest, written, self._chunks)
+        replay.restore(written=written, oldest=oldest, holes=holes)
+        if lost:
+            gone = sum(stop - start for start, stop in holes)
+            _log.warning("%d replay chunks were lost, %d of %d rows", len(lost), gone, written)
+        return Loaded(len(replay) // replay.num_envs, tuple(lost))
+
+    def prune(self, manifests: Iterable[dict[str, Any]]) -> None:
+        """Delete the chunks that neither this run nor any manifest needs.
+
+        Args:
+            manifests: those of all checkpoints on disk.
+        """
+        needed = {chunk["file"] for m in manifests for chunk in m["chunks"]}
+        needed |= {chunk["file"] for chunk in self._chunks}
+        if not self.directory.is_dir() or self.writing():
+            return  # a chunk being written has no name yet; the next prune will do
+        self._collect()
+        needed |= {chunk["file"] for chunk in self._chunks}
+        for path in [*self.directory.glob("*.npz"), *self.directory.glob("*.tmp")]:
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Finish what is being written; safe to call twice."""
+        self._collect()
+        self._writer.shutdown()
+
+    def _saved_rows(self) -> int:
+        """Rows before this one are on disk, or were lost."""
+        return self._chunks[-1]["stop"] if self._chunks else 0
+
+    def _collect(self) -> None:
+        """Take over the chunk written in the background; one that failed is simply due again."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        try:
+            self._chunks.append(job.result())
+        except OSError as error:
+            _log.debug("a replay chunk could not be written ahead", exc_info=error)
+            self._ahead = False
+
+    def _write_new_rows(self, replay: Replay) -> None:
+        """Bring :attr:`_chunks` up to the newest row; on an error it stays usable as it is."""
+        self._chunks = [c for c in self._chunks if c["stop"] > replay.oldest]
+        size = _chunk_rows(replay)
+        start, small = self._saved_rows(), 0
+        if self._chunks and replay.written > start:
+            last = self._chunks[-1]
+            held = any(low <= last["start"] and last["stop"] < high for low, high in replay.spans())
+            if held and last["stop"] - last["start"] < _SMALL * size:
+                start, small = last["start"], 1
+        for low, high in replay.spans():
+            for first in range(max(low, start), high, size):
+                stop = min(first + size, high)
+                chunk = self._write(_copy_rows(replay, first, stop), first, stop)
+                self._chunks = [*self._chunks[: len(self._chunks) - small], chunk]
+                small = 0
+
+    def _write(self, rows: dict[str, np.ndarray], start: int, stop: int) -> dict[str, Any]:
+        """One chunk file; returns its entry in a manifest."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **rows)
+        # Let go of the view before the buffer goes: Python 3.13 complains where a write failed.
+        with buffer.getbuffer() as data:
+            found, size = digest(data), len(data)
+            name = f"{start:012d}-{stop:012d}-{found[:12]}.npz"
+            write_atomic(self.directory / name, data)
+        return {"file": name, "start": start, "stop": stop, "bytes": size, "sha256": found}
+
+    def _read_into(self, replay: Replay, chunk: dict[str, Any], oldest: int) -> None:
+        """Put the rows of one chunk, from ``oldest`` on, where they belong."""
+        data = _read_checked(self.directory, chunk)
+        first = max(chunk["start"], oldest)
+        index = np.arange(first, chunk["stop"]) % replay.rows
+        with np.load(io.BytesIO(data), allow_pickle=False) as rows:
+            for name in COLUMNS:
+                replay.columns[name][index] = rows[name][first - chunk["start"] :]
+
+
+class ChunkHealth:
+    """Tells which chunks of a directory are what was written; each is read once."""
+
+    def __init__(self, directory: Path) -> None:
+        """Nothing is read yet.
+
+        Args:
+            directory: where the chunks lie.
+        """
+        self._directory = directory
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def sound(self, chunk: dict[str, Any]) -> bool:
+        """Whether a chunk, by its entry in a manifest, is there and whole."""
+        name = (chunk["file"], chunk["sha256"])
+        if name not in self._known:
+            try:
+                _read_checked(self._directory, chunk)
+                self._known[name] = True
+            except DamagedError:
+                self._known[name] = False
+        return self._known[name]
+
+
+def _read_checked(directory: Path, chunk: dict[str, Any]) -> bytes:
+    """The bytes of one chunk file.
+
+    Raises:
+        DamagedError: if they are not those that were written.
+    """
+    try:
+        data = (directory / chunk["file"]).read_bytes()
+    except OSError as error:
+        raise DamagedError(f"it cannot be read: {first_line(error)}") from error
+    if len(data) != chunk["bytes"]:
+        raise DamagedError(f"it has {len(data)} bytes, not {chunk['bytes']}")
+    if digest(data) != chunk["sha256"]:
+        raise DamagedError("its digest does not match")
+    return data
+
+
+def _chunk_rows(replay: Replay) -> int:
+    """Rows of a full chunk."""
+    row = Replay.nbytes_needed(replay.num_envs, replay.num_envs, replay.image_shape)
+    return max(1, _CHUNK_BYTES // row)
+
+
+def _copy_rows(replay: Replay, start: int, stop: int) -> dict[str, np.ndarray]:
+    """A copy, so that the ring may turn while it is written."""
+    index = np.arange(start, stop) % replay.rows
+    return {name: column[index] for name, column in replay.columns.items()}
+
+
+def _gaps(start: int, stop: int, chunks: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """What of rows ``[start, stop)`` is in no chunk, in order; chunks never span a hole."""
+    gaps, at = [], start
+    for chunk in chunks:
+        if chunk["start"] > at:
+            gaps.append((at, chunk["start"]))
+        at = max(at, chunk["stop"])
+    return [*gaps, (at, stop)] if at < stop else gaps

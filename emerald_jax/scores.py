@@ -1,0 +1,174 @@
+"""Scores of benchmarks, as plain numbers.
+
+Crafter's score is Hafner's (arXiv 2109.06780). Aggregates over Atari games are those of Agarwal et
+al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (arXiv 2108.13264),
+section 4: mean, median and interquartile mean (IQM), with stratified bootstrap intervals.
+
+Published numbers, carried as package data: ``data/crafter.json`` and ``data/atari100k.json``.
+
+Each file says under ``about`` and ``sources`` what its numbers are and who published them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Bootstrap samples of an interval; the statistic's own error is then far below its width.
+SAMPLES = 10_000
+#: Bootstrap samples computed at a time, which bounds the memory.
+_CHUNK = 500
+
+
+def success_rates(episodes: Iterable[Mapping[str, int]], names: Iterable[str]) -> dict[str, float]:
+    """Share of episodes that unlocked each achievement at least once.
+
+    Args:
+        episodes: one mapping per episode, achievement name -> times unlocked.
+        names: all achievements, so that one never unlocked counts as 0.
+
+    Returns:
+        name -> rate in per cent.
+    """
+    episodes = list(episodes)
+    if not episodes:
+        raise ValueError("success rates need at least one episode")
+    return {
+        name: 100.0 * sum(e.get(name, 0) > 0 for e in episodes) / len(episodes) for name in names
+    }
+
+
+def crafter_score(rates: Mapping[str, float]) -> float:
+    """Crafter's score: the geometric mean of success rates, shifted by one (Hafner 2021).
+
+    exp(mean_i ln(1 + s_i)) - 1, which rewards rare achievements more than frequent ones.
+
+    Args:
+        rates: name -> success rate s_i in per cent, 0 to 100.
+
+    Returns:
+        The score in per cent.
+    """
+    return math.exp(sum(math.log1p(rate) for rate in rates.values()) / len(rates)) - 1.0
+
+
+def human_normalised(score: float, random: float, human: float) -> float:
+    """(score - random) / (human - random): 0 plays like chance, 1 like a person."""
+    return (score - random) / (human - random)
+
+
+class Interval(NamedTuple):
+    """A number and the bounds of its 95 % interval; NaN where there is none.
+
+    Attributes:
+        value: of the scores themselves.
+        low: lower bound.
+        high: upper bound.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def aggregate(
+    scores: Mapping[str, Sequence[float]], *, samples: int = SAMPLES, seed: int = 0
+) -> dict[str, Interval]:
+    """Aggregates over games, and how sure they are given so few runs.
+
+    ``mean`` and ``median`` are those over games of each game's mean over runs; ``iqm`` is the mean
+    of the middle half of all runs of all games. An interval holds the middle 95 % of the aggregate
+    over bootstrap samples: in each, every game's runs are drawn anew from that game's own, with
+    replacement (stratified by game). With one run per game there is nothing to draw: no interval.
+
+    Args:
+        scores: game -> one score per run. Games may differ in their number of runs; each run counts
+            the same in the IQM.
+        samples: bootstrap samples.
+        seed: of the bootstrap.
+
+    Returns:
+        ``mean``, ``median`` and ``iqm``.
+
+    Raises:
+        ValueError: without games, or with a game without runs.
+    """
+    if not scores or not all(len(runs) for runs in scores.values()):
+        raise ValueError("an aggregate needs at least one run of every game")
+    runs = [np.asarray(values, np.float64) for values in scores.values()]
+    values = _aggregates([run[None] for run in runs])
+    if max(map(len, runs)) == 1:
+        return {name: Interval(float(v[0]), math.nan, math.nan) for name, v in values.items()}
+    rng = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, samples, _CHUNK):
+        count = min(_CHUNK, samples - start)
+        drawn = [run[rng.integers(len(run), size=(count, len(run)))] for run in runs]
+        parts.append(_aggregates(drawn))
+    return {
+        name: Interval(
+            float(value[0]),
+            *np.percentile(np.concatenate([part[name] for part in parts]), [2.5, 97.5]).tolist(),
+        )
+        for name, value in values.items()
+    }
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the middle half: the lowest and the highest quarter are left out, rounded down.
+
+    Args:
+        values: `[..., n]`.
+
+    Returns:
+        `[...]`.
+    """
+    n = values.shape[-1]
+    cut = n // 4
+    return np.sort(values, axis=-1)[..., cut : n - cut].mean(-1)
+
+
+def _aggregates(games: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Aggregates `[samples]` of games `[samples, runs]`."""
+    means = np.stack([game.mean(1) for game in games], axis=1)
+    return {
+        "mean": means.mean(1),
+        "median": np.median(means, axis=1),
+        "iqm": interquartile_mean(np.concatenate(games, axis=1)),
+    }
+
+
+@functools.cache
+def crafter() -> dict[str, Any]:
+    """Scores in per cent, returns and success rates of Crafter, by protocol and by method."""
+    return _read("crafter.json")
+
+
+@functools.cache
+def atari100k() -> dict[str, Any]:
+    """The protocol of Atari 100k, returns by game and method, and published aggregates."""
+    return _read("atari100k.json")
+
+
+def _read(name: str) -> dict[str, Any]:
+    text = resources.files("emerald_jax").joinpath("data", name).read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def atari_game(env: str) -> dict[str, float] | None:
+    """Published returns of an environment's game by method.
+
+    Args:
+        env: such as ``atari:Pong``.
+
+    Returns:
+        None for anything but one of the 26 games.
+    """
+    family, _, game = env.partition(":")
+    return atari100k()["games"].get(game) if family == "atari" else None

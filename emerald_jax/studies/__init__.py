@@ -1,1 +1,0 @@
-"""Machinery of the experiments: recorded data sets, resumable cells, measures, tables, figures."""

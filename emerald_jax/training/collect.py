@@ -1,0 +1,216 @@
+"""Recorded play that any model can be trained on, so that all of them see the same bytes.
+
+A data set is a directory: ``dataset.json`` (where the play came from, and a manifest of chunks with
+their SHA-256) and the chunks, in the replay's own on-disk format, readable with ``numpy.load``.
+Rows are vector steps and the alignment is that of ``replay/store.py``: ``is_first`` and
+``is_terminal`` are kept, and no final frame is lost. The manifest is written last: a directory
+without it is no data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from emerald_jax.agent.acting import Observation, compile_acting, put_step
+from emerald_jax.agent.state import init_carry
+from emerald_jax.config import Config
+from emerald_jax.envs.base import VectorStep
+from emerald_jax.envs.registry import make_vector_env, spec_of
+from emerald_jax.replay import COLUMNS, Replay, ReplayError
+from emerald_jax.run.files import write_atomic
+from emerald_jax.run.replay_files import ReplayFiles
+from emerald_jax.training.evaluate import load_weights
+from emerald_jax.training.faults import RunError
+
+DATASET_FILE = "dataset.json"
+FORMAT = 1
+#: Seeds of recorded play lie far from those that training and evaluation count up from.
+_FAR = 2_000_003
+
+#: Newest records -> actions `[E]` int32.
+Policy = Callable[[VectorStep], np.ndarray]
+
+
+class DataSet(NamedTuple):
+    """Recorded play in memory.
+
+    Attributes:
+        facts: ``env``, ``policy``, ``seed``, ``steps`` (environment steps), ``num_actions`` and
+            ``image_shape``, as JSON values.
+        replay: the records.
+    """
+
+    facts: dict[str, Any]
+    replay: Replay
+
+
+def random_policy(num_actions: int, count: int, seed: int) -> Policy:
+    """Actions drawn uniformly."""
+    rng = np.random.default_rng(seed)
+    return lambda record: rng.integers(num_actions, size=count, dtype=np.int32)
+
+
+def run_policy(run: str | Path, config: Config, seed: int) -> Policy:
+    """Actions sampled from a trained run's policy.
+
+    Args:
+        run: run directory; its newest sound checkpoint is read.
+        config: its configuration, with the number of environments to be played.
+        seed: of the actions.
+
+    Raises:
+        CheckpointError: it holds no sound checkpoint.
+    """
+    learner, params, _ = load_weights(run, config, spec_of(config.env, config.envs))
+    act, key = compile_acting(learner), jax.random.key(seed)
+    memory: dict[str, Any] = {"carry": init_carry(learner, config.envs.count), "step": 0}
+
+    def choose(record: VectorStep) -> np.ndarray:
+        seen = jax.device_put(Observation(record.image, record.action, record.is_first))
+        acted = act(params, memory["carry"], seen, key, put_step(memory["step"]))
+        memory.update(carry=acted.carry, step=memory["step"] + 1)
+        action, finite = jax.device_get((acted.action, acted.finite))
+        if not finite:
+            raise RunError(f"the policy of {run} is not finite: record another run")
+        return action
+
+    return choose
+
+
+def record(config: Config, steps: int, seed: int, policy: Policy | None = None) -> Replay:
+    """Play and keep every record.
+
+    Args:
+        config: environment, number of environments and image size.
+        steps: environment steps to record, over all environments; a few more may be.
+        seed: of the environments, and of the actions where ``policy`` is None.
+        policy: None plays at random.
+
+    Raises:
+        EnvError: the environment cannot be made here.
+        ReplayError: the records do not fit into memory.
+    """
+    count = config.envs.count
+    env = make_vector_env(config.env, config.envs, seed=seed + _FAR)
+    try:
+        policy = policy or random_policy(env.spec.num_actions, count, seed)
+        # An episode of one step is two records: no play has more than two records a step.
+        replay = Replay(2 * (steps + 2 * count), count, env.spec.image_shape)
+        step, played = env.reset(), 0
+        replay.append(step)
+        while played < steps:
+            step = env.step(policy(step))
+            replay.append(step)
+            played += step.env_steps
+        return replay
+    finally:
+        env.close()
+
+
+def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, Any]:
+    """What :attr:`DataSet.facts` says of a recording; arguments as :func:`record`."""
+    spec = spec_of(config.env, config.envs)
+    return {
+        "env": config.env,
+        "policy": policy,
+        "seed": seed,
+        "steps": steps,
+        "num_actions": spec.num_actions,
+        "image_shape": list(spec.image_shape),
+    }
+
+
+def write_dataset(folder: str | Path, replay: Replay, facts: dict[str, Any]) -> Path:
+    """Write a data set; the directory becomes one with the last byte.
+
+    Args:
+        folder: made if it does not exist; must hold no data set.
+        replay: the records.
+        facts: see :class:`DataSet`.
+
+    Returns:
+        The manifest's path.
+
+    Raises:
+        ReplayError: there is one already, or it cannot be written.
+    """
+    folder = Path(folder)
+    refuse_dataset(folder)
+    files = ReplayFiles(folder)
+    try:
+        chunks = files.save(replay)
+    finally:
+        files.close()
+    if chunks is None:
+        raise ReplayError(f"the data set cannot be written to {folder}: is the disk full?")
+    text = json.dumps({"format": FORMAT, **facts, "replay": chunks}, indent=1) + "\n"
+    write_atomic(folder / DATASET_FILE, text.encode())
+    return folder / DATASET_FILE
+
+
+def refuse_dataset(folder: Path) -> None:
+    """Refuse to write over a data set, or into a file.
+
+    Raises:
+        ReplayError: naming the way out.
+    """
+    if (folder / DATASET_FILE).exists():
+        raise ReplayError(f"{folder} holds a data set already: choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise ReplayError(f"{folder} is a file: choose another --out")
+
+
+def read_dataset(folder: str | Path) -> DataSet:
+    """Load a data set; every chunk is checked against its digest.
+
+    Raises:
+        ReplayError: there is none, another version wrote it, or a chunk is missing or altered.
+    """
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+        found, manifest = facts.pop("format"), facts.pop("replay")
+        count, rows = manifest["num_envs"], manifest["written"] - manifest["oldest"]
+    except FileNotFoundError as error:
+        raise ReplayError(f"{folder} is no data set: it holds no {DATASET_FILE}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReplayError(f"{folder / DATASET_FILE} cannot be read: {error}") from error
+    if found != FORMAT:
+        raise ReplayError(f"{folder} is a data set of format {found}, this version reads {FORMAT}")
+    replay = Replay(rows * count, count, manifest["image_shape"])
+    files = ReplayFiles(folder)
+    try:
+        lost = files.load(manifest, replay).lost
+    finally:
+        files.close()
+    if lost:
+        raise ReplayError(f"{folder} is damaged ({lost[0]}): record or copy it anew")
+    return DataSet(facts, replay)
+
+
+def split(replay: Replay, held_out: float) -> tuple[Replay, Replay]:
+    """The older rows to train on and the newer ones to test on; no row is in both.
+
+    Args:
+        replay: the records, without holes.
+        held_out: share of the rows that is held out, in (0, 1).
+    """
+    rows = replay.written - replay.oldest
+    border = replay.oldest + max(1, min(rows - 1, round((1 - held_out) * rows)))
+    return _rows(replay, replay.oldest, border), _rows(replay, border, replay.written)
+
+
+def _rows(replay: Replay, start: int, stop: int) -> Replay:
+    """A replay of rows ``[start, stop)`` alone."""
+    part = Replay((stop - start) * replay.num_envs, replay.num_envs, replay.image_shape)
+    index = np.arange(start, stop) % replay.rows
+    for name in COLUMNS:
+        part.columns[name][:] = replay.columns[name][index]
+    part.restore(written=stop - start, oldest=0, holes=())
+    return part

@@ -1,0 +1,1 @@
+"""Studies, one short file each: ``python -m experiments.latent``; see README.md."""

@@ -1,0 +1,1 @@
+"""What studies share: plans, trained worlds, measures, results."""

@@ -1,0 +1,241 @@
+"""What a trained world model makes of play it has not seen: numbers, window by window."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emerald_jax.agent.dream import open_loop
+from emerald_jax.agent.state import Learner, init_carry
+from emerald_jax.imagination import decode
+from emerald_jax.models.world_model import WorldModel
+from emerald_jax.ops.distributions import take_class
+from emerald_jax.ops.maskgit import mask_counts
+from emerald_jax.ops.scalars import two_hot_mean
+from emerald_jax.run.machine import compile_program
+from emerald_jax.types import Array, Batch, Key, Params
+from experiments.study.worlds import World
+
+#: Windows measured at a time, which bounds the memory.
+_AT_ONCE = 16
+#: Up to this distance, on the unit scale, a colour passes for the real one.
+_SAME = 0.25
+#: States decoded at once where the speed of decoding is measured, and how often.
+_DECODED, _REPEATS = 256, 15
+
+
+def joint_log_prob(
+    params: Params, h: Array, z: Array, key: Key, *, model: WorldModel, steps: int
+) -> Array:
+    """Log-likelihood of whole latents under the configured prior, in nats.
+
+    The linear and the autoregressive prior have one. For the MaskGIT it is that of revealing the
+    tokens in a uniformly random order, as many in each of the S steps as its schedule does: log p
+    of the tokens revealed in a step given those revealed before, summed over steps. Averaged over
+    orders this is a lower bound (Jensen); decoding itself picks the order by confidence.
+
+    Args:
+        params: the world model's parameters.
+        h: `[..., D]`.
+        z: `[..., P, G]` int32.
+        key: consumed; draws the order.
+        model: the world model.
+        steps: S; 0 asks the dynamics head.
+
+    Returns:
+        `[...]` float32.
+    """
+    c = model.config
+    net = model.bind({"params": params})
+    features = net.prior_features(h)
+    if steps == 0 or c.prior == "linear":
+        return take_class(net.dynamics(features), z).sum((-2, -1))
+    if c.prior == "autoregressive":
+        return take_class(net.ordered_prior(features, z), z).sum((-2, -1))
+    tokens = c.positions * c.groups
+    order = jnp.argsort(jax.random.uniform(key, (*z.shape[:-2], tokens)), axis=-1)
+    order = order.reshape(z.shape)
+    counts = (*mask_counts(tokens, steps), 0)
+    total = jnp.zeros(z.shape[:-2])
+    for now, then in itertools.pairwise(counts):
+        asked = jnp.where(order < now, c.classes, z)
+        log_probs = take_class(net.masked_prior(features, asked), z)
+        total = total + jnp.where((order < now) & (order >= then), log_probs, 0).sum((-2, -1))
+    return total
+
+
+def measure(
+    world: World, windows: Batch, context: int, *, seed: int, pictures: bool = False
+) -> dict[str, np.ndarray]:
+    """Read ``context`` frames of every window, then judge the next latents and the open loop.
+
+    Args:
+        world: a trained world model; its settings say how latents are decoded.
+        windows: :class:`Batch` `[W, T]` within one episode each.
+        context: real frames read first, 1 <= context < T.
+        seed: of the sampled latents.
+        pictures: hand out the reconstructions too, ``recon`` `[W, T, height, width, 3]`.
+
+    Returns:
+        By name, one value per window or per window and imagined step:
+
+        * ``pixel_error`` `[W]`: squared error of reconstructions, mean over pixels, unit scale;
+        * ``token_accuracy`` `[W]`: share of decoded tokens that are the posterior's likeliest, h_t
+          read from real frames;
+        * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
+        * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
+        * ``moved`` `[W, T - context]`: of the pixels that differ from the frame before, the share
+          that the dream shows, each channel to a quarter of the scale; 1 where nothing moved;
+        * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
+        * ``still_error``, ``still_moved`` and ``zero_error``, the same of who takes the last frame
+          read for all that follow, and of who never expects a reward.
+    """
+    count = windows.action.shape[0]
+    keys = jax.random.split(jax.random.key(seed), count)
+    run = jax.jit(partial(_judge, learner=world.learner, context=context, pictures=pictures))
+    parts, at_once = [], min(_AT_ONCE, count)
+    program = None
+    for start in range(0, count - count % at_once, at_once):
+        part = jax.tree.map(lambda x, s=start: x[s : s + at_once], windows)
+        part = part._replace(carry=init_carry(world.learner, at_once))
+        arguments = (world.params, part, keys[start : start + at_once])
+        program = program or compile_program(run.lower(*arguments))
+        parts.append(jax.device_get(program(*arguments)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _judge(
+    params: Params, batch: Batch, key: Key, *, learner: Learner, context: int, pictures: bool
+) -> dict[str, Array]:
+    """:func:`measure` of a batch of windows."""
+    model, steps = learner.model, learner.config.behavior.decode_steps
+    pass_key, order_key, decode_key, dream_key = jax.vmap(
+        lambda k: tuple(jax.random.split(k, 4)), out_axes=0
+    )(key)
+
+    def latents(sequence: Batch, pass_key: Key, order_key: Key, decode_key: Key) -> tuple:
+        passed = model.apply({"params": params}, sequence, pass_key)
+        h, z = passed.state.h[context:], passed.state.z[context:]
+        nats = -joint_log_prob(params, h, z, order_key, model=model, steps=steps).mean()
+        likeliest = jnp.argmax(passed.posterior[context:], -1)
+        drawn = decode(params, h, decode_key, model=model, steps=steps).z
+        return nats, jnp.mean(drawn == likeliest, dtype=jnp.float32)
+
+    nats, accuracy = jax.vmap(latents)(batch, pass_key, order_key, decode_key)
+    seen = open_loop({"world_model": params}, batch, dream_key, learner=learner, context=context)
+    real = batch.image.astype(jnp.float32) / 255
+    still = jnp.broadcast_to(real[:, context - 1 : context], real.shape)
+
+    def square(predicted: Array) -> Array:
+        return jnp.square(predicted - real).mean((-3, -2, -1))
+
+    return ({"recon": seen.recon} if pictures else {}) | {
+        "pixel_error": square(seen.recon).mean(-1),
+        "token_accuracy": accuracy,
+        "nats": nats,
+        "dream_error": square(seen.dream)[:, context:],
+        "moved": moved_share(real, seen.dream)[:, context - 1 :],
+        "reward_error": jnp.abs(seen.reward - batch.reward)[:, context:],
+        "still_error": square(still)[:, context:],
+        "still_moved": moved_share(real, still)[:, context - 1 :],
+        "zero_error": jnp.abs(batch.reward)[:, context:],
+    }
+
+
+def moved_share(real: Array, shown: Array) -> Array:
+    """How much of what happens is shown: on a board, its moving pieces.
+
+    A mean over pixels hardly sees a ball of one pixel. Where a piece has left counts as much as
+    where it went, so a dream that forgot the ball still has half of it right. Of pictures with
+    noise (Crafter's nights) it says nothing: there every pixel moves.
+
+    Args:
+        real: `[W, T, height, width, 3]` in [0, 1].
+        shown: the same shape.
+
+    Returns:
+        `[W, T - 1]`, of the second frame on: see ``moved`` of :func:`measure`.
+    """
+    moved = jnp.any(real[:, 1:] != real[:, :-1], axis=-1)
+    right = jnp.all(jnp.abs(shown - real)[:, 1:] < _SAME, axis=-1)
+    total = jnp.sum(moved, axis=(-2, -1))
+    return jnp.where(total, jnp.sum(moved & right, axis=(-2, -1)) / jnp.maximum(total, 1), 1.0)
+
+
+def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
+    """Microseconds of decoding one latent, many decoded at once.
+
+    All are compiled first and then timed in turn, round by round, so that what else the machine
+    does meets all of them alike.
+
+    Args:
+        worlds: trained world models by name; their settings say how latents are decoded.
+
+    Returns:
+        `[repeats]` by name.
+    """
+    programs = {}
+    for name, world in worlds.items():
+        model, steps = world.learner.model, world.learner.config.behavior.decode_steps
+        h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
+
+        def run(params: Params, h: Array, key: Key, model: WorldModel, steps: int) -> Array:
+            return decode(params, h, key, model=model, steps=steps).z
+
+        arguments: tuple[Any, ...] = (world.params, h, jax.random.key(1))
+        lowered = jax.jit(partial(run, model=model, steps=steps)).lower(*arguments)
+        programs[name] = partial(compile_program(lowered), *arguments)
+        jax.block_until_ready(programs[name]())
+    times: dict[str, list[float]] = {name: [] for name in worlds}
+    for _ in range(_REPEATS):
+        for name, program in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(program())
+            times[name].append((time.perf_counter() - began) / _DECODED * 1e6)
+    return {name: np.array(found) for name, found in times.items()}
+
+
+def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
+    """Can the model imagine the last frame, which only the first one tells? See ``probe.py``.
+
+    All frames but the last are read, the latent of the last is decoded from its h_t.
+
+    Args:
+        world: a trained world model; its settings say how latents are decoded.
+        windows: :class:`Batch` `[W, T]`, whole episodes of the probe.
+        seed: of the sampled latents.
+
+    Returns:
+        ``recall`` `[W]`: 1 where the sign of the reward predicted for the imagined frame is right;
+        ``recall_pixels`` `[W]`: 1 where the imagined frame is nearer to the right colour.
+    """
+    learner, count = world.learner, windows.action.shape[0]
+    model, steps = learner.model, learner.config.behavior.decode_steps
+    batch = windows._replace(carry=init_carry(learner, count))
+
+    @jax.jit
+    def imagined(params: Params, batch: Batch, key: Key) -> tuple[Array, Array]:
+        def one(sequence: Batch, key: Key) -> tuple[Array, Array]:
+            pass_key, decode_key = jax.random.split(key)
+            net = model.bind({"params": params})
+            h = net(sequence, pass_key).state.h[-1:]
+            z = decode(params, h, decode_key, model=model, steps=steps).z
+            return two_hot_mean(net.reward(z, h))[0], net.reconstruct(z, h)[0]
+
+        return jax.vmap(one)(batch, key)
+
+    keys = jax.random.split(jax.random.key(seed), count)
+    reward, frame = (np.asarray(x) for x in imagined(world.params, batch, keys))
+    real = np.sign(windows.reward[:, -1])
+    # The cues are red and blue.
+    redder = frame[..., 0].mean((1, 2)) - frame[..., 2].mean((1, 2))
+    return {
+        "recall": (np.sign(reward) == real).astype(np.float32),
+        "recall_pixels": (np.sign(redder) == real).astype(np.float32),
+    }

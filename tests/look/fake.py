@@ -1,0 +1,114 @@
+"""A dream that needs no model, served from a thread: for the protocol and for the browser."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+
+from emerald_jax.config import ConfigError
+from emerald_jax.envs.base import EnvSpec
+from emerald_jax.look.play_server import PlayServer, take_port
+from emerald_jax.look.play_session import Picture
+from emerald_jax.replay import ReplayError
+
+SIDE = 16
+NAMES = ("noop", "move_left", "move_right", "do", "sleep")
+
+
+class FakeRecordings:
+    """Six rows of two environments."""
+
+    spans, num_envs = ((3, 9),), 2
+
+    def __len__(self) -> int:
+        return 12
+
+
+class FakeSession:
+    """Paints a square that actions move; a decoding step takes 40 ms."""
+
+    def __init__(self, *, names: tuple[str, ...] = NAMES) -> None:
+        spec = EnvSpec(name="fake", image_shape=(SIDE, SIDE, 3), num_actions=5, action_names=names)
+        self.agent = SimpleNamespace(spec=spec, updates=7, config=SimpleNamespace(tokens=48))
+        self.recordings = FakeRecordings()
+        self.steps, self.temperature, self.beside = 0, 1.0, False
+        self.x = self.count = 0
+        self.closed = False
+        self.actions: list[int | None] = []
+
+    def configure(self, *, steps: int | None = None, temperature: float | None = None) -> None:
+        if steps is not None and steps > 48:
+            raise ConfigError(f"decoding steps must lie in 0 … 48, not {steps}")
+        self.steps = self.steps if steps is None else steps
+        self.temperature = self.temperature if temperature is None else temperature
+
+    def begin_recorded(self, env: int | None = None, row: int | None = None) -> Picture:
+        if row is not None and not 3 <= row < 9:
+            raise ReplayError(f"row {row} is not recorded: the rows are 3 to 8")
+        self.beside, self.x, self.count = False, row or 5, 0
+        return self._picture(-1)
+
+    def begin_real(self) -> Picture:
+        self.beside, self.x, self.count = True, 0, 0
+        return self._picture(-1)
+
+    def step(self, action: int | None) -> Picture:
+        time.sleep(0.04 * self.steps)
+        self.actions.append(action)
+        self.x = (self.x + {1: -1, 2: 1}.get(action, 0)) % SIDE
+        self.count += 1
+        return self._picture(0 if action is None else action)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _picture(self, action: int) -> Picture:
+        frame = np.zeros((SIDE, SIDE, 3), np.uint8)
+        frame[4:8, self.x] = (255, 200, 10)
+        real = frame[::-1].copy() if self.beside else None
+        sure = np.full((4, 4), 0.5, np.float32)
+        return Picture(frame, 0.25, 0.9, sure, self.count, action, real, 1.0, False)
+
+
+@contextmanager
+def serving(session: FakeSession, **options: object) -> Iterator[tuple[PlayServer, list[str]]]:
+    """The server in a thread of its own, and what it says."""
+    said: list[str] = []
+    own = {"listening": take_port(0), "title": "runs/fake", "say": said.append}
+    server = PlayServer(session, **own, **options)
+    ready, problem = threading.Event(), []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with server:
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve())
+        except BaseException as error:
+            problem.append(error)
+        finally:
+            ready.set()
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        if problem:
+            raise problem[0]
+        yield server, said
+    finally:
+        if not problem:
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not stop"

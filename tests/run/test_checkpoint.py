@@ -1,0 +1,359 @@
+"""Checkpoints under every kind of harm: what comes back is what was saved, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from emerald_jax.run import checkpoint
+from emerald_jax.run.checkpoint import Checkpointer, CheckpointError, DamagedError
+
+FACTS = {"counters": {"env_steps": 7, "big": 2**100}, "rate": 0.1, "name": "é"}
+
+
+@flax.struct.dataclass
+class State:
+    params: dict
+    opt: optax.OptState
+    step: jax.Array
+
+
+class Carry(NamedTuple):
+    keys: jax.Array
+    rng: jax.Array
+
+
+def make_tree(seed: int = 0, width: int = 4):
+    """What a run saves: a flax dataclass, optax states, a NamedTuple, four dtypes, a scalar."""
+    key = jax.random.key(seed)
+    params = {
+        "actor": {"kernel": jax.random.normal(key, (3, width)), "bias": jnp.full(width, 0.5)},
+        "half": jnp.linspace(0, 1, 6, dtype=jnp.bfloat16),
+    }
+    opt = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init(params)
+    carry = Carry(keys=jnp.ones((2, 0, 3)), rng=jax.random.key_data(key))
+    return State(params=params, opt=opt, step=jnp.int32(seed)), carry
+
+
+def abstract(tree):
+    return jax.eval_shape(lambda: tree)
+
+
+def assert_equal(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A directory with steps 10, 20 and 30, each of its own seed."""
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        for step in (10, 20, 30):
+            assert checkpointer.save(step, make_tree(step), FACTS | {"step": step})
+    return tmp_path / "checkpoints"
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def restore(directory: Path, step: int | None = None):
+    return Checkpointer(directory, read_only=True).restore(abstract(make_tree()), step)
+
+
+def test_round_trip(saved):
+    tree, facts, step = restore(saved)
+    assert step == 30
+    assert facts == FACTS | {"step": 30}
+    assert_equal(tree, make_tree(30))
+    assert_equal(restore(saved, 10)[0], make_tree(10))
+
+
+def test_the_caller_may_overwrite_its_arrays_at_once(tmp_path):
+    array = np.arange(1000.0)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": array}, {})
+        array[:] = -1
+        assert checkpointer.wait()
+        tree, _, _ = checkpointer.restore({"x": jax.ShapeDtypeStruct((1000,), np.float64)})
+        again, _, _ = checkpointer.restore({"x": array})
+    assert tree["x"].dtype == np.float64  # JAX would have made it float32
+    assert float(tree["x"][-1]) == 999
+    assert isinstance(again["x"], np.ndarray)
+
+
+def test_plain_orbax_and_json_read_it(saved):
+    state = ocp.StandardCheckpointer().restore(saved / "30" / "state")
+    np.testing.assert_array_equal(
+        state[0]["params"]["actor"]["kernel"], make_tree(30)[0].params["actor"]["kernel"]
+    )
+    content = json.loads((saved / "30" / "facts" / "metadata").read_text())["content"]
+    assert content["facts"]["counters"]["big"] == 2**100
+    check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=saved / "30", check=False).returncode == 0
+
+
+def test_leaves_go_to_the_devices_asked_for(saved):
+    device = jax.devices()[-1]
+    mesh = jax.sharding.Mesh(jax.devices()[:3], ("x",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    alone = jax.sharding.SingleDeviceSharding(device)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=spread if x.shape[:1] == (3,) else alone
+        ),
+        make_tree(),
+    )
+    tree, _, _ = Checkpointer(saved, read_only=True).restore(target)
+    assert tree[0].step.devices() == {device}
+    assert len(tree[0].params["actor"]["kernel"].devices()) == 3
+    assert_equal(tree, make_tree(30))
+
+
+def test_a_part_of_the_tree(saved):
+    target = abstract(make_tree()[0].params["actor"])
+    actor, _, step = Checkpointer(saved, read_only=True).restore(target, prefix="0/params/actor")
+    assert step == 30
+    assert_equal(actor, make_tree(30)[0].params["actor"])
+
+
+def test_what_a_gpu_remembers_opens_on_a_cpu(tmp_path):
+    """Floats below the names given come back in the precision asked for; others must fit."""
+    half = {"carry": {"keys": jnp.linspace(0, 1, 6, dtype=jnp.bfloat16)}, "z": jnp.arange(3)}
+    full = {"carry": {"keys": jnp.zeros(6)}, "z": jnp.zeros(3, jnp.int32)}
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.save(1, half, {})
+        assert checkpointer.wait()
+        tree, _, _ = checkpointer.restore(full, cast=("carry/",))
+        assert tree["carry"]["keys"].dtype == jnp.float32
+        np.testing.assert_array_equal(tree["carry"]["keys"], half["carry"]["keys"])
+        with pytest.raises(CheckpointError, match=r"bfloat16\[6\] in it and float32\[6\]"):
+            checkpointer.restore(full)
+        with pytest.raises(CheckpointError, match=r"z is int32\[3\] in it and float32\[3\]"):
+            checkpointer.restore(full | {"z": jnp.zeros(3)}, cast=("carry/", "z"))
+
+
+def test_the_last_save_is_noticed_without_waiting(saved):
+    with Checkpointer(saved) as checkpointer:
+        checkpointer.restore(abstract(make_tree()))
+        assert checkpointer.poll() is None
+        assert checkpointer.save(40, make_tree(40), FACTS)
+        while (ended := checkpointer.poll()) is None:
+            time.sleep(0.01)
+        assert ended
+        assert checkpointer.poll() is None
+        assert checkpointer.steps()[-1] == 40
+
+
+def test_what_was_played_before_the_first_update_is_saved_again(tmp_path, caplog):
+    with Checkpointer(tmp_path) as checkpointer:
+        for rows in (1, 2):
+            assert checkpointer.save(0, make_tree(rows), {"rows": rows})
+            assert checkpointer.wait()
+        tree, facts, step = checkpointer.restore(abstract(make_tree()))
+        assert (step, facts) == (0, {"rows": 2})
+        assert_equal(tree, make_tree(2))
+
+
+def test_the_newest_are_kept(saved):
+    with Checkpointer(saved, keep=2) as checkpointer:
+        checkpointer.restore(abstract(make_tree()))
+        for step in (40, 50):
+            assert checkpointer.save(step, make_tree(step), FACTS)
+            assert checkpointer.wait()
+        assert checkpointer.steps() == [40, 50]
+        assert checkpointer.latest_sound() == 50
+        assert checkpointer.save(50, make_tree(50), FACTS)  # a preemption right after a save
+        info = checkpointer.inspect(50)
+    assert info.problem is None
+    assert info.nbytes == sum(p.stat().st_size for p in files_of(saved / "50"))
+
+
+def test_no_single_flipped_bit_is_ever_restored(saved):
+    """Eight bits in every file of a step: the step is refused, or what comes back is right."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    files = files_of(saved / "30")
+    for path in files:
+        whole = path.read_bytes()
+        for place in rng.integers(0, 8 * len(whole), size=8):
+            flipped = bytearray(whole)
+            flipped[place // 8] ^= 1 << (place % 8)
+            path.write_bytes(flipped)
+            try:
+                tree, facts, _ = restore(saved, 30)
+            except CheckpointError:
+                refused += 1
+            else:
+                assert_equal(tree, make_tree(30))
+                assert facts == FACTS | {"step": 30}
+        path.write_bytes(whole)
+    assert refused > 2 * len(files)
+    assert_equal(restore(saved, 30)[0], make_tree(30))
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "remove"])
+def test_truncated_and_missing_files(saved, harm):
+    for path in files_of(saved / "30"):
+        whole = path.read_bytes()
+        if harm == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(whole[: len(whole) // 2] if harm == "truncate" else b"")
+        tree, facts, step = restore(saved)
+        assert step in (20, 30)
+        assert_equal(tree, make_tree(step))
+        assert facts["step"] == step
+        path.write_bytes(whole)
+
+
+def damage(step: Path) -> None:
+    """Change the arrays' largest file, as a bad disk would."""
+    path = max(files_of(step / "state"), key=lambda p: p.stat().st_size)
+    path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+
+
+def test_the_newest_sound_step_is_used_and_the_run_goes_on_from_it(saved, caplog):
+    damage(saved / "30")
+    with Checkpointer(saved) as checkpointer:
+        assert checkpointer.latest_sound() == 20
+        assert checkpointer.inspect(30).problem
+        tree, _, step = checkpointer.restore(abstract(make_tree()))
+        assert step == 20
+        assert "checkpoint 30" in caplog.text
+        assert_equal(tree, make_tree(20))
+        assert checkpointer.steps() == [10, 20, 30]  # reading changes nothing
+        assert checkpointer.save(25, make_tree(25), FACTS)
+        assert checkpointer.save(30, make_tree(31), FACTS)
+        assert checkpointer.wait()
+        assert checkpointer.steps() == [20, 25, 30]
+        assert_equal(checkpointer.restore(abstract(make_tree()))[0], make_tree(31))
+    assert (saved / "aside" / "30").is_dir()
+
+
+def test_all_damaged_or_a_renamed_step(saved):
+    shutil.rmtree(saved / "10")
+    (saved / "30").rename(saved / "40")
+    with pytest.raises(CheckpointError, match="saved as step 30"):
+        restore(saved, 40)
+    damage(saved / "20")
+    with pytest.raises(CheckpointError, match="no sound checkpoint") as caught:
+        restore(saved)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DamagedError):
+        Checkpointer(saved, read_only=True).facts(40)
+
+
+def test_other_shapes_are_named_in_one_line(saved):
+    checkpointer = Checkpointer(saved, read_only=True)
+    with pytest.raises(CheckpointError, match="does not fit") as caught:
+        checkpointer.restore(abstract(make_tree(width=5)))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "0/params/actor/bias is float32[4] in it and float32[5] in this run" in message
+    with pytest.raises(CheckpointError, match=r"1/keys is float32\[2, 0, 3\] in it and absent"):
+        checkpointer.restore((abstract(make_tree()[0]),))
+    with pytest.raises(CheckpointError, match=r"new is absent in it and int32\[\]"):
+        checkpointer.restore({"new": jax.ShapeDtypeStruct((), np.int32)})
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float16), make_tree())
+    with pytest.raises(CheckpointError, match="float16"):
+        checkpointer.restore(half)
+
+
+def test_no_checkpoint_or_not_this_one(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        restore(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(CheckpointError, match="has no checkpoint 11, only 10, 20, 30"):
+        restore(saved, 11)
+
+
+def test_a_foreign_or_unwritable_place_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(CheckpointError, match=r"thesis\.tex"):
+        Checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="is a file"):
+        Checkpointer(tmp_path / "thesis.tex")
+    with pytest.raises(CheckpointError, match="cannot be written in"):
+        Checkpointer("/proc/nowhere")  # also for root, whom permissions do not stop
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_read_only_changes_nothing(saved):
+    (saved / "40.orbax-checkpoint-tmp").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in saved.rglob("*")}
+    with Checkpointer(saved, read_only=True) as checkpointer:
+        checkpointer.restore(abstract(make_tree()))
+        assert checkpointer.latest_sound() == 30
+        with pytest.raises(CheckpointError, match="read-only"):
+            checkpointer.save(50, make_tree(), FACTS)
+    assert before == {path: path.stat().st_mtime_ns for path in saved.rglob("*")}
+
+
+def test_facts_must_be_json(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(TypeError):
+        checkpointer.save(1, make_tree(), {"x": np.float32(1)})
+
+
+def test_half_a_step_from_a_kill_is_cleared_away(saved):
+    shutil.copytree(saved / "30", saved / "40.orbax-checkpoint-tmp")
+    with Checkpointer(saved) as checkpointer:
+        assert not (saved / "40.orbax-checkpoint-tmp").exists()
+        assert checkpointer.restore(abstract(make_tree()))[2] == 30
+
+
+def test_a_full_disk_at_the_start_of_a_save(saved, monkeypatch, caplog):
+    with Checkpointer(saved) as checkpointer:
+        checkpointer.restore(abstract(make_tree()))
+
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.OrbaxSteps, "write", fail)
+            assert not checkpointer.save(40, make_tree(40), FACTS)
+        assert "No space left on device" in caplog.text
+        assert "keeping 10, 20, 30" in caplog.text
+        assert checkpointer.save(40, make_tree(40), FACTS)
+        assert checkpointer.wait()
+    assert_equal(restore(saved)[0], make_tree(40))
+
+
+def test_a_full_disk_in_the_background(saved, caplog):
+    """No file of this process may grow beyond 3000 bytes: orbax' writing thread fails for real."""
+    big = {"x": np.random.default_rng(0).normal(size=5000)}
+    before = {path: path.stat().st_mtime_ns for path in files_of(saved)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpointer(saved, keep=3) as checkpointer:
+        checkpointer.restore(abstract(make_tree()))
+        for _ in range(2):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+            try:
+                on_its_way = checkpointer.save(40, big, {})
+                assert not (on_its_way and checkpointer.wait())
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert checkpointer.steps() == [10, 20, 30]
+            assert before == {path: path.stat().st_mtime_ns for path in files_of(saved)}
+        warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert [r.name for r in warnings] == ["emerald_jax.run.checkpoint"] * 2
+        assert checkpointer.save(40, make_tree(40), FACTS)
+        assert checkpointer.wait()
+        assert checkpointer.steps() == [20, 30, 40]
+    assert_equal(restore(saved)[0], make_tree(40))

@@ -1,0 +1,62 @@
+"""One process per run directory, and no lock outlives its owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from emerald_jax.run.files import CheckpointError, RunInUseError, RunLock
+
+#: Takes the lock, forks a worker that outlives it, waits until that one runs, says so, and waits.
+OWNER = """
+import os, sys, time
+from emerald_jax.run.files import RunLock
+lock = RunLock(sys.argv[1])
+ready, tell = os.pipe()
+if os.fork() == 0:
+    os.write(tell, b".")
+    time.sleep(30)
+    os._exit(0)
+os.read(ready, 1)
+print("locked", flush=True)
+time.sleep(30)
+"""
+
+
+def test_second_is_refused_in_one_line_and_release_frees(tmp_path):
+    with RunLock(tmp_path / "run") as lock:
+        # flock belongs to the open file, so a second one in this process meets it too.
+        with pytest.raises(RunInUseError, match=f"in use by process {os.getpid()}") as caught:
+            RunLock(tmp_path / "run")
+        assert "\n" not in str(caught.value)
+        lock.release()
+        RunLock(tmp_path / "run").release()
+
+
+def test_a_killed_owner_leaves_no_lock_even_if_its_workers_live_on(tmp_path):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert owner.stdout.readline() == "locked\n"
+        with pytest.raises(RunInUseError, match=f"process {owner.pid}"):
+            RunLock(tmp_path)
+        owner.kill()
+        owner.wait()
+        RunLock(tmp_path).release()
+    finally:
+        os.killpg(owner.pid, signal.SIGKILL)  # the worker, which is ours too
+        owner.stdout.close()
+        owner.wait()
+
+
+def test_an_unwritable_directory_is_refused():
+    with pytest.raises(CheckpointError, match="cannot be written in"):
+        RunLock("/proc/nowhere")
