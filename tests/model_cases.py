@@ -21,6 +21,7 @@ import numpy as np
 from emerald_jax.agent.state import Learner, TrainState, build_learner, init_carry, init_state
 from emerald_jax.config import Config
 from emerald_jax.presets import get_preset
+from emerald_jax.training import devices as devices_module
 from emerald_jax.training.devices import compile_train_step, put_batch, split
 from emerald_jax.training.update import train_step
 from emerald_jax.types import Batch, Carry, Memory, Recurrent
@@ -186,7 +187,7 @@ def train_program(num_devices: int) -> Callable:
         assert len(traces) == 1, "the update was traced again"
         return train_step(*args, **kwargs)
 
-    with mock.patch.object(devices, "train_step", traced_once):
+    with mock.patch.object(devices_module, "train_step", traced_once):
         step = compile_train_step(small_learner(), devices)
 
     def update(state: TrainState, batch: Batch, keys: jax.Array) -> tuple:

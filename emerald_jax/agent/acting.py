@@ -1,9 +1,9 @@
-"""Acting: one compiled step that reads records, advances each environment's memory and acts.
+"""Acting: one compiled step that encodes images, updates each environment's memory and acts.
 
-The same step serves training and evaluation. Each environment carries the sequence model's memory
-and its newest latent: the transformer's last C keys and values, so that the agent remembers
-C x blocks steps back, or the GRU's state. At an episode's first frame a learned start stands in for
-the past, exactly as in training.
+:func:`act` is the pure step. :class:`Player` calls it once per vector step and keeps the memory; it
+serves the training loop, evaluation, data collection, films and play. The memory is the
+transformer's last C keys and values, so that the agent remembers C x blocks steps, or the state of
+the GRU. At an episode's first frame a learned start replaces the past, exactly as in training.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.agent.state import Learner, init_carry
-from emerald_jax.envs.base import EnvSpec
+from emerald_jax.agent.state import Learner, RunError, init_carry
+from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.types import Array, Carry, Key, Params, State
 
 
 class Observation(NamedTuple):
-    """The part of a vector step that acting reads.
+    """The fields of a vector step that acting reads.
 
     Attributes:
         image: `[E, height, width, 3]` uint8.
@@ -37,12 +37,12 @@ class Observation(NamedTuple):
 
 
 class Acted(NamedTuple):
-    """What one acting step yields.
+    """Result of one acting step.
 
     Attributes:
         action: `[E]` int32.
         carry: :class:`Carry` `[E]` for the next step.
-        finite: `[]` bool, False when any policy output was not a number.
+        finite: `[]` bool, False when a policy output was NaN or infinite.
         state: :class:`State` `[E]`, s_t of every environment.
     """
 
@@ -70,35 +70,43 @@ def act(
         observation: :class:`Observation` `[E]`.
         key: consumed.
         learner: networks and settings (static).
-        mode: the most probable action instead of a sample (static). The paper samples.
-        noise: `[E]` keys that actions are drawn with, from :func:`held_noise`; None draws with
-            ``key``.
+        mode: take the most probable action instead of a sample (static). The paper samples.
+        noise: `[E]` keys for the actions, from :func:`held_noise`; None derives them from ``key``.
 
     Returns:
         :class:`Acted`.
     """
     keys = jax.vmap(jax.random.split)(jax.random.split(key, observation.action.shape[0]))
-    one = partial(_act_one, params, learner=learner, mode=mode)
-    drawn = keys[:, 1] if noise is None else noise
-    action, new_carry, finite, state = jax.vmap(one)(carry, observation, keys[:, 0], drawn)
-    return Acted(action, new_carry, finite.all(), state)
+
+    def one(carry: Carry, seen: Observation, latent_key: Key, action_key: Key) -> tuple:
+        net = learner.model.bind({"params": params["world_model"]})
+        image, led, first = (x[None] for x in seen)  # a chunk of length one, as in training
+        passed = net.observe(image, led, first, carry, latent_key)
+        log_probs = learner.actor_critic.policy(params["actor"], passed.state)[0]
+        sampled = sample_categorical(action_key, log_probs)
+        action = jnp.argmax(log_probs).astype(jnp.int32) if mode else sampled
+        state = jax.tree.map(lambda x: x[0], passed.state)
+        return action, passed.carry, jnp.all(jnp.isfinite(log_probs)), state
+
+    action_keys = keys[:, 1] if noise is None else noise
+    action, carry, finite, state = jax.vmap(one)(carry, observation, keys[:, 0], action_keys)
+    return Acted(action, carry, finite.all(), state)
 
 
 def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
-    """Keys for the actions of one vector step, each kept for ``hold`` steps.
+    """Keys for the actions of one vector step; each key is used for ``hold`` steps in a row.
 
-    An environment's action is drawn by comparing the policy's cumulated probabilities with one
-    uniform number. A number that is kept is as even as a new one, so at any one step each action is
-    as probable as the policy has it; successive actions are no longer independent. A sure policy
-    acts as ever, one that does not care repeats itself instead of trembling on the spot. (Our own;
-    the idea is that of coloured noise for continuous actions, Eberhard et al., ICLR 2023.) The
-    environments' changes are spread over the ``hold`` steps.
+    An action is sampled by comparing the policy's cumulative probabilities with one uniform number.
+    Holding the number keeps each step's action distribution and correlates successive actions: a
+    confident policy is unaffected; a near-uniform one repeats its action for ``hold`` steps instead
+    of dithering. (Own choice; related to coloured noise for continuous actions, Eberhard et al.,
+    ICLR 2023.) The environments change their keys at different steps.
 
     Args:
         base: the run's key.
         number: `[]` uint32, vector steps so far.
-        hold: `[]` uint32, at least 1; ``hold`` x E must fit. 1 gives the keys that :func:`act`
-            makes itself of ``base`` with ``number`` folded in.
+        hold: `[]` uint32, at least 1; ``hold`` x E must fit into uint32. 1 gives the keys that
+            :func:`act` derives itself from ``base`` with ``number`` folded in.
         count: E.
 
     Returns:
@@ -111,31 +119,14 @@ def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
     return jax.vmap(jax.random.split)(keys)[:, 1]
 
 
-def _act_one(
-    params: dict[str, Params],
-    carry: Carry,
-    observation: Observation,
-    latent_key: Key,
-    action_key: Key,
-    *,
-    learner: Learner,
-    mode: bool,
-) -> tuple[Array, Carry, Array, State]:
-    """:func:`act` for one environment; a chunk of length one through the training path."""
-    net = learner.model.bind({"params": params["world_model"]})
-    image, led, first = (x[None] for x in observation)
-    seen = net.observe(image, led, first, carry, latent_key)
-    log_probs = learner.actor_critic.policy(params["actor"], seen.state)[0]
-    sampled = sample_categorical(action_key, log_probs)
-    action = jnp.argmax(log_probs).astype(jnp.int32) if mode else sampled
-    state = jax.tree.map(lambda x: x[0], seen.state)
-    return action, seen.carry, jnp.all(jnp.isfinite(log_probs)), state
-
-
 def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
-    """:func:`acting.act` as a jitted function of a base key and a step from :func:`put_step`."""
+    """:func:`act` jitted: ``(params, carry, observation, base key, step) -> Acted``.
 
-    def one(params: Any, carry: Any, observation: Observation, base: Key, step: Array) -> Any:
+    ``carry`` is donated; ``step`` is `[2]` uint32, the vector step's number and the steps that
+    noise is held for.
+    """
+
+    def one(params: Any, carry: Any, observation: Observation, base: Key, step: Array) -> Acted:
         number, hold = step
         key = jax.random.fold_in(base, number)
         noise = held_noise(base, number, hold, observation.action.shape[0])
@@ -144,17 +135,58 @@ def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
     return jax.jit(one, donate_argnums=1)
 
 
-def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, Observation]:
-    """Shapes of the acting carry and observation of ``count`` environments."""
+def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, Observation, Array]:
+    """Shapes of carry, observation and step of ``count`` environments."""
     carry = jax.eval_shape(partial(init_carry, learner, count))
     observation = Observation(
         image=jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.uint8),
         action=jax.ShapeDtypeStruct((count,), jnp.int32),
         is_first=jax.ShapeDtypeStruct((count,), jnp.bool_),
     )
-    return carry, observation
+    return carry, observation, jax.ShapeDtypeStruct((2,), jnp.uint32)
 
 
-def put_step(number: int, hold: int = 1) -> Array:
-    """A vector step for acting, on the device: its number, and how long noise is held."""
-    return jax.device_put(np.array([number, hold], np.uint32))
+class Player:
+    """Plays E environments with an agent and remembers their past between vector steps.
+
+    Attributes:
+        params: ``world_model`` and ``actor``; may be replaced between steps, as training does.
+        carry: :class:`Carry` `[E]`.
+        state: :class:`State` `[E]` of the newest frames; None before the first step.
+        number: vector steps so far; decides the random numbers of the next one.
+    """
+
+    def __init__(
+        self, act: Callable, params: dict[str, Params], carry: Carry, key: Key, hold: int = 1
+    ) -> None:
+        """Play with a compiled acting step.
+
+        Args:
+            act: from :func:`compile_acting`.
+            params: ``world_model`` and ``actor``.
+            carry: :class:`Carry` `[E]`, from :func:`init_carry` at the start.
+            key: base key of all actions.
+            hold: vector steps that noise is held for.
+        """
+        self.params, self.carry, self.number = params, carry, 0
+        self.state: State | None = None
+        self._act, self._key, self._hold = act, key, hold
+
+    def __call__(self, record: VectorStep) -> np.ndarray:
+        """Choose one action `[E]` int32 for every environment.
+
+        Args:
+            record: newest :class:`VectorStep` of the environments.
+
+        Raises:
+            RunError: a policy output is not finite.
+        """
+        seen = jax.device_put(Observation(record.image, record.action, record.is_first))
+        step = jax.device_put(np.array([self.number, self._hold], np.uint32))
+        acted = self._act(self.params, self.carry, seen, self._key, step)
+        self.carry, self.state = acted.carry, acted.state
+        self.number += 1
+        action, finite = jax.device_get((acted.action, acted.finite))
+        if not finite:
+            raise RunError("the policy is not finite: use an earlier checkpoint")
+        return action

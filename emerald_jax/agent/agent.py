@@ -1,34 +1,38 @@
-"""A trained agent to hold in the hand: ``load`` a run, ``act`` in an environment, ``imagine``.
+"""The agent: networks and their parameters in one object that acts, dreams and computes losses.
 
-The agent keeps no memory of its own: what it remembers of its environments is the state that
-:meth:`Agent.initial` makes and :meth:`Agent.act` hands back, so one agent may play
-several games at once, and a step can be taken again.
+:class:`Agent` keeps no memory of the environments: :meth:`Agent.initial` creates a state and
+:meth:`Agent.act` returns the next one, so one agent can play several games at once and a step can
+be repeated. :meth:`Agent.player` keeps the memory for callers that only want actions.
+``run/weights.py`` loads trained agents from disk.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
-from emerald_jax.agent.acting import Observation, act
+from emerald_jax.agent.acting import Observation, Player, act, compile_acting
 from emerald_jax.agent.dream import Rollout, Shown, dream, show
 from emerald_jax.agent.state import Learner, count_parameters, init_carry
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec
-from emerald_jax.types import AnyArray, Array, Carry, Key, Params, PolicyFn
+from emerald_jax.losses import world_model_losses
+from emerald_jax.types import AnyArray, Array, Batch, Carry, Key, Params, PolicyFn
+
+Mode = Literal["sample", "mode"]
 
 
 class AgentState(NamedTuple):
-    """What the agent remembers of B environments.
+    """The agent's memory of B environments.
 
     Attributes:
-        carry: :class:`Carry` `[B]`, the transformer's memory and the newest latent.
-        action: `[B]` int32, the action it took last; -1 before the first.
+        carry: :class:`Carry` `[B]`, memory of the sequence model and newest latent.
+        action: `[B]` int32, the agent's last action; -1 before the first.
     """
 
     carry: Carry
@@ -36,16 +40,16 @@ class AgentState(NamedTuple):
 
 
 class Dream(NamedTuple):
-    """A dream as NumPy arrays. All have a leading `[B]` if the observations had one.
+    """A dream as NumPy arrays; all have a leading `[B]` if the observations had one.
 
     Attributes:
         frames: `[H, height, width, 3]` uint8, imagined frames.
-        rewards: `[H]` float32, the predicted reward that came with each frame.
-        continues: `[H]` float32, the predicted probability that the episode goes on after it.
-        tokens: `[H, h, w, G]` int32, the latent's class indices.
+        rewards: `[H]` float32, predicted reward that came with each frame.
+        continues: `[H]` float32, predicted probability that the episode continues after it.
+        tokens: `[H, h, w, G]` int32, class indices of the latent.
         confidence: `[H, h, w, G]` float32, the probability each token was drawn with.
         actions: `[H]` int32; ``actions[k]`` led into ``frames[k]``.
-        seen: `[T, height, width, 3]` uint8, the observations as the model reconstructs them.
+        seen: `[T, height, width, 3]` uint8, reconstructions of the observations.
     """
 
     frames: np.ndarray
@@ -58,36 +62,45 @@ class Dream(NamedTuple):
 
 
 class Agent:
-    """Trained networks with their weights; see the module docstring.
+    """Networks with their parameters; see the module docstring.
 
     Attributes:
-        config: the run's settings.
+        config: all settings.
         spec: the environment's spaces and names.
-        learner: the networks, for the functions of this package.
+        learner: the networks, for the pure functions of this package.
         params: ``world_model``, ``actor`` and ``critic``, plain trees of arrays.
-        updates: gradient updates behind the weights.
+        updates: gradient updates that produced the parameters.
+        env_steps: environment steps that produced them; None if unknown.
     """
 
     def __init__(
-        self, learner: Learner, params: dict[str, Params], spec: EnvSpec, updates: int = 0
+        self,
+        learner: Learner,
+        params: dict[str, Params],
+        spec: EnvSpec,
+        updates: int = 0,
+        env_steps: int | None = None,
     ) -> None:
-        """Wrap networks and weights; :func:`load` makes one from a run.
+        """Combine networks and parameters; :func:`emerald_jax.load` reads them from a run.
 
         Args:
             learner: from :func:`emerald_jax.build_learner`.
             params: their parameters.
-            spec: of the environment they were trained in.
-            updates: gradient updates behind the weights.
+            spec: of the environment they act in.
+            updates: gradient updates that produced the parameters.
+            env_steps: environment steps that produced them.
         """
-        self.learner, self.params, self.spec, self.updates = learner, params, spec, updates
+        self.learner, self.params, self.spec = learner, params, spec
+        self.updates, self.env_steps = updates, env_steps
         self._act = jax.jit(partial(_act, learner=learner), static_argnames="mode")
-        # An own policy is part of the program: keep the function, and it is compiled once.
+        # A caller's own policy is part of the program: pass the same function to compile once.
         names = ("horizon", "steps", "policy")
         self._dream = jax.jit(partial(_dream, learner=learner), static_argnames=names)
+        self._losses = jax.jit(partial(_losses, learner=learner))
 
     @property
     def config(self) -> Config:
-        """The run's settings."""
+        """All settings."""
         return self.learner.config
 
     def __repr__(self) -> str:
@@ -99,8 +112,18 @@ class Agent:
     def initial(self, batch: int = 1) -> AgentState:
         """The state before the first frame of ``batch`` environments."""
         action = jnp.full((batch,), -1, jnp.int32)
-        state = AgentState(init_carry(self.learner, batch), action)
-        return jax.device_put(state, jax.tree.leaves(self.params)[0].sharding)
+        return self._place(AgentState(init_carry(self.learner, batch), action))
+
+    def player(self, count: int, key: Key, *, mode: Mode = "sample") -> Player:
+        """A :class:`Player` of ``count`` environments, ``player(record) -> actions [E]``.
+
+        Args:
+            count: E.
+            key: base key of the sampled latents and actions.
+            mode: ``sample`` from the policy, or ``mode`` for its most probable action.
+        """
+        program = compile_acting(self.learner, mode=mode == "mode")
+        return Player(program, self.params, self._place(init_carry(self.learner, count)), key)
 
     def act(
         self,
@@ -115,17 +138,17 @@ class Agent:
 
         Args:
             obs: `[B, height, width, 3]` uint8.
-            state: from :meth:`initial`, or the last call.
+            state: from :meth:`initial` or the previous call.
             key: consumed.
-            is_first: `[B]` bool, the environments whose frame begins a new episode; None says that
-                all go on. The very first call needs none.
-            mode: take the likeliest action instead of a sample.
+            is_first: `[B]` bool, environments whose frame starts a new episode; None means that all
+                episodes continue. The very first call needs none.
+            mode: take the most probable action instead of a sample.
 
         Returns:
             The actions `[B]` int32, and the state for the next call.
 
         Raises:
-            ValueError: when ``obs`` or ``is_first`` has another shape or type.
+            ValueError: ``obs`` or ``is_first`` has the wrong shape or type.
         """
         count = state.action.shape[0]
         _check_images(obs, (count, *self.spec.image_shape), "obs")
@@ -147,32 +170,31 @@ class Agent:
         steps: int | None = None,
         temperature: float = 1.0,
     ) -> Dream:
-        """Look at real frames, then dream on; compiled once per shape, horizon and ``steps``.
+        """Read real frames, then dream; compiled once per shape, horizon and ``steps``.
 
         Args:
-            obs: `[T, height, width, 3]` uint8, or `[B, T, …]`: what the agent sees, oldest first.
+            obs: `[T, height, width, 3]` uint8, or `[B, T, …]`: observations, oldest first.
             actions: `[T]` or `[B, T]` int, the action that led into each observation, -1 where an
-                episode begins. None will do for a single frame.
+                episode begins. May be None for a single frame.
             key: consumed.
             horizon: imagined steps H.
-            future: `[H]` or `[B, H]` int, the actions to take in the dream; None lets the policy
+            future: `[H]` or `[B, H]` int, actions of the dream (an open loop); None lets the policy
                 choose.
-            policy: any policy, see :data:`emerald_jax.types.PolicyFn`; None takes the agent's own.
-            steps: MaskGIT decoding steps S; None takes the run's, 0 the linear head.
-            temperature: of the tokens; below 1 the likely ones become likelier.
+            policy: any policy, see :data:`emerald_jax.types.PolicyFn`; None uses the agent's own.
+            steps: MaskGIT decoding steps S; None uses the run's, 0 the linear head.
+            temperature: of the tokens; below 1 makes likely tokens more likely.
 
         Returns:
             :class:`Dream`.
 
         Raises:
-            ValueError: when shapes, types or values do not fit.
+            ValueError: shapes, types or values do not fit.
         """
         obs = np.asarray(obs)
         single = obs.ndim == 4
         if single:
             obs, actions, future = obs[None], _lead(actions), _lead(future)
-        shape = (*obs.shape[:2], *self.spec.image_shape)
-        _check_images(obs, shape, "obs")
+        _check_images(obs, (*obs.shape[:2], *self.spec.image_shape), "obs")
         if horizon < 1 or not temperature > 0:
             raise ValueError(f"horizon {horizon} must be 1 or more, temperature {temperature} > 0")
         steps = self.config.behavior.decode_steps if steps is None else int(steps)
@@ -185,9 +207,27 @@ class Agent:
             future = self._check_actions(future, (obs.shape[0], horizon), "future", least=0)
         arguments = (past, future, key, np.float32(temperature))
         options = dict(horizon=horizon, steps=steps, policy=policy)
-        made, shown, seen = jax.device_get(self._dream(self.params, obs, *arguments, **options))
-        whole = _as_dream(made, shown, seen)
-        return Dream(*(x[0] for x in whole)) if single else whole
+        dreamt = _as_dream(*jax.device_get(self._dream(self.params, obs, *arguments, **options)))
+        return Dream(*(x[0] for x in dreamt)) if single else dreamt
+
+    def losses(self, batch: Batch, key: Key) -> dict[str, float]:
+        """World-model losses of real sequences, unweighted means over `[B, L]`, without dropout.
+
+        Args:
+            batch: :class:`Batch` `[B, L]`; a ``carry`` of None means that no past is known.
+            key: consumed.
+
+        Returns:
+            One number per term of :class:`emerald_jax.config.LossConfig`.
+        """
+        if batch.carry is None:
+            batch = batch._replace(carry=self.initial(batch.action.shape[0]).carry)
+        found = jax.device_get(self._losses(self.params["world_model"], batch, key))
+        return {name: float(value) for name, value in found.items()}
+
+    def _place(self, tree: Any) -> Any:
+        """Put arrays on the device of the parameters."""
+        return jax.device_put(tree, jax.tree.leaves(self.params)[0].sharding)
 
     def _check_actions(
         self, actions: Any, shape: tuple[int, int], name: str, least: int
@@ -230,30 +270,31 @@ def _dream(
     temperature: Array,
     *,
     learner: Learner,
-    horizon: int,
-    steps: int,
-    policy: PolicyFn | None,
+    **options: Any,
 ) -> tuple[Rollout, Shown, Array]:
-    """:func:`dreaming.dream` from batch-major arrays, and what its states look like."""
-    made = dream(
-        params,
-        jnp.swapaxes(obs, 0, 1),
-        actions.T,
-        None if future is None else future.T,
-        key,
-        learner=learner,
-        horizon=horizon,
-        steps=steps,
-        temperature=temperature,
-        policy=policy,
-    )
-    shown = show(params, made.state, learner=learner)
-    return made, shown, show(params, made.seen, learner=learner).frame
+    """:func:`dream.dream` of batch-major arrays, with its states decoded."""
+    future = None if future is None else future.T
+    images = jnp.swapaxes(obs, 0, 1)
+    options |= {"learner": learner, "temperature": temperature}
+    dreamt = dream(params, images, actions.T, future, key, **options)
+    shown = show(params, dreamt.state, learner=learner)
+    return dreamt, shown, show(params, dreamt.seen, learner=learner).frame
 
 
-def _as_dream(made: Rollout, shown: Shown, seen: np.ndarray) -> Dream:
-    """Batch-major NumPy arrays, positions laid out as the grid they are."""
-    side = round(made.state.z.shape[-2] ** 0.5)
+def _losses(params: Params, batch: Batch, key: Key, *, learner: Learner) -> dict[str, Array]:
+    """Mean loss terms of a batch."""
+
+    def one(sequence: Batch, key: Key) -> dict[str, Array]:
+        options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}
+        return world_model_losses(params, sequence, key, **options)[0]
+
+    terms = jax.vmap(one)(batch, jax.random.split(key, batch.action.shape[0]))
+    return jax.tree.map(jnp.mean, terms)
+
+
+def _as_dream(dreamt: Rollout, shown: Shown, seen: np.ndarray) -> Dream:
+    """Batch-major NumPy arrays, latent positions laid out as their grid."""
+    side = round(dreamt.state.z.shape[-2] ** 0.5)
 
     def grid(x: np.ndarray) -> np.ndarray:
         return x.reshape(*x.shape[:-2], side, side, x.shape[-1])
@@ -262,9 +303,9 @@ def _as_dream(made: Rollout, shown: Shown, seen: np.ndarray) -> Dream:
         shown.frame,
         shown.reward,
         shown.cont,
-        grid(made.state.z),
-        grid(made.state.confidence),
-        made.action,
+        grid(dreamt.state.z),
+        grid(dreamt.state.confidence),
+        dreamt.action,
         seen,
     )
     return Dream(*(np.swapaxes(x, 0, 1) for x in parts))

@@ -1,7 +1,4 @@
-"""Three Adam optimisers behind one interface: world model, actor, critic (section 6).
-
-What training carries from update to update, and the networks it belongs to.
-"""
+"""Networks, parameters and optimisers: the static half of an agent and the half that moves."""
 
 from __future__ import annotations
 
@@ -26,10 +23,63 @@ from emerald_jax.types import Array, Carry, Key, Params
 GROUPS = ("world_model", "actor", "critic")
 
 
+class RunError(RuntimeError):
+    """A run cannot continue; the message names the failing term, the update, and the way out."""
+
+
+class Learner(NamedTuple):
+    """The static half of an agent: networks and optimisers, no arrays.
+
+    Attributes:
+        config: all settings.
+        model: the world model.
+        actor_critic: actor and critic.
+        optimizers: one per parameter group.
+    """
+
+    config: Config
+    model: WorldModel
+    actor_critic: ActorCritic
+    optimizers: dict[str, optax.GradientTransformation]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The half of an agent that training changes; one consistent point of a run.
+
+    Attributes:
+        params: ``world_model``, ``actor`` and ``critic`` trees of float32 arrays.
+        slow_critic: slow copy of the critic's parameters.
+        opt_state: one optax state per entry of ``params``.
+        return_range: `[]` moving average of P95 - P5 of the lambda-returns.
+        step: `[]` int32, updates applied or skipped so far.
+        skipped: `[]` int32, updates skipped because a value was not finite.
+        bad_streak: `[]` int32, skipped updates in a row.
+    """
+
+    params: dict[str, Params]
+    slow_critic: Params
+    opt_state: dict[str, Any]
+    return_range: Array
+    step: Array
+    skipped: Array
+    bad_streak: Array
+
+
+def build_learner(config: Config, num_actions: int) -> Learner:
+    """Networks and optimisers for an environment with ``num_actions`` actions."""
+    return Learner(
+        config,
+        build_world_model(config, num_actions),
+        build_actor_critic(config, num_actions),
+        build_optimizers(config.optim),
+    )
+
+
 def build_optimizers(config: OptimConfig) -> dict[str, optax.GradientTransformation]:
     """Global-norm clip, then Adam, one chain per parameter group (DreamerV3; no weight decay).
 
-    Each works on its group as one flat vector: a few long operations instead of some for every
+    Each optimiser sees its group as one flat vector: a few long operations instead of several per
     array, and checkpoints with few leaves.
     """
     agent = {"eps": config.agent_eps, "clip": config.agent_clip}
@@ -46,6 +96,38 @@ def build_optimizers(config: OptimConfig) -> dict[str, optax.GradientTransformat
     }
 
 
+def init_state(learner: Learner, key: Key) -> TrainState:
+    """Fresh parameters and optimisers.
+
+    Args:
+        learner: from :func:`build_learner`.
+        key: consumed.
+    """
+    model_key, agent_key = jax.random.split(key)
+    actor, critic = init_actor_critic(learner.actor_critic, agent_key)
+    model = init_world_model(learner.model, model_key)
+    return fresh_state(learner, {"world_model": model, "actor": actor, "critic": critic})
+
+
+def fresh_state(learner: Learner, params: dict[str, Params]) -> TrainState:
+    """Given parameters with fresh optimisers, counters at 0 and a slow critic equal to the critic.
+
+    Args:
+        learner: from :func:`build_learner`.
+        params: ``world_model``, ``actor`` and ``critic``.
+    """
+    return TrainState(
+        params=params,
+        # A copy: donated states must not hold one buffer twice.
+        slow_critic=jax.tree.map(jnp.copy, params["critic"]),
+        opt_state={name: opt.init(params[name]) for name, opt in learner.optimizers.items()},
+        return_range=jnp.zeros(()),
+        step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        bad_streak=jnp.zeros((), jnp.int32),
+    )
+
+
 def apply_gradients(
     optimizers: dict[str, optax.GradientTransformation],
     grads: dict[str, Params],
@@ -58,81 +140,6 @@ def apply_gradients(
         updates, new_state[name] = optimizer.update(grads[name], opt_state[name], params[name])
         new_params[name] = optax.apply_updates(params[name], updates)
     return new_params, new_state
-
-
-@flax.struct.dataclass
-class TrainState:
-    """One consistent point of a training run.
-
-    Attributes:
-        params: ``world_model``, ``actor`` and ``critic`` trees of float32 arrays.
-        slow_critic: the critic's slow copy.
-        opt_state: one optax state per entry of ``params``.
-        return_range: `[]` moving average of P95 - P5 of the lambda-returns.
-        step: `[]` int32, updates applied or skipped so far.
-        skipped: `[]` int32, updates skipped because something was not finite.
-        bad_streak: `[]` int32, skipped updates in a row.
-    """
-
-    params: dict[str, Params]
-    slow_critic: Params
-    opt_state: dict[str, Any]
-    return_range: Array
-    step: Array
-    skipped: Array
-    bad_streak: Array
-
-
-class Learner(NamedTuple):
-    """The static half of training: networks and optimisers, no arrays.
-
-    Attributes:
-        config: the whole configuration.
-        model: the world model.
-        actor_critic: the two networks.
-        optimizers: one per parameter group.
-    """
-
-    config: Config
-    model: WorldModel
-    actor_critic: ActorCritic
-    optimizers: dict[str, optax.GradientTransformation]
-
-
-def build_learner(config: Config, num_actions: int) -> Learner:
-    """Networks and optimisers of a configuration, for an environment of ``num_actions``."""
-    return Learner(
-        config,
-        build_world_model(config, num_actions),
-        build_actor_critic(config, num_actions),
-        build_optimizers(config.optim),
-    )
-
-
-def init_state(learner: Learner, key: Key) -> TrainState:
-    """Fresh parameters and optimisers.
-
-    Args:
-        learner: from :func:`build_learner`.
-        key: consumed.
-    """
-    model_key, agent_key = jax.random.split(key)
-    actor, critic = init_actor_critic(learner.actor_critic, agent_key)
-    params = {
-        "world_model": init_world_model(learner.model, model_key),
-        "actor": actor,
-        "critic": critic,
-    }
-    return TrainState(
-        params=params,
-        # A copy: donated states must not hold one buffer twice.
-        slow_critic=jax.tree.map(jnp.copy, critic),
-        opt_state={name: opt.init(params[name]) for name, opt in learner.optimizers.items()},
-        return_range=jnp.zeros(()),
-        step=jnp.zeros((), jnp.int32),
-        skipped=jnp.zeros((), jnp.int32),
-        bad_streak=jnp.zeros((), jnp.int32),
-    )
 
 
 def init_carry(learner: Learner, batch: int) -> Carry:

@@ -93,7 +93,12 @@ def run_collect(words: list[str]) -> int:
     prepare_jax()
     policy = None
     if options.policy != "random":
-        policy = collect.run_policy(options.policy, config, options.seed)
+        import jax
+
+        from emerald_jax.run.weights import load
+
+        agent = load(options.policy, config=config)
+        policy = agent.player(config.envs.count, jax.random.key(options.seed))
     replay = collect.record(config, options.steps, options.seed, policy)
     facts = collect.facts_of(config, options.policy, options.seed, options.steps)
     path = collect.write_dataset(options.out, replay, facts)

@@ -23,13 +23,13 @@ import jax
 import numpy as np
 
 from emerald_jax.agent.agent import Agent, Dream
-from emerald_jax.agent.dream import attention_weights, by_distance, decoding_trace
 from emerald_jax.agent.state import count_parameters
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvError
 from emerald_jax.look import figures
 from emerald_jax.look.figures import curve_figure, rolling_mean
 from emerald_jax.look.film import action_name
+from emerald_jax.look.inside import attention_weights, by_distance, decoding_trace
 from emerald_jax.presets import PRESETS
 from emerald_jax.replay import ReplayError
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_config, read_rows

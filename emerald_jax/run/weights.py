@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.agent.agent import Agent
-from emerald_jax.agent.state import Learner, TrainState, build_learner, init_state
+from emerald_jax.agent.state import Learner, build_learner, init_state
 from emerald_jax.config import Config
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.run.checkpoint import Checkpointer, check_sums, load_tree, save_tree, sum_up
@@ -85,17 +85,6 @@ def read_weights(
     except CheckpointError as error:
         raise _explain(source, config, learner.config, error) from error
     return params, step, facts.get("run", {})
-
-
-def start_from(state: TrainState, params: dict[str, Params]) -> TrainState:
-    """A fresh state with other parameters: fresh optimisers, counters 0, the slow critic in step.
-
-    Args:
-        state: from :func:`init_state`.
-        params: from :func:`read_weights`.
-    """
-    slow = jax.tree.map(jnp.copy, params["critic"])  # donated states hold no buffer twice
-    return state.replace(params=params, slow_critic=slow)
 
 
 def export_weights(
@@ -203,7 +192,11 @@ def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def load(
-    run: str | Path, checkpoint: int | None = None, *, device: jax.Device | None = None
+    run: str | Path,
+    checkpoint: int | None = None,
+    *,
+    device: jax.Device | None = None,
+    config: Config | None = None,
 ) -> Agent:
     """The agent of a run, or of what ``emerald-jax export`` wrote.
 
@@ -211,17 +204,18 @@ def load(
         run: a run directory; it is only read.
         checkpoint: its step; None takes the newest sound one.
         device: where the weights go and everything is computed; None takes JAX's default.
+        config: settings to use instead of the run's own, for example another environment.
 
     Raises:
         ConfigError: ``run`` is no run directory.
         CheckpointError: it holds no sound checkpoint, or not that one.
         EnvError: its environment is not installed here.
     """
-    config = read_config(run)
+    config = config or read_config(run)
     prepare_jax()
     spec = spec_of(config.env, config.envs)
     learner = build_learner(config, spec.num_actions)
-    params, updates, _ = read_weights(run, learner, checkpoint)
+    params, updates, facts = read_weights(run, learner, checkpoint)
     if device is not None:
         params = jax.device_put(params, device)
-    return Agent(learner, params, spec, updates)
+    return Agent(learner, params, spec, updates, facts.get("env_steps"))

@@ -1,10 +1,9 @@
-"""Recorded play that any model can be trained on, so that all of them see the same bytes.
+"""Data sets: recorded play, so that all models that are compared train on the same bytes.
 
 A data set is a directory: ``dataset.json`` (where the play came from, and a manifest of chunks with
-their SHA-256) and the chunks, in the replay's own on-disk format, readable with ``numpy.load``.
-Rows are vector steps and the alignment is that of ``replay/store.py``: ``is_first`` and
-``is_terminal`` are kept, and no final frame is lost. The manifest is written last: a directory
-without it is no data set.
+their SHA-256) and the chunks in the replay's own on-disk format, readable with ``numpy.load``.
+Rows are vector steps, aligned as in ``replay/store.py``: ``is_first`` and ``is_terminal`` are kept
+and no final frame is lost. The manifest is written last: a directory without it is not a data set.
 """
 
 from __future__ import annotations
@@ -14,19 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from emerald_jax.agent.acting import Observation, compile_acting, put_step
-from emerald_jax.agent.state import init_carry
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
+from emerald_jax.envs.playing import random_player
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import COLUMNS, Replay, ReplayError
 from emerald_jax.run.files import write_atomic
 from emerald_jax.run.replay_files import ReplayFiles
-from emerald_jax.training.evaluate import load_weights
-from emerald_jax.training.faults import RunError
 
 DATASET_FILE = "dataset.json"
 FORMAT = 1
@@ -50,47 +45,14 @@ class DataSet(NamedTuple):
     replay: Replay
 
 
-def random_policy(num_actions: int, count: int, seed: int) -> Policy:
-    """Actions drawn uniformly."""
-    rng = np.random.default_rng(seed)
-    return lambda record: rng.integers(num_actions, size=count, dtype=np.int32)
-
-
-def run_policy(run: str | Path, config: Config, seed: int) -> Policy:
-    """Actions sampled from a trained run's policy.
-
-    Args:
-        run: run directory; its newest sound checkpoint is read.
-        config: its configuration, with the number of environments to be played.
-        seed: of the actions.
-
-    Raises:
-        CheckpointError: it holds no sound checkpoint.
-    """
-    learner, params, _ = load_weights(run, config, spec_of(config.env, config.envs))
-    act, key = compile_acting(learner), jax.random.key(seed)
-    memory: dict[str, Any] = {"carry": init_carry(learner, config.envs.count), "step": 0}
-
-    def choose(record: VectorStep) -> np.ndarray:
-        seen = jax.device_put(Observation(record.image, record.action, record.is_first))
-        acted = act(params, memory["carry"], seen, key, put_step(memory["step"]))
-        memory.update(carry=acted.carry, step=memory["step"] + 1)
-        action, finite = jax.device_get((acted.action, acted.finite))
-        if not finite:
-            raise RunError(f"the policy of {run} is not finite: record another run")
-        return action
-
-    return choose
-
-
 def record(config: Config, steps: int, seed: int, policy: Policy | None = None) -> Replay:
-    """Play and keep every record.
+    """Play and store every record.
 
     Args:
         config: environment, number of environments and image size.
         steps: environment steps to record, over all environments; a few more may be.
         seed: of the environments, and of the actions where ``policy`` is None.
-        policy: None plays at random.
+        policy: None plays at random, ``agent.player(count, key)`` as an agent does.
 
     Raises:
         EnvError: the environment cannot be made here.
@@ -99,7 +61,7 @@ def record(config: Config, steps: int, seed: int, policy: Policy | None = None) 
     count = config.envs.count
     env = make_vector_env(config.env, config.envs, seed=seed + _FAR)
     try:
-        policy = policy or random_policy(env.spec.num_actions, count, seed)
+        policy = policy or random_player(env.spec, count, seed)
         # An episode of one step is two records: no play has more than two records a step.
         replay = Replay(2 * (steps + 2 * count), count, env.spec.image_shape)
         step, played = env.reset(), 0
@@ -114,7 +76,7 @@ def record(config: Config, steps: int, seed: int, policy: Policy | None = None) 
 
 
 def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, Any]:
-    """What :attr:`DataSet.facts` says of a recording; arguments as :func:`record`."""
+    """:attr:`DataSet.facts` of a recording; arguments as :func:`record`."""
     spec = spec_of(config.env, config.envs)
     return {
         "env": config.env,
@@ -161,7 +123,7 @@ def refuse_dataset(folder: Path) -> None:
         ReplayError: naming the way out.
     """
     if (folder / DATASET_FILE).exists():
-        raise ReplayError(f"{folder} holds a data set already: choose another --out")
+        raise ReplayError(f"{folder} already holds a data set: choose another --out")
     if folder.exists() and not folder.is_dir():
         raise ReplayError(f"{folder} is a file: choose another --out")
 
@@ -170,7 +132,7 @@ def read_dataset(folder: str | Path) -> DataSet:
     """Load a data set; every chunk is checked against its digest.
 
     Raises:
-        ReplayError: there is none, another version wrote it, or a chunk is missing or altered.
+        ReplayError: there is none, another version wrote it, or a chunk is missing or changed.
     """
     folder = Path(folder)
     try:
@@ -178,7 +140,7 @@ def read_dataset(folder: str | Path) -> DataSet:
         found, manifest = facts.pop("format"), facts.pop("replay")
         count, rows = manifest["num_envs"], manifest["written"] - manifest["oldest"]
     except FileNotFoundError as error:
-        raise ReplayError(f"{folder} is no data set: it holds no {DATASET_FILE}") from error
+        raise ReplayError(f"{folder} is not a data set: it has no {DATASET_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReplayError(f"{folder / DATASET_FILE} cannot be read: {error}") from error
     if found != FORMAT:
@@ -190,7 +152,7 @@ def read_dataset(folder: str | Path) -> DataSet:
     finally:
         files.close()
     if lost:
-        raise ReplayError(f"{folder} is damaged ({lost[0]}): record or copy it anew")
+        raise ReplayError(f"{folder} is damaged ({lost[0]}): record or copy it again")
     return DataSet(facts, replay)
 
 

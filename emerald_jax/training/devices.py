@@ -1,32 +1,37 @@
-"""All multi-device code: ``jax.pmap`` over the local devices, and nothing else.
+"""An agent in training, on its devices: the compiled programs, and all multi-device code.
 
-The state keeps single-device shapes and is the same on every device; the batch, its carry and its
-keys are split along a leading device axis. On one device plain ``jit`` runs the same function.
-Leaving pmap (since JAX 0.10 a ``jit(shard_map)``) means editing this file alone.
+:class:`TrainingAgent` is the only part of training that knows networks; the loop passes it batches
+and records. The state has single-device shapes and is replicated on every device; the batch, its
+carry and its keys are split along a leading device axis by ``jax.pmap`` over the local devices. On
+one device plain ``jit`` runs the same function. Replacing pmap (since JAX 0.10 a
+``jit(shard_map)``) means editing this file alone.
 
-Everything a run computes on its devices, compiled before it starts.
-
-Late compilation must not end a night's run: the train step, acting and the pictures are lowered and
-compiled ahead, side by side, and the compiled programs refuse any other shape instead of compiling
-again. A persistent cache makes the second start of the same run short.
+All programs are compiled before the run starts and refuse any other shape, so no compilation can
+fail in the middle of a run. A persistent cache makes the second start of the same run short.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.agent.acting import abstract_acting, compile_acting
-from emerald_jax.agent.dream import open_loop
-from emerald_jax.agent.state import Learner, TrainState, init_carry
+from emerald_jax.agent.acting import Player, abstract_acting, compile_acting
+from emerald_jax.agent.dream import OpenLoop, open_loop
+from emerald_jax.agent.state import (
+    Learner,
+    TrainState,
+    build_learner,
+    fresh_state,
+    init_carry,
+    init_state,
+)
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec
 from emerald_jax.run.machine import compile_program
@@ -34,13 +39,155 @@ from emerald_jax.training.update import rollout, train_step
 from emerald_jax.types import Array, Batch, Key, Params, Starts, Trajectory
 
 AXIS = "data"
+#: Sequences in a run's picture, and the maximum number of frames of each.
+PICTURE_SEQUENCES, PICTURE_FRAMES = 3, 20
+
+
+class TrainingAgent:
+    """The agent of one run: training state, carries and compiled programs.
+
+    Attributes:
+        learner: networks, optimisers and settings.
+        spec: the environment's spec.
+        devices: devices that the batch is split over.
+        state: :class:`TrainState`, replicated on all devices; None before :meth:`compile`.
+        player: :class:`Player` of the training environments.
+        seconds: wall time of tracing and compiling.
+        temporaries: bytes that an update needs in addition to its inputs and outputs.
+        memory: bytes that an update needs in all, per device; 0 before :meth:`compile`.
+    """
+
+    def __init__(self, config: Config, spec: EnvSpec, devices: list[jax.Device]) -> None:
+        """Build the networks; nothing is computed before :meth:`compile`.
+
+        Args:
+            config: all settings.
+            spec: of the environment.
+            devices: from :func:`local_devices`.
+        """
+        self.learner = build_learner(config, spec.num_actions)
+        self.spec, self.devices = spec, devices
+        keys = jax.random.split(jax.random.key(config.seed), 4)
+        self._init_key, self._update_key, self._act_key, self._picture_key = keys
+        self.state: TrainState | None = None
+        self.seconds, self.temporaries, self.memory = 0.0, 0, 0
+        self._began = time.monotonic()
+
+    def programs(self) -> dict[str, Callable[[], Any]]:
+        """Functions that trace the run's programs, by name; pass what they return to `compile`."""
+        config, count = self.learner.config, len(self.devices)
+        base, index = jax.eval_shape(partial(jax.random.key, 0)), jax.ShapeDtypeStruct((), "uint32")
+        state = self.shapes()
+        update_keys = partial(_update_keys, config=config, devices=count)
+        batch = abstract_batch(self.learner, self.spec, config.replay.batch, config.replay.length)
+        shards = jax.eval_shape(lambda: split(jax.tree.map(_zeros, batch), count))
+        carry, observation, step = abstract_acting(self.learner, self.spec, config.envs.count)
+        rows, length, context = picture_shape(config)
+        picture = partial(_picture, learner=self.learner, context=context)
+        drawn = abstract_batch(self.learner, self.spec, rows, length)
+        keys = jax.eval_shape(update_keys, base, index)
+        train = compile_train_step(self.learner, self.devices)
+        acting = compile_acting(self.learner)
+        return {
+            "train": partial(train.lower, state, shards, keys),
+            "init": partial(jax.jit(partial(init_state, self.learner)).lower, base),
+            "update_keys": partial(jax.jit(update_keys).lower, base, index),
+            "act": partial(acting.lower, state.params, carry, observation, base, step),
+            "picture": partial(jax.jit(picture).lower, state.params, drawn, base, index),
+        }
+
+    def compile(self, lowered: dict[str, Any], params: dict[str, Params] | None = None) -> None:
+        """Compile traced programs in parallel, then create the state.
+
+        Args:
+            lowered: results of :meth:`programs`' functions, by name. (Tracing holds Python's lock
+                and is done one after another; compiling releases it.)
+            params: parameters to start from; None initialises random ones.
+        """
+        with ThreadPoolExecutor(len(lowered)) as pool:
+            running = {name: pool.submit(compile_program, one) for name, one in lowered.items()}
+            self._programs = {name: future.result() for name, future in running.items()}
+        self.temporaries, self.memory = memory_needed(self._programs["train"])
+        config = self.learner.config
+        state = self._programs["init"](self._init_key)
+        if params is not None:
+            state = fresh_state(self.learner, params)
+        self._place(state, init_carry(self.learner, config.replay.batch))
+        self.player = self._player(self._act_key, config.behavior.noise_hold)
+        # Made here: inside the hot loop even zeros would be an implicit transfer.
+        self._picture_carry = init_carry(self.learner, picture_shape(config)[0])
+        self.seconds = time.monotonic() - self._began
+
+    def shapes(self) -> TrainState:
+        """Shapes and types of the state, without computing anything."""
+        return jax.eval_shape(partial(init_state, self.learner), self._init_key)
+
+    @property
+    def params(self) -> dict[str, Params]:
+        """Current parameters on the first device, for programs that run there alone; no copy."""
+        if len(self.devices) == 1:
+            return self.state.params
+        return jax.tree.map(lambda x: x.addressable_data(0), self.state.params)
+
+    def put(self, batch: Batch) -> Batch:
+        """Start copying a host batch to the devices; returns at once."""
+        return put_batch(batch, self.devices)
+
+    def blank_batch(self) -> Batch:
+        """A host batch of zeros without carry, of the shape that :meth:`put` takes."""
+        config = self.learner.config.replay
+        batch = abstract_batch(self.learner, self.spec, config.batch, config.length)
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch._replace(carry=None))
+
+    def update(self, batch: Batch, number: int) -> dict[str, Array]:
+        """Start one update; returns its metrics on the device.
+
+        Args:
+            batch: from :meth:`put`.
+            number: updates so far; decides the random numbers.
+        """
+        keys = self._programs["update_keys"](self._update_key, put_index(number))
+        keys, batch = place_shares(keys, self.devices), batch._replace(carry=self._carry)
+        self.state, self._carry, metrics = self._programs["train"](self.state, batch, keys)
+        return metrics
+
+    def evaluator(self, updates: int) -> Player:
+        """A player of other episodes in the same environments, with the current parameters."""
+        return self._player(jax.random.fold_in(self._act_key, 2**31 + updates), hold=1)
+
+    def picture(self, batch: Batch, number: int) -> OpenLoop:
+        """Open-loop prediction of a few host sequences, as host arrays; see `picture_shape`."""
+        batch = jax.device_put(batch)._replace(carry=self._picture_carry)
+        index = put_index(number)
+        return jax.device_get(
+            self._programs["picture"](self.params, batch, self._picture_key, index)
+        )
+
+    def tree(self) -> dict[str, Any]:
+        """Every array of the agent that decides the future, independent of the device count."""
+        carry = join(self._carry, len(self.devices))
+        return {"state": self.state, "carry": carry, "acting": self.player.carry}
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Continue from the arrays of :meth:`tree`."""
+        self._place(tree["state"], tree["carry"])
+        self.player.carry = tree["acting"]
+
+    def _player(self, key: Key, hold: int) -> Player:
+        carry = init_carry(self.learner, self.learner.config.envs.count)
+        return Player(self._programs["act"], self.params, carry, key, hold)
+
+    def _place(self, state: TrainState, carry: Any) -> None:
+        """Send state and carry to the devices."""
+        self.state = place_state(state, self.devices)
+        self._carry = place_shares(split(carry, len(self.devices)), self.devices)
 
 
 def local_devices(count: int) -> list[jax.Device]:
     """The first ``count`` local devices; 0 means all.
 
     Raises:
-        ConfigError: when there are fewer.
+        ConfigError: there are fewer.
     """
     devices = jax.local_devices()
     if count > len(devices):
@@ -57,7 +204,7 @@ def compile_train_step(learner: Learner, devices: list[jax.Device]) -> Callable:
 
     Returns:
         ``step(state, batch, keys) -> (state, carry, metrics)``. Batch, keys and carry have the
-        leading axes that :func:`split` makes.
+        leading axes of :func:`split`.
     """
     if len(devices) == 1:
         return jax.jit(partial(train_step, learner=learner), donate_argnums=0)
@@ -75,32 +222,28 @@ def compile_imagination(learner: Learner, devices: list[jax.Device]) -> Callable
     """Imagination alone, from starts of many sequences, as one program over ``devices``.
 
     Args:
-        learner: networks and settings; its behaviour says H and S.
+        learner: networks and settings; ``behavior`` sets H and S.
         devices: from :func:`local_devices`.
 
     Returns:
-        ``imagine(params, starts, keys) -> Trajectory`` `[B, H + 1, n]`. Starts are those of B
-        sequences, one key for each; all have the leading axes that :func:`split` makes. Rollouts
-        do not meet, so the devices have nothing to tell one another.
+        ``imagine(params, starts, keys) -> Trajectory`` `[B, H + 1, n]` from the starts of B
+        sequences and one key for each, with the leading axes of :func:`split`. Rollouts are
+        independent, so no collectives are needed.
     """
-    dream = partial(_imagine_batch, learner=learner)
+
+    def dream(params: dict[str, Params], starts: Starts, keys: Key) -> Trajectory:
+        return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
+
     if len(devices) == 1:
         return jax.jit(dream)
     return jax.pmap(dream, axis_name=AXIS, in_axes=(None, 0, 0), devices=devices)
-
-
-def _imagine_batch(
-    params: dict[str, Params], starts: Starts, keys: Key, *, learner: Learner
-) -> Trajectory:
-    """:func:`rollout` of `[B]` sequences."""
-    return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
 
 
 def split(tree: Any, num_devices: int) -> Any:
     """`[B, ...]` -> `[devices, B / devices, ...]`; unchanged for one device.
 
     Raises:
-        ConfigError: when the devices do not divide B.
+        ConfigError: the devices do not divide B.
     """
     if num_devices == 1:
         return tree
@@ -117,14 +260,14 @@ def split(tree: Any, num_devices: int) -> Any:
 
 
 def join(tree: Any, num_devices: int) -> Any:
-    """The inverse of :func:`split`, so that checkpoints do not know the device count."""
+    """The inverse of :func:`split`, so that checkpoints do not depend on the device count."""
     if num_devices == 1:
         return tree
     return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
 def put_batch(batch: Batch, devices: list[jax.Device]) -> Batch:
-    """Start copying a host batch to where the next update reads it; returns at once."""
+    """Start copying a host batch to the devices of the next update; returns at once."""
     if len(devices) == 1:
         return jax.device_put(batch, devices[0])
     return place_shares(split(batch, len(devices)), devices)
@@ -136,120 +279,32 @@ def place_shares(tree: Any, devices: list[jax.Device]) -> Any:
 
 
 def place_state(state: Any, devices: list[jax.Device]) -> Any:
-    """Send a state to every device before the first update, which hands it on by itself.
+    """Replicate a state on all devices before the first update; unchanged for one device.
 
     pmap would do so too, but by an implicit transfer, which the hot loop's guard refuses.
     """
     return state if len(devices) == 1 else jax.device_put(state, _sharding(devices))
 
 
-def on_first_device(tree: Any, devices: list[jax.Device]) -> Any:
-    """The first device's own copy of a state, for programs that run there alone; copies nothing."""
-    if len(devices) == 1:
-        return tree
-    return jax.tree.map(lambda x: x.addressable_data(0), tree)
-
-
-def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-
-_log = logging.getLogger(__name__)
-
-
-#: Sequences in a run's picture, and the most frames of each.
-PICTURE_SEQUENCES, PICTURE_FRAMES = 3, 20
-
-
-class Programs(NamedTuple):
-    """Compiled programs of a run; inputs must already be on the device.
-
-    Attributes:
-        train: ``(state, batch, keys) -> (state, carry, metrics)``, state donated.
-        update_keys: ``(base key, update number) -> [B] keys``, one per sequence.
-        act: ``(params, carry, observation, base key, step) -> Acted``, carry donated; the step
-            from :func:`put_step`.
-        picture: ``(params, batch, base key, update number) -> OpenLoop``.
-        seconds: what compiling took, in all.
-        temporaries: bytes the train step needs beside its inputs and outputs.
-        memory: bytes the train step needs in all, per device.
-    """
-
-    train: Callable
-    update_keys: Callable
-    act: Callable
-    picture: Callable
-    seconds: float
-    temporaries: int
-    memory: int
-
-
-def picture_length(config: Config) -> tuple[int, int]:
-    """Frames of a picture's sequences, and how many of them the model reads before it dreams."""
-    length = min(config.replay.length, PICTURE_FRAMES)
-    return length, max(1, length // 4)
-
-
-def build_programs(
-    learner: Learner, state: TrainState, spec: EnvSpec, devices: list[jax.Device]
-) -> Programs:
-    """Compile everything for the shapes of this run.
-
-    Args:
-        learner: networks and settings.
-        state: the initial state; only its shapes are read.
-        spec: the environment's spec.
-        devices: what the batch is split over.
-    """
-    config, began = learner.config, time.monotonic()
-    count = len(devices)
-    batch = abstract_batch(learner, spec, config.replay.batch, config.replay.length)
-    shapes = jax.eval_shape(lambda: state)
-    base, index = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.uint32)
-    step = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    keys = jax.eval_shape(partial(_update_keys, config=config, devices=count), base, index)
-    sharded = jax.eval_shape(lambda: split(jax.tree.map(_zeros, batch), count))
-    length, context = picture_length(config)
-    rows = min(PICTURE_SEQUENCES, config.replay.batch)
-    jobs = {
-        "train": lambda: compile_train_step(learner, devices).lower(shapes, sharded, keys),
-        "update_keys": lambda: jax.jit(partial(_update_keys, config=config, devices=count)).lower(
-            base, index
-        ),
-        "act": lambda: compile_acting(learner).lower(
-            shapes.params, *abstract_acting(learner, spec, config.envs.count), base, step
-        ),
-        "picture": lambda: jax.jit(partial(_picture, learner=learner, context=context)).lower(
-            shapes.params, abstract_batch(learner, spec, rows, length), base, index
-        ),
-    }
-    # Tracing holds Python's lock, compiling does not: trace in turn, compile side by side.
-    lowered = {name: job() for name, job in jobs.items()}
-    with ThreadPoolExecutor(len(lowered)) as pool:
-        running = {name: pool.submit(compile_program, program) for name, program in lowered.items()}
-        done = {name: future.result() for name, future in running.items()}
-    temporaries, memory = memory_needed(done["train"])
-    seconds = time.monotonic() - began
-    return Programs(**done, seconds=seconds, temporaries=temporaries, memory=memory)
-
-
 def memory_needed(program: Any) -> tuple[int, int]:
-    """What the compiler says a program needs on each device.
-
-    Args:
-        program: compiled.
+    """Memory of a compiled program on each device, as the compiler reports it.
 
     Returns:
-        Bytes of temporaries, and of everything: arguments and results (those that share a donated
-        argument's place once) and temporaries. Zeros where the compiler does not tell.
+        Bytes of temporaries, and of arguments, results (donated arguments counted once) and
+        temporaries together. Zeros where the compiler reports nothing.
     """
-    facts = program.memory_analysis()
+    report = program.memory_analysis()
     arguments, outputs, shared, temporaries = (
-        int(getattr(facts, f"{name}_size_in_bytes", 0) or 0)
+        int(getattr(report, f"{name}_size_in_bytes", 0) or 0)
         for name in ("argument", "output", "alias", "temp")
     )
     return temporaries, arguments + outputs - shared + temporaries
+
+
+def picture_shape(config: Config) -> tuple[int, int, int]:
+    """Sequences of a run's picture, frames of each, and frames read before the dream starts."""
+    length = min(config.replay.length, PICTURE_FRAMES)
+    return min(PICTURE_SEQUENCES, config.replay.batch), length, max(1, length // 4)
 
 
 def abstract_batch(learner: Learner, spec: EnvSpec, batch: int, length: int) -> Batch:
@@ -279,10 +334,15 @@ def _update_keys(base: Key, index: Array, *, config: Config, devices: int) -> Ke
 
 def _picture(
     params: Any, batch: Batch, base: Key, index: Array, *, learner: Learner, context: int
-) -> Any:
-    """:func:`report.open_loop` with keys made from the update number."""
+) -> OpenLoop:
+    """:func:`open_loop` with keys made from the update number."""
     keys = jax.random.split(jax.random.fold_in(base, index), batch.action.shape[0])
     return open_loop(params, batch, keys, learner=learner, context=context)
+
+
+def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> Array:

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT: the first asks a run to save and leave, a second one ends it at once.
+"""SIGTERM and SIGINT: the first asks a run to save and stop, a second one ends it immediately.
 
-Python runs signal handlers between two of its own instructions, so one that arrives during a long
-computation, a compilation or a save would wait for it. The first may; the second must not. So the
-interpreter also writes every signal into a socket as it arrives, and a thread reads it there.
+Python runs signal handlers between two of its own instructions, so a signal that arrives during a
+long computation, a compilation or a save waits for its end. That is fine for the first signal, but
+not for the second. So the interpreter also writes every signal into a socket as it arrives, and a
+thread reads it there.
 """
 
 from __future__ import annotations
@@ -19,29 +20,30 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-#: A second signal within this time is the first one's echo: ``timeout`` and some schedulers signal
-#: the process and then its whole group.
+#: A second signal within this time counts as the first: ``timeout`` and some schedulers signal the
+#: process and then its process group.
 ECHO_S = 0.5
 
 
 class StoppedError(Exception):
-    """A signal asked to stop where nothing needs to be finished; the message is its name."""
+    """A signal asked to stop where nothing needs to be saved; the message is its name."""
 
 
 class StopSignals:
-    """Takes SIGTERM and SIGINT for the length of a ``with`` block.
+    """Handles SIGTERM and SIGINT inside a ``with`` block.
 
-    In another thread than the main one, where Python allows no handlers, it does nothing.
+    Does nothing in other threads than the main one, where Python allows no handlers.
 
     Attributes:
-        name: of the first signal that arrived, such as ``SIGTERM``; None before.
+        name: name of the first signal, such as ``SIGTERM``; None before it arrives.
+        tell: called with that name, from a thread of its own.
     """
 
     def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
-        """Nothing is taken yet.
+        """Install nothing yet.
 
         Args:
-            tell: shown the name of the first signal, from a thread of its own.
+            tell: called with the name of the first signal.
         """
         self.name: str | None = None
         self.tell = tell
@@ -49,10 +51,10 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
-        """Leave where there is nothing to finish.
+        """Stop at a point where nothing needs to be saved.
 
         Raises:
-            StoppedError: if a signal has arrived.
+            StoppedError: a signal has arrived.
         """
         if self.name:
             raise StoppedError(self.name)
@@ -62,7 +64,7 @@ class StopSignals:
             self._ours, theirs = socket.socketpair()
             theirs.setblocking(False)
             self._theirs = theirs
-            # Also where SIGINT was ignored, as in what a script starts with "&": leaving saves.
+            # Also where SIGINT was ignored, as in a command that a script starts with "&".
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
             self._fd_before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, daemon=True, name="signals").start()
@@ -77,12 +79,12 @@ class StopSignals:
             self._theirs.close()  # ends the thread
 
     def _note(self, number: int, frame: Any) -> None:
-        """Remember the first signal: whoever looks next in this thread must see it."""
+        """Store the name of the first signal."""
         del frame
         self.name = self.name or signal.Signals(number).name
 
     def _watch(self) -> None:
-        """Body of the thread: announce the first signal, leave at the second."""
+        """Body of the thread: announce the first signal, exit at the second."""
         with contextlib.closing(self._ours):
             while received := self._ours.recv(1):
                 number = received[0]
@@ -92,14 +94,14 @@ class StopSignals:
                 if not self._first:
                     self._first = now
                     self._note(number, None)
-                    with contextlib.suppress(Exception):  # a closed terminal must not matter now
+                    with contextlib.suppress(Exception):  # for example a closed terminal
                         self.tell(self.name)
                 elif now - self._first > ECHO_S:
                     leave_at_once(128 + number)
 
 
 def leave_at_once(code: int) -> None:
-    """End the process whatever it is doing; what is on disk is whole, workers die with it."""
+    """End the process immediately; files on disk are complete, and workers die with it."""
     if sys.stderr is not None and sys.stderr.isatty():
         os.write(2, b"\x1b[?25h\n")  # the progress bar hides the cursor
     os._exit(code)

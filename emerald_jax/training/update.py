@@ -1,15 +1,14 @@
-"""Gradients of a batch's mean loss, summed over parts of the batch one after another.
+"""One gradient update: world model, imagination, actor and critic, as one pure function.
 
-A batch is worked through at once where a device is only fast when it has much to do, and in parts
-where caches are small: on two CPU cores the paper's world model takes 2.3 core seconds a sequence
-in parts of one, 3 in parts of four (own measurement). The parts are of equal size, so the mean of
-their gradients is the batch's gradient, and the activations of one part are all that is kept.
+:func:`train_step` is the function that ``devices.py`` compiles. Its order is the paper's (section
+5): the world model reads the batch, imagination starts from that same pass, all gradients are taken
+at the same parameters, and only then are parameters updated. ``axis_name`` is the only trace of
+parallelism.
 
-One gradient update: world model, imagination, actor and critic, as one pure function.
-
-:func:`train_step` is what ``parallel.py`` compiles. Its order is the paper's (section 5): the world
-model reads the batch, imagination starts from that very pass, all gradients are taken at the same
-parameters, and only then does anything move. ``axis_name`` is the only trace of parallelism.
+A device works on its whole share of the batch at once where it is only fast with much to do, and in
+equal parts where caches are small: on two CPU cores the paper's world model takes 2.3 core seconds
+a sequence in parts of one, 3 in parts of four (own measurement). The mean of the parts' gradients
+is the gradient of the batch, and only one part's activations are kept.
 """
 
 from __future__ import annotations
@@ -39,81 +38,10 @@ from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.returns import moving_average, percentile_range
 from emerald_jax.types import Array, Batch, Carry, Key, Params, Starts, State, Trajectory
 
+Metrics = dict[str, Array]
+
 #: Bytes of the encoder's first feature map that one part may have on a CPU (O, measured).
 _PART_BYTES = 8 * 2**20
-
-
-def batch_parts(config: Config, sequences: int) -> int:
-    """Into how many equal parts the gradients of a device's sequences are divided.
-
-    Args:
-        config: ``optim.micro_batch`` says how many sequences a part may have; 0 means all of them
-            on accelerators, and on a CPU as many as suit its caches.
-        sequences: the device's share of the batch.
-
-    Returns:
-        The smallest divisor of ``sequences`` that leaves no more in each part.
-    """
-    most = config.optim.micro_batch
-    if most == 0 and jax.default_backend() != "cpu":
-        return 1
-    if most == 0:
-        side = config.envs.image_size // 2
-        first_map = 4 * config.replay.length * side**2 * config.model.channels
-        most = max(1, _PART_BYTES // first_map)
-    return next(n for n in range(1, sequences + 1) if sequences % n == 0 and sequences // n <= most)
-
-
-def mean_gradient(
-    loss: Callable[..., tuple[Array, tuple[Any, Any]]], params: Params, data: Any, parts: int
-) -> tuple[Params, tuple[Any, Any]]:
-    """Gradient of a mean over a batch, and what the loss tells besides.
-
-    Args:
-        loss: ``(params, data) -> (mean loss, (extras [B], mean metrics []))``.
-        params: what the gradient is taken of.
-        data: any pytree of `[B, ...]` arrays.
-        parts: from :func:`batch_parts`; divides B.
-
-    Returns:
-        gradients; the extras of the whole batch and the metrics' means.
-    """
-    gradient = jax.grad(loss, has_aux=True)
-    if parts == 1:
-        return gradient(params, data)
-
-    def body(total: Params, part: Any) -> tuple[Params, tuple[Any, Any]]:
-        with looped():
-            grads, found = gradient(params, part)
-        return jax.tree.map(jnp.add, total, grads), found
-
-    data = in_parts(data, parts)
-    total, (extras, metrics) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), data)
-    extras = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), extras)
-    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
-    return jax.tree.map(lambda x: x / parts, total), (extras, metrics)
-
-
-def batched(function: Callable[..., Any], data: tuple, parts: int) -> Any:
-    """``jax.vmap(function)(*data)``, by parts one after another.
-
-    Args:
-        function: of one sequence.
-        data: its arguments, pytrees of `[B, ...]` arrays.
-        parts: from :func:`batch_parts`; divides B.
-    """
-    if parts == 1:
-        return jax.vmap(function)(*data)
-    found = jax.lax.map(lambda part: jax.vmap(function)(*part), in_parts(data, parts))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-
-
-def in_parts(data: Any, parts: int) -> Any:
-    """`[B, ...]` -> `[parts, B / parts, ...]`."""
-    return jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), data)
-
-
-Metrics = dict[str, Array]
 
 
 def train_step(
@@ -130,14 +58,14 @@ def train_step(
         state: :class:`TrainState`; donate it.
         batch: :class:`Batch` `[B, L]` with its ``carry``; under pmap this device's share.
         key: `[B]` typed keys, one per sequence, so that a sequence's noise does not depend on which
-            device it sits on.
+            device holds it.
         learner: networks, optimisers and settings (static).
         axis_name: the pmap axis, or None.
 
     Returns:
         the next state; the carry for each sequence's next chunk; metrics, float32 scalars equal on
-        all devices. An update with a non-finite loss or gradient changes nothing but its counters
-        and empties the carry; ``metrics["finite"]`` is then 0.
+        all devices. An update with a non-finite loss or gradient changes only its counters and
+        empties the carry; ``metrics["finite"]`` is then 0.
     """
     keys = jax.vmap(partial(jax.random.split, num=2))(key)
     model_grads, (passed, metrics) = model_gradient(
@@ -147,9 +75,9 @@ def train_step(
         passed, batch.is_terminal, keys[:, 1]
     )
     returns = judge(state.params, trajectory, cont_0, learner)
-    spread = percentile_range(returns.target, axis_name=axis_name)
+    now = percentile_range(returns.target, axis_name=axis_name)
     decay = learner.config.behavior.return_decay
-    return_range = moving_average(state.return_range, spread, decay)
+    return_range = moving_average(state.return_range, now, decay)
     scale = jnp.maximum(1.0, return_range)
     agent_grads, agent_metrics = behavior_gradient(
         state.params, state.slow_critic, trajectory, returns, scale, learner
@@ -164,6 +92,22 @@ def train_step(
     return _apply(state, grads, return_range, passed.carry, metrics, learner)
 
 
+def model_gradient(
+    params: Params, batch: Batch, keys: Key, learner: Learner
+) -> tuple[Params, tuple[Pass, Metrics]]:
+    """Gradient of :func:`model_loss`, in parts.
+
+    Returns:
+        the gradient; the pass `[B]` and mean metrics.
+    """
+
+    def loss(params: Params, data: tuple[Batch, Key]) -> tuple:
+        return model_loss(params, *data, learner)
+
+    parts = batch_parts(learner.config, batch.action.shape[0])
+    return mean_gradient(loss, params, (batch, keys), parts)
+
+
 def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tuple:
     """Mean world-model loss over `[B, L]`; auxiliary: the pass `[B]` and mean metrics."""
     config = learner.config.loss
@@ -175,26 +119,10 @@ def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tup
     return total, (jax.lax.stop_gradient(passed), {"loss/model": total, **metrics})
 
 
-def model_gradient(
-    params: Params, batch: Batch, keys: Key, learner: Learner
-) -> tuple[Params, tuple[Pass, Metrics]]:
-    """Gradient of :func:`model_loss`, by parts where the configuration or the device wants them.
-
-    Returns:
-        the gradient, and what the loss tells besides.
-    """
-
-    def loss(params: Params, data: tuple[Batch, Key]) -> tuple:
-        return model_loss(params, *data, learner)
-
-    parts = batch_parts(learner.config, batch.action.shape[0])
-    return mean_gradient(loss, params, (batch, keys), parts)
-
-
 def _dream(
     params: dict[str, Params], passed: Pass, is_terminal: Array, key: Key, *, learner: Learner
 ) -> tuple[Trajectory, Array]:
-    """Imagine from every ``start_stride``-th state of a sequence; also the starts' continuation."""
+    """Imagine from every ``start_stride``-th state; also the real continuation of the starts."""
     behavior = learner.config.behavior
     positions = start_positions(is_terminal.shape[0], behavior.start_stride)
     starts = starts_from(passed, positions)
@@ -203,7 +131,7 @@ def _dream(
 
 
 def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Learner) -> Trajectory:
-    """EMERALD's imagination: its policy, its world model, the configured H and S.
+    """EMERALD's imagination with its own policy and world model and the configured H and S.
 
     Args:
         params: ``world_model`` and ``actor``.
@@ -287,9 +215,8 @@ def _behavior_loss(
     *,
     learner: Learner,
 ) -> tuple[Array, tuple[None, Metrics]]:
-    """Mean actor and critic loss over all sequences, steps and starts, added up.
-
-    They share no parameter, so the gradient of the sum is that of each.
+    """Mean actor and critic loss over all sequences, steps and starts, summed: they share
+    no parameter, so the gradient of the sum is the gradient of each.
     """
     shared = {"agent": learner.actor_critic, "config": learner.config.behavior}
 
@@ -304,7 +231,7 @@ def _behavior_loss(
 
 
 def _dream_metrics(returns: Returns) -> Metrics:
-    """What warns of model exploitation: imagined reward, value and continuation.
+    """Statistics that warn of model exploitation: imagined reward, value and continuation.
 
     Rewards count by survival, as in the losses; the caller divides by the mean weight.
     """
@@ -325,17 +252,17 @@ def _apply(
     metrics: Metrics,
     learner: Learner,
 ) -> tuple[TrainState, Carry, Metrics]:
-    """Move parameters, slow critic and return range, unless something is not finite."""
+    """Update parameters, slow critic and return range, unless a value is not finite."""
     norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
     metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
     finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
     params, opt_state = apply_gradients(learner.optimizers, grads, state.opt_state, state.params)
     rate = learner.config.behavior.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
-    moved = (params, opt_state, slow_critic, return_range)
+    updated = (params, opt_state, slow_critic, return_range)
     kept = (state.params, state.opt_state, state.slow_critic, state.return_range)
     params, opt_state, slow_critic, return_range = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), moved, kept
+        lambda new, old: jnp.where(finite, new, old), updated, kept
     )
     skipped = 1 - finite.astype(jnp.int32)
     new_state = TrainState(
@@ -349,3 +276,73 @@ def _apply(
     )
     carry = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), carry)
     return new_state, carry, {**metrics, "finite": finite.astype(jnp.float32)}
+
+
+def batch_parts(config: Config, sequences: int) -> int:
+    """Number of equal parts in which the gradients of a device's sequences are computed.
+
+    Args:
+        config: ``optim.micro_batch`` is the maximum number of sequences in a part; 0 means all on
+            accelerators, and on a CPU as many as fit its caches.
+        sequences: sequences of the batch on this device.
+
+    Returns:
+        The smallest divisor of ``sequences`` that keeps each part within that maximum.
+    """
+    most = config.optim.micro_batch
+    if most == 0 and jax.default_backend() != "cpu":
+        return 1
+    if most == 0:
+        side = config.envs.image_size // 2
+        first_map = 4 * config.replay.length * side**2 * config.model.channels
+        most = max(1, _PART_BYTES // first_map)
+    return next(n for n in range(1, sequences + 1) if sequences % n == 0 and sequences // n <= most)
+
+
+def mean_gradient(
+    loss: Callable[..., tuple[Array, tuple[Any, Any]]], params: Params, data: Any, parts: int
+) -> tuple[Params, tuple[Any, Any]]:
+    """Gradient of a mean over a batch, with the loss' auxiliary results.
+
+    Args:
+        loss: ``(params, data) -> (mean loss, (extras [B], mean metrics []))``.
+        params: differentiated.
+        data: any pytree of `[B, ...]` arrays.
+        parts: from :func:`batch_parts`; divides B.
+
+    Returns:
+        gradients; the extras of the batch `[B]` and the means of the metrics.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, data)
+
+    def body(total: Params, part: Any) -> tuple[Params, tuple[Any, Any]]:
+        with looped():
+            grads, found = gradient(params, part)
+        return jax.tree.map(jnp.add, total, grads), found
+
+    data = in_parts(data, parts)
+    total, (extras, metrics) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), data)
+    extras = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), extras)
+    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+    return jax.tree.map(lambda x: x / parts, total), (extras, metrics)
+
+
+def batched(function: Callable[..., Any], data: tuple, parts: int) -> Any:
+    """``jax.vmap(function)(*data)`` in parts, one after another.
+
+    Args:
+        function: of one sequence.
+        data: its arguments, pytrees of `[B, ...]` arrays.
+        parts: from :func:`batch_parts`; divides B.
+    """
+    if parts == 1:
+        return jax.vmap(function)(*data)
+    found = jax.lax.map(lambda part: jax.vmap(function)(*part), in_parts(data, parts))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def in_parts(data: Any, parts: int) -> Any:
+    """`[B, ...]` -> `[parts, B / parts, ...]`."""
+    return jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), data)

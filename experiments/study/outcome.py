@@ -24,9 +24,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from emerald_jax.agent.dream import decoding_trace, open_loop
+from emerald_jax.agent.dream import open_loop
 from emerald_jax.agent.state import init_carry
 from emerald_jax.look.figures import decoding_strip, png_of
+from emerald_jax.look.inside import decoding_trace
 from emerald_jax.models.world_model import Pass
 from emerald_jax.reports.runs import Table, interval
 from emerald_jax.run.files import write_atomic

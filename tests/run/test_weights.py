@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from emerald_jax import cli
-from emerald_jax.agent.state import build_learner
+from emerald_jax.agent.state import build_learner, fresh_state
 from emerald_jax.config import ConfigError
 from emerald_jax.replay import Replay
 from emerald_jax.run.directory import write_config
 from emerald_jax.run.files import CheckpointError, named_leaves
 from emerald_jax.run.replay_files import ChunkHealth
 from emerald_jax.run.snapshots import Snapshots, inspect_run
-from emerald_jax.run.weights import export_weights, read_weights, start_from
+from emerald_jax.run.weights import export_weights, read_weights
 from tests.model_cases import NUM_ACTIONS, make_state, small_config
 from tests.replay_world import SHAPE, World, fill
 
@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_are_told_by_their_settings(run, export):
 
 def test_a_beginning_has_fresh_optimisers_and_counters(export, learner, state):
     params, _, _ = read_weights(export, learner)
-    begun = start_from(state, params)
+    begun = fresh_state(learner, params)
     assert_weights(begun.params, state, 2)
     for ours, critic in zip(
         jax.tree.leaves(begun.slow_critic), jax.tree.leaves(begun.params["critic"]), strict=True

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import pytest
 
+from emerald_jax.agent.acting import Player
+from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EpisodeTracker
 from emerald_jax.presets import get_preset
@@ -24,8 +26,9 @@ from emerald_jax.run.checkpoint import Checkpointer
 from emerald_jax.run.files import CheckpointError
 from emerald_jax.run.snapshots import Snapshots
 from emerald_jax.training import devices, loop
+from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
-from emerald_jax.training.faults import RunError, out_of_memory
+from emerald_jax.training.faults import out_of_memory
 from emerald_jax.training.loop import INTERRUPTED, train
 
 STEPS, HALF = 160, 112
@@ -63,9 +66,9 @@ def newest_leaves(logdir):
 def straight(tmp_path_factory):
     logdir, asked = tmp_path_factory.mktemp("runs") / "straight", set()
 
-    def put_step(number, hold=1):
+    def make_player(act, params, carry, key, hold=1):
         asked.add(("hold", hold))
-        return devices.put_step(number, hold)
+        return Player(act, params, carry, key, hold)
 
     def make_sampler(*arguments):
         sampler = samplers.make_sampler(*arguments)
@@ -73,7 +76,7 @@ def straight(tmp_path_factory):
         return sampler
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "put_step", put_step)
+        patch.setattr(devices, "Player", make_player)
         patch.setattr(loop, "make_sampler", make_sampler)
         result = train(tiny(logdir, steps=STEPS))
     assert asked == {("hold", HOLD), ("best of", BEST_OF)}, "settings that never arrive"
@@ -150,9 +153,9 @@ def test_evaluation_plays_whole_episodes_and_changes_nothing(straight):
 def signal_at(monkeypatch, place: str) -> None:
     """Send ourselves SIGTERM in the middle of one of the things that a run does."""
     homes = {
-        "compiling": (loop, "build_programs", 1),
-        "prefill": (loop.Run, "vector_step", 3),
-        "training": (loop.Run, "vector_step", 24),
+        "compiling": (TrainingAgent, "compile", 1),
+        "prefill": (loop.Loop, "vector_step", 3),
+        "training": (loop.Loop, "vector_step", 24),
         "saving": (Snapshots, "save", 1),
         "evaluation": (EpisodeTracker, "step", 34),  # 31 were training
     }
@@ -201,15 +204,10 @@ def test_sigterm_saves_and_leaves_with_its_own_code(place, tmp_path, monkeypatch
 
 
 def test_a_device_without_memory_is_told_what_helps(tmp_path, monkeypatch):
-    plain = loop.build_programs
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    def full(*args):
-        def fail(*_):
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-
-        return plain(*args)._replace(train=fail)
-
-    monkeypatch.setattr(loop, "build_programs", full)
+    monkeypatch.setattr(TrainingAgent, "update", full)
     with pytest.raises(RunError) as caught:
         train(tiny(tmp_path / "run", steps=STEPS))
     message = str(caught.value)
@@ -229,13 +227,14 @@ def test_a_device_without_memory_is_told_what_helps(tmp_path, monkeypatch):
 def test_an_action_that_is_not_finite_never_reaches_an_environment(tmp_path, monkeypatch):
     """The actor is poisoned where updates cannot notice it: between an update and the next."""
     taken = []
-    plain_actions, plain_check = loop.Run._actions, EpisodeTracker.check
+    plain_actions, plain_check = loop.Loop._actions, EpisodeTracker.check
 
     def poisoned(self):
         if self.updates == 3:
             nan = lambda x: jax.device_put(np.full(x.shape, np.nan, np.float32))  # noqa: E731
-            actor = jax.tree.map(nan, self.state.params["actor"])
-            self.state = self.state.replace(params={**self.state.params, "actor": actor})
+            state = self.agent.state
+            actor = jax.tree.map(nan, state.params["actor"])
+            self.agent.state = state.replace(params={**state.params, "actor": actor})
             taken.append("poisoned")
         return plain_actions(self)
 
@@ -243,7 +242,7 @@ def test_an_action_that_is_not_finite_never_reaches_an_environment(tmp_path, mon
         taken.append("acted")
         return plain_check(self, actions)
 
-    monkeypatch.setattr(loop.Run, "_actions", poisoned)
+    monkeypatch.setattr(loop.Loop, "_actions", poisoned)
     monkeypatch.setattr(EpisodeTracker, "check", check)
     config = tiny(tmp_path / "run", steps=STEPS)
     with pytest.raises(RunError, match="policy is not finite after 3 updates"):
@@ -260,7 +259,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
     logdir = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(replay_files, "write_atomic", fail)
-        with pytest.raises(CheckpointError, match=r"cannot be written to .*nothing is kept: make"):
+        with pytest.raises(CheckpointError, match=r"cannot be written to .*nothing is kept: free"):
             train(tiny(logdir, steps=HALF))
     assert len(rows(logdir, "metrics.jsonl")) == 3
 
