@@ -27,7 +27,7 @@ def test_random_play_becomes_a_data_set(tmp_path, capsys):
     # Once more into the same directory: refused, nothing is written.
     before = sorted(path.name for path in out.iterdir())
     assert main(["collect", *CATCH, "--steps", "40", "--out", str(out)]) == 2
-    assert "holds a data set already" in capsys.readouterr().err
+    assert "already holds a data set" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == before
 
 

@@ -47,7 +47,7 @@ def test_every_byte_comes_back(tmp_path, replay):
 
 def test_a_data_set_is_never_overwritten(tmp_path, replay):
     write_dataset(tmp_path, replay, FACTS)
-    with pytest.raises(ReplayError, match="holds a data set already: choose another --out"):
+    with pytest.raises(ReplayError, match="already holds a data set: choose another --out"):
         write_dataset(tmp_path, replay, FACTS)
 
 
@@ -73,7 +73,7 @@ def test_what_is_not_whole_is_refused(tmp_path, replay, harm):
         "missing": "is damaged",
         "manifest": "cannot be read",
         "version": "format 99, this version reads 1",
-        "nothing": "is no data set",
+        "nothing": "is not a data set",
     }[harm]
     with pytest.raises(ReplayError, match=message) as caught:
         read_dataset(tmp_path)
