@@ -24,6 +24,7 @@ _HOMES = {
     # Look.
     "Film": "emerald_jax.look.film",
     "FilmPlan": "emerald_jax.look.film",
+    "Run": "emerald_jax.run.run",
     "Recordings": "emerald_jax.run.recordings",
     "attention_weights": "emerald_jax.agent.dream",
     "decoding_trace": "emerald_jax.agent.dream",

@@ -66,10 +66,16 @@ class Agent:
         learner: the networks, for the functions of this package.
         params: ``world_model``, ``actor`` and ``critic``, plain trees of arrays.
         updates: gradient updates behind the weights.
+        env_steps: environment steps behind the weights; None when unknown.
     """
 
     def __init__(
-        self, learner: Learner, params: dict[str, Params], spec: EnvSpec, updates: int = 0
+        self,
+        learner: Learner,
+        params: dict[str, Params],
+        spec: EnvSpec,
+        updates: int = 0,
+        env_steps: int | None = None,
     ) -> None:
         """Wrap networks and weights; :func:`load` makes one from a run.
 
@@ -78,8 +84,10 @@ class Agent:
             params: their parameters.
             spec: of the environment they were trained in.
             updates: gradient updates behind the weights.
+            env_steps: environment steps behind the weights; None when unknown.
         """
-        self.learner, self.params, self.spec, self.updates = learner, params, spec, updates
+        self.learner, self.params, self.spec = learner, params, spec
+        self.updates, self.env_steps = updates, env_steps
         self._act = jax.jit(partial(_act, learner=learner), static_argnames="mode")
         # An own policy is part of the program: keep the function, and it is compiled once.
         names = ("horizon", "steps", "policy")

@@ -36,6 +36,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import Replay, make_sampler
+from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import (
     PACE,
     check_run_dir,
@@ -48,7 +49,6 @@ from emerald_jax.run.directory import (
 from emerald_jax.run.files import CheckpointError, RunLock
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.machine import prepare_jax
-from emerald_jax.run.snapshots import Snapshots
 from emerald_jax.run.weights import read_weights, start_from
 from emerald_jax.training.devices import (
     build_programs,
@@ -184,13 +184,13 @@ class Sitting:
         self.metrics: dict[str, Any] | None = None
         self.unchecked: list[dict[str, Any]] = []
         self.pending = self.on_device = self.record = self.env = self.programs = None
-        self.snapshots: Snapshots | None = None
+        self.store: Store | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for part in (self.env, self.snapshots):
+        for part in (self.env, self.store):
             if part is not None:
                 part.close()
 
@@ -203,7 +203,7 @@ class Sitting:
         config = self.config
         self.narrator.introduce(self.devices)
         self.signals.check()
-        self.snapshots = Snapshots(self.logdir, config.log.keep)
+        self.store = Store(self.logdir, config.log.keep)
         self.env = make_vector_env(config.env, config.envs, seed=config.seed)
         self.learner = build_learner(config, self.env.spec.num_actions)
         self.sampler = make_sampler(
@@ -242,7 +242,7 @@ class Sitting:
             Whether it is on its way.
         """
         self.check()
-        facts = {
+        metadata = {
             "env_steps": self.env_steps,
             "updates": self.updates,
             "vector_steps": self.vector_steps,
@@ -255,7 +255,7 @@ class Sitting:
         self.clock.begun()
         # A checkpoint is meant to leave the device; the hot loop's guard is against accidents.
         with jax.transfer_guard("allow"):
-            begun = self.snapshots.save(self.updates, self._tree(), facts, self.replay)
+            begun = self.store.save(self.updates, self._tree(), metadata, self.replay)
         if not begun:
             self.clock.ended(False)
         return begun
@@ -263,9 +263,9 @@ class Sitting:
     def begin(self) -> VectorStep:
         """The first records: those of the newest sound checkpoint, or first frames."""
         first = self.env.reset()
-        if self.snapshots.steps():
-            restored = self.snapshots.restore(self._tree(), self.replay)
-            self._take_over(restored.tree, restored.facts)
+        if self.store.steps():
+            restored = self.store.restore(self._tree(), self.replay)
+            self._take_over(restored.tree, restored.metadata)
             if restored.tree["env"]:
                 return self.env.set_state(jax.tree.map(np.asarray, restored.tree["env"]))
         else:
@@ -276,23 +276,23 @@ class Sitting:
         self.remember(first)
         return first
 
-    def _take_over(self, tree: dict[str, Any], facts: dict[str, Any]) -> None:
+    def _take_over(self, tree: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Continue from a checkpoint's arrays and counters, with our settings where they differ."""
-        before = Config.from_dict(facts["config"])
+        before = Config.from_dict(metadata["config"])
         differences = compare_settings(before, self.config)
         refuse_other_data(self.logdir, differences)
         self.state, self.acting = tree["state"], tree["acting"]
         self.carry = tree["carry"]
         for name in ("env_steps", "updates", "vector_steps"):
-            setattr(self, name, facts[name])
-        self.sampler.load_state_dict(facts["sampler"])
-        self.random.bit_generator.state = facts["random"]
-        if facts["pending"]:
+            setattr(self, name, metadata[name])
+        self.sampler.load_state_dict(metadata["sampler"])
+        self.random.bit_generator.state = metadata["random"]
+        if metadata["pending"]:
             self.stage(jax.tree.map(np.asarray, tree["pending"]))
         if any(difference.name in PACE for difference in differences):
             self.pace.restart(self.env_steps, self.updates)
         else:
-            self.pace.point = tuple(facts.get("paced_from", self.pace.point))
+            self.pace.point = tuple(metadata.get("paced_from", self.pace.point))
         if before.init_from:  # where a run has begun stays true
             self.config = dataclasses.replace(self.config, init_from=before.init_from)
         self._rewind_log()
@@ -339,7 +339,7 @@ class Sitting:
     def remember(self, record: VectorStep) -> None:
         """Put records into the replay and finished episodes into the log."""
         self.replay.append(record)
-        self.snapshots.advance(self.replay)
+        self.store.advance(self.replay)
         self.narrator.episodes(self.env_steps, record)
 
 
@@ -442,8 +442,8 @@ class Run(Sitting):
             self._log()
         if not self.signals.name:  # who was asked to leave has no time for pictures
             self._picture()
-        if not (self.save() and self.snapshots.wait()):
-            known = self.snapshots.steps()
+        if not (self.save() and self.store.wait()):
+            known = self.store.steps()
             older = f"checkpoint {known[-1]}" if known else "nothing"
             raise CheckpointError(
                 f"the last checkpoint cannot be written to {self.logdir}, {older} is kept: make "
@@ -479,7 +479,7 @@ class Run(Sitting):
         self.env_steps += self.record.env_steps
         self.remember(self.record)
         self.narrator.progress(self.env_steps, self.updates)
-        ended = self.snapshots.poll()
+        ended = self.store.poll()
         if ended is not None:
             self.clock.ended(ended)
         if self.clock.due():
