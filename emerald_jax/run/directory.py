@@ -184,7 +184,7 @@ def run_dir(config: Config) -> Path:
     from emerald_jax.presets import PRESETS
 
     if config.logdir:
-        return Path(config.logdir)
+        return Path(config.logdir).expanduser()
     parts = [config.preset, str(config.seed)]
     if config.preset in PRESETS and config.env != PRESETS[config.preset][1].env:
         parts.insert(1, re.sub(r"[^A-Za-z0-9._]+", "-", config.env).strip("-."))
@@ -205,7 +205,7 @@ def read_config(run: str | Path) -> Config:
     Raises:
         ConfigError: when ``run`` is not a run directory, or its config.json cannot be read.
     """
-    run = Path(run)
+    run = Path(run).expanduser()
     path = run / CONFIG_FILE
     if not run.exists():
         raise ConfigError(f"{run} does not exist: give the directory of a run")
@@ -229,13 +229,17 @@ def check_run_dir(config: Config) -> Path:
     A directory without a checkpoint has nothing to resume, so any settings may start there.
 
     Returns:
-        The directory, which may not exist yet.
+        The absolute path of the directory, which may not exist yet.
 
     Raises:
         ConfigError: when it is a file, is not writable, holds other files, or a run that cannot be
             resumed with these settings; or when the weights of ``init_from`` do not exist.
     """
-    logdir = run_dir(config)
+    try:
+        # Absolute, as an environment may change the working directory.
+        logdir = run_dir(config).absolute()
+    except OSError as error:
+        raise ConfigError(f"the working directory cannot be used: {error.strerror}") from error
     if logdir.exists() and not logdir.is_dir():
         raise ConfigError(f"logdir {logdir} is a file: choose another --logdir")
     _refuse_unwritable(logdir)
@@ -280,7 +284,7 @@ def _is_left_over(path: Path) -> bool:
 
 def _refuse_unwritable(logdir: Path) -> None:
     """Check the permissions of the nearest parent that exists."""
-    existing = logdir.absolute()
+    existing = logdir
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

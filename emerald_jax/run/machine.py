@@ -43,7 +43,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def prepare_jax() -> None:
     """Configure JAX for a run; call it before the first computation.
 
-    * Compiled programs are cached in a directory of the user, across processes.
+    * Compiled programs are cached in a directory of the user, across processes, if it is writable.
     * Two of XLA's CPU defaults are turned off (:data:`_CPU_FLAGS`); accelerators ignore them.
     """
     # XLA ends the process on an unknown flag; these exist in the versions we tested.
@@ -51,9 +51,22 @@ def prepare_jax() -> None:
         given = os.environ.get("XLA_FLAGS", "")
         ours = [f"{flag}={value}" for flag, value in _CPU_FLAGS.items() if flag not in given]
         os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "emerald_jax" / "xla"))
+    if jax.config.jax_compilation_cache_dir is None and (folder := _cache_dir()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cache_dir() -> Path | None:
+    """The user's directory for compiled programs; None without a home that can be written.
+
+    No shared directory replaces it: others could put their programs there.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "emerald_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no HOME and no entry in the passwd file
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def compile_program(program: Any) -> Any:

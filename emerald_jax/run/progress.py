@@ -13,6 +13,8 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from emerald_jax.run.process import SafeStream
+
 #: Rates are averages over this many seconds.
 RATE_WINDOW_S = 20.0
 #: Seconds between two samples, and between two changes of the bar.
@@ -54,7 +56,9 @@ class ProgressView:
         self._total = total_steps
         self._quiet = quiet
         self._clock = clock
-        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = console or Console(
+            file=SafeStream(sys.stderr), highlight=False, soft_wrap=True
+        )
         self._deadline = clock() + max_seconds if max_seconds > 0 else math.inf
         self._samples: deque[_Sample] = deque()
         self._newest = (_Sample(clock(), 0, 0), math.nan)
@@ -85,8 +89,9 @@ class ProgressView:
     def result(self, text: str) -> None:
         """End the bar and print a line on standard output."""
         self.close()
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        out = SafeStream(sys.stdout)
+        out.write(text + "\n")
+        out.flush()
 
     def close(self) -> None:
         """Draw the bar a last time and release the terminal; safe to call twice."""

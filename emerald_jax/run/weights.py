@@ -66,6 +66,7 @@ def load(
             ``config``.
         EnvError: its environment is not installed.
     """
+    source = Path(source).expanduser()
     config = config or read_config(source)
     prepare_jax()
     spec = spec_of(config.env, config.envs)
@@ -99,7 +100,7 @@ def read_weights(
         ConfigError: ``source`` is neither.
         CheckpointError: it is damaged or does not fit the networks; one line that names a setting.
     """
-    source = Path(source)
+    source = Path(source).expanduser()
     config = read_config(source)
     shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0)).params
     shapes = {group: shapes[group] for group in groups}
