@@ -25,17 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import emerald_jax as ej
-from emerald_jax.run.checkpoint import CheckpointError
-from emerald_jax.run.files import named_leaves
-from emerald_jax.run.snapshots import Snapshots
+from emerald_jax.run.checkpoint import CheckpointError, Store, named_leaves, nest
 from emerald_jax.training.loop import train
 
 
 class Point(NamedTuple):
-    """What a restore brings back: arrays by name, facts, the replay, its step."""
+    """What a restore brings back: arrays by name, metadata, the replay, its step."""
 
     leaves: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     replay: ej.Replay
     step: int
     lost: tuple[str, ...]
@@ -55,30 +53,16 @@ def restore(run: Path, config: ej.Config, names: dict[str, Any], step: int | Non
     """Restore as a run would: the newest sound checkpoint and its replay."""
     size = config.envs.image_size
     replay = ej.Replay(config.replay.capacity, config.envs.count, (size, size, 3))
-    tree = {
-        name: np.zeros(facts["shape"], jnp.dtype(facts["dtype"])) for name, facts in names.items()
-    }
-    with Snapshots(run) as snapshots:
-        found = snapshots.restore(nest(tree), replay, step)
+    tree = {name: np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"])) for name, leaf in names.items()}
+    with Store(run) as store:
+        found = store.restore(nest(tree), replay, step)
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(found.tree).items()}
-    return Point(leaves, found.facts, replay, found.step, found.lost)
-
-
-def nest(leaves: dict[str, Any]) -> dict[str, Any]:
-    """``{"a/b": x}`` -> ``{"a": {"b": x}}``."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return Point(leaves, found.metadata, replay, found.step, found.lost)
 
 
 def same(found: Point, truth: Point) -> bool:
     """Whether what came back is what was saved, but for rows that are known to be lost."""
-    if found.facts != truth.facts or found.leaves.keys() != truth.leaves.keys():
+    if found.metadata != truth.metadata or found.leaves.keys() != truth.leaves.keys():
         return False
     pairs = ((found.leaves[name], leaf) for name, leaf in truth.leaves.items())
     if not all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs):
@@ -113,8 +97,7 @@ def outcome(run: Path, config: ej.Config, names: Any, truths: dict[int, Point]) 
 def flip_bits(run: Path, flips: int, config: ej.Config, seed: int) -> list[dict]:
     """The table: one row per flip, over files first, so that small ones are not left out."""
     steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdecimal())
-    facts = json.loads((run / f"checkpoints/{steps[-1]}/facts/metadata").read_text())
-    names = facts["content"]["leaves"]
+    names = json.loads((run / f"checkpoints/{steps[-1]}/metadata.json").read_text())["leaves"]
     truths = {step: restore(run, config, names, step) for step in steps}
     folders = [run / f"checkpoints/{steps[-1]}", run / "replay"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())

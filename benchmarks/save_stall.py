@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import emerald_jax as ej
-from emerald_jax.run.snapshots import Snapshots
+from emerald_jax.run.checkpoint import Store
 
 ACTIONS = 17
 
@@ -49,8 +49,8 @@ def run_tree(config: ej.Config) -> Any:
     return jax.block_until_ready(jax.tree.map(one, shapes))
 
 
-def play(replay: ej.Replay, rows: int, snapshots: Snapshots | None) -> None:
-    """Add rows of noise; with ``snapshots`` they are written ahead, as the loop does it."""
+def play(replay: ej.Replay, rows: int, store: Store | None) -> None:
+    """Add rows of noise; with ``store`` they are written ahead, as the loop does it."""
     rng, count = np.random.default_rng(replay.written), replay.num_envs
     frames = rng.integers(0, 256, (64, count, *replay.image_shape), dtype=np.uint8)
     none = np.zeros(count, bool)
@@ -65,19 +65,19 @@ def play(replay: ej.Replay, rows: int, snapshots: Snapshots | None) -> None:
                 is_terminal=none,
             )
         )
-        if snapshots is not None:
+        if store is not None:
             # Minutes pass between a run's rows; here the writer is waited for instead.
-            snapshots.advance(replay)
-            while snapshots.files.writing():
+            store.advance(replay)
+            while store.writing_ahead():
                 time.sleep(0.01)
 
 
-def save(snapshots: Snapshots, step: int, tree: Any, replay: ej.Replay) -> dict[str, float]:
+def save(store: Store, step: int, tree: Any, replay: ej.Replay) -> dict[str, float]:
     """Seconds that the loop waits for one save, and until it is on disk."""
     began = time.monotonic()
-    assert snapshots.save(step, tree, {}, replay)
+    assert store.save(step, tree, {}, replay)
     stall = time.monotonic() - began
-    assert snapshots.wait()
+    assert store.wait()
     return {"stall_s": round(stall, 3), "on_disk_s": round(time.monotonic() - began, 2)}
 
 
@@ -86,13 +86,13 @@ def measure(folder: Path, config: ej.Config, rows: int) -> dict:
     tree = run_tree(config)
     replay = ej.Replay(200_000, config.envs.count, (64, 64, 3))
     row = ej.Replay.nbytes_needed(config.envs.count, config.envs.count, (64, 64, 3))
-    with Snapshots(folder) as snapshots:
-        first = save(snapshots, 1, tree, replay)
-        repeated = [save(snapshots, step, tree, replay) for step in (2, 3, 4)]
-        play(replay, rows, snapshots)
-        ahead = save(snapshots, 5, tree, replay)
+    with Store(folder) as store:
+        first = save(store, 1, tree, replay)
+        repeated = [save(store, step, tree, replay) for step in (2, 3, 4)]
+        play(replay, rows, store)
+        ahead = save(store, 5, tree, replay)
         play(replay, rows, None)
-        at_once = save(snapshots, 6, tree, replay)
+        at_once = save(store, 6, tree, replay)
     return {
         "tree_mb": round(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6, 1),
         "replay_increment_mb": round(rows * row / 1e6, 1),

@@ -24,6 +24,7 @@ _HOMES = {
     # Look.
     "Film": "emerald_jax.look.film",
     "FilmPlan": "emerald_jax.look.film",
+    "Run": "emerald_jax.run.run",
     "Recordings": "emerald_jax.run.recordings",
     "attention_weights": "emerald_jax.look.inside",
     "decoding_trace": "emerald_jax.look.inside",

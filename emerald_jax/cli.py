@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from emerald_jax.commands.words import COMMANDS, complain, table, tell
 from emerald_jax.config import ConfigError
+from emerald_jax.run.process import expand_home, machine_error, prepare_process, safe_output
 
 #: Errors that are a message to the user. Named, not imported: their modules are heavy, and one that
 #: was never imported cannot have raised.
@@ -23,6 +23,9 @@ _USER_ERRORS = (
     ("emerald_jax.run.files", "CheckpointError"),
     ("emerald_jax.training.loop", "RunError"),
 )
+
+#: Commands that do nothing but print.
+_PRINTERS = ("presets", "envs", "version", "--version", "checkpoints", "check-env", "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,26 +42,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
-    """Call ``run(words)``; turn an error meant for the user into one line and an exit code."""
+    """Call ``run(words)``; turn an error meant for the user into one line and an exit code.
+
+    The exit code reports what the command did, even if its output could not be written. Only a
+    command that does nothing but print fails then, unless its reader has closed the pipe.
+    """
+    with safe_output() as output:
+        code = _one_line(run, words)
+        output.flush()
+        lost = words[:1] and words[0] in _PRINTERS and output.error
+        if code == 0 and lost and not isinstance(lost, BrokenPipeError):
+            complain(f"standard output cannot be written to: {lost}")
+            code = 1
+    return code
+
+
+def _one_line(run: Callable[[list[str]], int], words: list[str]) -> int:
+    """:func:`guarded`, when output is safe."""
     try:
-        try:
-            return run(words)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # `emerald-jax presets | head`: who has read enough wants no traceback. A training run's
-        # broken pipe is another matter.
-        if words[:1] in (["train"], ["eval"]) and not {"-h", "--help"} & set(words):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        prepare_process()
+        return run(expand_home(words))
     except KeyboardInterrupt:
         complain("interrupted")
         return 130
     except Exception as error:
-        if not isinstance(error, _user_errors()):
+        text = str(error) if isinstance(error, _user_errors()) else machine_error(error)
+        if not text:
             raise
-        complain(str(error))
+        complain(text)
         return 2
 
 

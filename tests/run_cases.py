@@ -13,10 +13,9 @@ from emerald_jax.agent.state import build_learner
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import Replay
-from emerald_jax.run.checkpoint import Checkpointer
-from emerald_jax.run.directory import write_config
+from emerald_jax.run.checkpoint import Store
+from emerald_jax.run.directory import REPLAY_DIR, write_config
 from emerald_jax.run.replay_files import ReplayFiles
-from emerald_jax.run.snapshots import CHECKPOINTS_DIR, REPLAY_DIR
 from tests.model_cases import make_state, small_config
 
 #: Catch has three actions; episodes below last nine steps, as its own do.
@@ -34,10 +33,10 @@ def make_run(path: Path, *, checkpoints: tuple[int, ...] = (9,), rows: int = ROW
     config = catch_config()
     write_config(path, config)
     params = make_state(build_learner(config, NUM_ACTIONS)).params
-    with Checkpointer(path / CHECKPOINTS_DIR) as files:
+    with Store(path) as store:
         for step in checkpoints:
             scaled = jax.tree.map(lambda x, s=step: x * (1 + s / 100), params)
-            files.save(step, {"state": {"params": scaled}}, {})
+            store.save(step, {"state": {"params": scaled}}, {})
     record(path / REPLAY_DIR, rows)
     metrics = [
         {

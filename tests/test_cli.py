@@ -241,7 +241,7 @@ def test_foreign_run_directories_are_refused(
     line = refusal(capsys, "train", "tiny", "--logdir", str(tmp_path / "thesis.tex"))
     assert "is a file" in line
     line = refusal(capsys, "eval", str(tmp_path))
-    assert line == f"{tmp_path} is no run: it holds no config.json"
+    assert line == f"{tmp_path} is not a run: it holds no config.json"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -41,7 +41,7 @@ from rich.table import Table
 
 from emerald_jax.config import ConfigError
 from emerald_jax.run.files import write_atomic
-from emerald_jax.run.machine import machine_facts, versions
+from emerald_jax.run.machine import describe_machine, versions
 
 FORMAT = "emerald-jax bench 1"
 
@@ -130,7 +130,7 @@ class Report:
     def begin(cls, command: str) -> Report:
         """An empty report of this machine, at this moment."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return cls(command=command, machine=machine_facts(), versions=versions(), created=now)
+        return cls(command=command, machine=describe_machine(), versions=versions(), created=now)
 
     def to_json(self) -> str:
         """The text of the file."""

@@ -21,7 +21,7 @@ from emerald_jax.commands.words import Parser, tell
 from emerald_jax.config import Config, ConfigError, EnvsConfig
 
 if TYPE_CHECKING:
-    from emerald_jax.run.snapshots import PointInfo
+    from emerald_jax.run.run import Point
 
 
 #: Episodes that the benchmarks' protocols ask for, by family of environments, and of others.
@@ -133,30 +133,29 @@ def run_checkpoints(words: list[str]) -> int:
     from emerald_jax.run.directory import read_config
 
     read_config(options.run)
-    from emerald_jax.run.snapshots import inspect_run
+    from emerald_jax.run.run import Run
 
-    points = inspect_run(options.run)
+    points = Run(options.run).checkpoints
     if not points:
         return tell(f"{options.run} holds no checkpoint yet\n")
     tell(_table(points))
-    return int(any(point.checkpoint.problem or point.lost for point in points))
+    return int(any(point.problem or point.lost for point in points))
 
 
-def _table(points: list[PointInfo]) -> str:
+def _table(points: list[Point]) -> str:
     """One aligned row per checkpoint."""
     rows = [("updates", "env steps", "size", "digest", "replay", "health")]
     for point in points:
-        info = point.checkpoint
         known = point.env_steps is not None
-        health = f"damaged: {info.problem}" if info.problem else "sound"
+        health = f"damaged: {point.problem}" if point.problem else "sound"
         if point.lost:
             health += f", replay chunks lost: {', '.join(point.lost)}"
         rows.append(
             (
-                f"{info.step:,}",
+                f"{point.step:,}",
                 f"{point.env_steps:,}" if known else "?",
-                f"{info.nbytes / 1e6:,.1f} MB",
-                info.digest[:12] or "?",
+                f"{point.nbytes / 1e6:,.1f} MB",
+                point.digest[:12] or "?",
                 f"{point.rows:,} rows in {point.chunks} chunks" if known else "?",
                 health,
             )

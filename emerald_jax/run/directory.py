@@ -1,25 +1,19 @@
-"""Continuing a run with other settings: which may change on the way, and which must not.
+"""A run directory: its files, its settings, and its rows of JSON.
 
-A setting is refused when it decides the *shape* of anything saved, or what saved *data* mean: what
-a record of the replay is, what an action does, what a return counts. Everything that only decides
-what is learned from those data from now on, how fast and on what machine, may change. What is not
-listed here is refused, so a new setting is safe until somebody thought about it.
+``config.json`` makes a directory a run; all other files can be read without this package. Nothing
+here imports JAX, so that a wrong directory is refused at once.
 
-Two cases that are not obvious: ``envs.time_limit`` is refused, because returns and episode lengths
-in the log would no longer count the same thing; ``behavior.gamma`` may change, because no discount
-is stored anywhere, and the critic follows it like it follows a better policy.
-
-Nothing here imports JAX: a wrong setting is refused before anything heavy wakes up.
-
-A run directory: where it lies, its config.json, and its rows of JSON.
-
-A run directory is self-describing: ``config.json`` makes it a run, everything else in it can be
-read without the code that wrote it. Nothing here imports JAX, so that a wrong directory is refused
-before anything heavy wakes up.
+A run may be resumed with other settings. Refused is a setting that decides the *shape* of anything
+saved, or what saved *data* mean: what a replay record is, what an action does, what a return
+counts. A setting that is not in :data:`FREE` is refused, so a new one is safe by default. Two cases
+are not obvious. ``envs.time_limit`` is refused, since returns and lengths in the log would not be
+comparable. ``behavior.gamma`` may change: no discount is stored, and the critic adapts to it as it
+adapts to a better policy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -31,10 +25,28 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.presets import PRESETS
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.files import LOCK_FILE, write_atomic, write_json
 
-#: Settings that may change, whole groups as ``group.*``.
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+EPISODES_FILE = "episodes.jsonl"
+#: Episodes in the format of Crafter's own recorder.
+STATS_FILE = "stats.jsonl"
+#: One row per resume: open episodes of host environments end there, as they cannot be saved.
+RESUMES_FILE = "resumes.jsonl"
+PICTURES_DIR = "pictures"
+TENSORBOARD_DIR = "tensorboard"
+CHECKPOINTS_DIR = "checkpoints"
+REPLAY_DIR = "replay"
+#: In each checkpoint: JSON with the keys ``step``, ``leaves``, ``run`` and ``replay``.
+METADATA_FILE = "metadata.json"
+
+#: Rows kept in memory while they cannot be written; beyond this the oldest are dropped.
+_WAITING_ROWS = 10_000
+
+_log = logging.getLogger(__name__)
+
+#: Settings that may change; ``group.*`` is a complete group.
 FREE = (
     "preset",
     "steps",
@@ -60,17 +72,17 @@ FREE = (
     "log.*",
 )
 
-#: The settings that say how many updates are owed for the steps taken.
+#: The settings that decide how many updates are due after so many steps.
 PACE = ("train_ratio", "replay.prefill")
 
 
 class Difference(NamedTuple):
-    """One setting that is not what the checkpoint was saved with.
+    """One setting that differs from the checkpoint's.
 
     Attributes:
         name: such as ``optim.model_lr``.
         before: the checkpoint's value.
-        now: ours.
+        now: the new value.
     """
 
     name: str
@@ -79,8 +91,8 @@ class Difference(NamedTuple):
 
     @property
     def free(self) -> bool:
-        """Whether a run may go on with it."""
-        if self.name == "init_from":  # it has begun; only naming another beginning is a mistake
+        """Whether a run may be resumed with it."""
+        if self.name == "init_from":  # of no effect on a resumed run, unless it names other weights
             return not self.now
         return self.name in FREE or f"{self.name.partition('.')[0]}.*" in FREE
 
@@ -95,15 +107,15 @@ def compare_settings(before: Config, now: Config) -> list[Difference]:
 
 
 def refuse_other_data(logdir: Path, differences: Sequence[Difference]) -> None:
-    """Refuse settings that a run cannot go on with.
+    """Refuse settings with which a run cannot be resumed.
 
     Raises:
-        ConfigError: naming each of them with the run's value and ours.
+        ConfigError: names each of them with both values.
     """
     refused = [d for d in differences if not d.free]
     if any(d.name == "init_from" for d in refused):
         raise ConfigError(
-            f"logdir {logdir} holds a run that has begun: --init-from is for a new one, "
+            f"logdir {logdir} holds a run with a checkpoint: --init-from is for a new run, "
             "choose another --logdir"
         )
     if refused:
@@ -114,19 +126,40 @@ def refuse_other_data(logdir: Path, differences: Sequence[Difference]) -> None:
         )
 
 
-def saved_config(logdir: Path) -> Config | None:
-    """The settings of the newest checkpoint whose facts can be read, without checking digests.
+def read_metadata(step: Path) -> tuple[dict[str, Any], str]:
+    """The metadata of one checkpoint directory, unchecked, and the name of its file.
 
-    Returns:
-        None when there is none, or when another version wrote it.
+    Raises:
+        OSError, ValueError, KeyError, TypeError: if it is missing or malformed.
     """
-    steps = [p for p in (logdir / "checkpoints").glob("*") if p.name.isdecimal()]
-    for step in sorted(steps, key=lambda path: -int(path.name)):
+    old = "facts/metadata"  # of versions up to a5675e2: {"content": {..., "facts": {"run": ...}}}
+    name = old if (step / old).is_file() else METADATA_FILE
+    found = json.loads((step / name).read_bytes())
+    if name == old:
+        found = {"replay": None, **found["content"], **found["content"]["facts"]}
+    missing = {"step", "leaves", "run", "replay"} - {*found}
+    if missing:
+        raise KeyError(f"{min(missing)} is missing")
+    return found, name
+
+
+def _saved_settings(logdir: Path) -> Iterator[tuple[str, Any]]:
+    """Version and settings in the readable checkpoints, newest first; digests are not checked."""
+    for step in sorted(saved_steps(logdir), reverse=True):
         try:
-            facts = json.loads((step / "facts" / "metadata").read_bytes())
-            return Config.from_dict(facts["content"]["facts"]["run"]["config"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # ConfigError, of another version's settings, is a ValueError
+            found, _ = read_metadata(logdir / CHECKPOINTS_DIR / str(step))
+            yield found.get("version", "0.1.0"), found["run"]["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def saved_config(logdir: Path) -> Config | None:
+    """The settings of the newest checkpoint that is readable by this version, if there is one."""
+    for _, settings in _saved_settings(logdir):
+        try:
+            return Config.from_dict(settings)
+        except (ValueError, TypeError, AttributeError):  # ConfigError is a ValueError
+            continue
     return None
 
 
@@ -142,29 +175,16 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", value
 
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
-EPISODES_FILE = "episodes.jsonl"
-PICTURES_DIR = "pictures"
-TENSORBOARD_DIR = "tensorboard"
-#: Left by a run that was refused before it wrote anything; ``lock.py`` makes it.
-LOCK_FILE = "lock"
-#: Checkpoints by number of updates; ``checkpoint.py`` says what is in one.
-CHECKPOINTS_DIR = "checkpoints"
-
-#: Rows that a full disk may keep waiting in memory; older ones are given up.
-_WAITING_ROWS = 10_000
-
-_log = logging.getLogger(__name__)
-
-
 def run_dir(config: Config) -> Path:
     """The directory of ``config``'s run: ``config.logdir``, or runs/PRESET-SEED.
 
     With another environment than the preset's it is runs/PRESET-ENV-SEED.
     """
+    # Imported here, so that loading an agent does not need it.
+    from emerald_jax.presets import PRESETS
+
     if config.logdir:
-        return Path(config.logdir)
+        return Path(config.logdir).expanduser()
     parts = [config.preset, str(config.seed)]
     if config.preset in PRESETS and config.env != PRESETS[config.preset][1].env:
         parts.insert(1, re.sub(r"[^A-Za-z0-9._]+", "-", config.env).strip("-."))
@@ -172,59 +192,61 @@ def run_dir(config: Config) -> Path:
 
 
 def write_config(logdir: Path, config: Config) -> None:
-    """Write ``config`` to ``logdir/config.json``, whole or not at all."""
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_atomic(Path(logdir) / CONFIG_FILE, text.encode())
+    """Write ``config`` to ``logdir/config.json``, atomically."""
+    write_json(Path(logdir) / CONFIG_FILE, config.to_dict())
 
 
 def read_config(run: str | Path) -> Config:
-    """The configuration a run was made with.
+    """The settings of a run.
 
     Args:
-        run: a run directory.
+        run: a run directory, or an export.
 
     Raises:
-        ConfigError: when ``run`` is no run directory, or its config.json cannot be read.
+        ConfigError: when ``run`` is not a run directory, or its config.json cannot be read.
     """
-    run = Path(run)
+    run = Path(run).expanduser()
     path = run / CONFIG_FILE
     if not run.exists():
         raise ConfigError(f"{run} does not exist: give the directory of a run")
     if not run.is_dir():
         raise ConfigError(f"{run} is a file: give the directory of a run")
     if not path.is_file():
-        raise ConfigError(f"{run} is no run: it holds no {CONFIG_FILE}")
+        raise ConfigError(f"{run} is not a run: it holds no {CONFIG_FILE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Config.from_dict(values)
+        return Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ConfigError as error:
-        raise ConfigError(f"{path} was written by another version: {error}") from error
+        version, _ = next(_saved_settings(run), ("", None))
+        writer = f"another version ({version})" if version else "another version"
+        raise ConfigError(f"{path} was written by {writer}: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def check_run_dir(config: Config) -> Path:
-    """Refuse a run directory that ``config`` must not be trained in; write nothing.
+    """Refuse a run directory in which ``config`` cannot be trained; write nothing.
 
-    A directory without a checkpoint holds nothing that a run could continue, so any settings may
-    begin there.
+    A directory without a checkpoint has nothing to resume, so any settings may start there.
 
     Returns:
-        The directory, which may not exist yet.
+        The absolute path of the directory, which may not exist yet.
 
     Raises:
-        ConfigError: when it is a file, cannot be written, holds something that is no run, or a run
-            that cannot go on with these settings (``continuing.py`` says which); or when a new run
-            is to start from weights (``init_from``) that are not there.
+        ConfigError: when it is a file, is not writable, holds other files, or a run that cannot be
+            resumed with these settings; or when the weights of ``init_from`` do not exist.
     """
-    logdir = run_dir(config)
+    try:
+        # Absolute, as an environment may change the working directory.
+        logdir = run_dir(config).absolute()
+    except OSError as error:
+        raise ConfigError(f"the working directory cannot be used: {error.strerror}") from error
     if logdir.exists() and not logdir.is_dir():
         raise ConfigError(f"logdir {logdir} is a file: choose another --logdir")
     _refuse_unwritable(logdir)
     begun = has_checkpoints(logdir)
     if config.init_from and not begun:
         read_config(config.init_from)
-    if not logdir.exists() or all(_means_nothing(path) for path in logdir.iterdir()):
+    if not logdir.exists() or all(map(_is_left_over, logdir.iterdir())):
         return logdir
     if not begun and not (logdir / CONFIG_FILE).is_file():
         raise ConfigError(
@@ -232,31 +254,37 @@ def check_run_dir(config: Config) -> Path:
             "choose another --logdir"
         )
     if begun:
-        # The checkpoints know better than a config.json that a later sitting may have written.
+        # config.json may have been written by a later start that saved nothing.
         saved = saved_config(logdir) or read_config(logdir)
         refuse_other_data(logdir, compare_settings(saved, config))
     return logdir
 
 
+def saved_steps(logdir: Path) -> list[int]:
+    """Numbers of the checkpoints in a run directory, sound or not, in no order."""
+    paths = (logdir / CHECKPOINTS_DIR).glob("*")
+    return [int(path.name) for path in paths if path.name.isdecimal()]
+
+
 def has_checkpoints(logdir: Path) -> bool:
-    """Whether a run in ``logdir`` has saved anything, sound or not."""
-    return any(path.name.isdecimal() for path in (logdir / CHECKPOINTS_DIR).glob("*"))
+    """Whether there is a checkpoint in a run directory, sound or not."""
+    return bool(saved_steps(logdir))
 
 
 def clear_drafts(logdir: Path) -> None:
-    """Remove the half-written files that killed processes left; the run must be locked."""
+    """Delete the drafts of killed processes; the run must be locked."""
     for path in logdir.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
-def _means_nothing(path: Path) -> bool:
-    """Whether a file was left by a run that was refused, or killed, before it wrote anything."""
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is left from a process that ended before it wrote anything else."""
     return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def _refuse_unwritable(logdir: Path) -> None:
-    """Ask the nearest directory that exists whether it can be written."""
-    existing = logdir.absolute()
+    """Check the permissions of the nearest parent that exists."""
+    existing = logdir
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -266,29 +294,23 @@ def _refuse_unwritable(logdir: Path) -> None:
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, oldest first; none when there is no file.
 
-    A line that is no JSON object is left out: a run that was killed can leave half a line.
+    Lines that are not JSON objects are skipped: a killed process can leave half a line.
     """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return [row for row in map(_parse_row, file) if row is not None]
+    rows = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                rows += [row] if isinstance(row, dict) else []
+    return rows
 
 
-def _parse_row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _dump_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+def _dump_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode()
 
 
 def _plain(value: Any) -> Any:
-    """``value`` in JSON's own types; what JSON cannot say (NaN, infinity) becomes null."""
+    """``value`` in JSON's own types; NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -302,10 +324,10 @@ def _plain(value: Any) -> Any:
 
 
 class JsonLines:
-    """Appends rows to a JSON-lines file, each in the file as soon as it is written.
+    """Appends rows to a JSON-lines file, unbuffered; the file is made with the first row.
 
-    The file appears with the first row. Rows that cannot be written, as on a full disk, wait for
-    the next one; half a row is taken back at once.
+    Rows that cannot be written, as on a full disk, are kept in memory until the next call; half a
+    row is removed at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -316,7 +338,7 @@ class JsonLines:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; NaN and infinity become null. A full disk is a warning."""
-        self._waiting.append(_dump_rows([row]).encode())
+        self._waiting.append(_dump_rows([row]))
         try:
             if self._file is None:
                 self._open()
@@ -326,24 +348,20 @@ class JsonLines:
             self._warned = False
         except OSError as error:
             if not self._warned:
-                _log.warning("%s cannot be written to (%s): going on", self.path, error.strerror)
+                _log.warning("%s cannot be written to (%s): continuing", self.path, error.strerror)
             self._warned = True
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drop the rows whose ``step`` is later than ``step``, and any half-written line.
-
-        Returns:
-            The rows that stay, oldest first.
-        """
+        """Drop the rows whose ``step`` is later than ``step``; return the others, oldest first."""
         rows = [row for row in read_rows(self.path) if row.get("step", 0) <= step]
         if self.path.exists():
             self.replace(rows)
         return rows
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Put ``rows`` in the place of everything that is there, at once or not at all."""
+        """Replace the content of the file by ``rows``, atomically."""
         self.close()
-        write_atomic(self.path, _dump_rows(rows).encode())
+        write_atomic(self.path, _dump_rows(rows))
 
     def close(self) -> None:
         """Close the file; the next :meth:`append` opens it again."""
@@ -352,7 +370,7 @@ class JsonLines:
             self._file = None
 
     def _write(self, row: bytes) -> None:
-        """Put one row at the end of the file, whole or not at all."""
+        """Append one row, complete or not at all."""
         end = self._file.seek(0, os.SEEK_END)
         written = 0
         try:
@@ -365,6 +383,6 @@ class JsonLines:
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            # A killed run's half line would swallow the first row written after it.
-            write_atomic(self.path, _dump_rows(read_rows(self.path)).encode())
+            # Half a line of a killed process would be joined with the first new row.
+            self.replace(read_rows(self.path))
         self._file = self.path.open("ab", buffering=0)

@@ -1,9 +1,13 @@
-"""The evaluations of a run: RUN/evals/STEP-SEED/, one directory each.
+"""Episodes as rows, and the evaluations of a run: RUN/evals/STEP-SEED/, one directory each.
 
-``result.json`` holds the result and how it was played, ``stats.jsonl`` the episodes in the format
-of Crafter's own recorder (see ``log.py``), ``episode.mp4`` the first one, if it was filmed. STEP is
-the checkpoint's number, SEED that of the play. The same evaluation again replaces its directory;
-another one of that checkpoint and seed gets a number of its own. Nothing here imports JAX.
+``result.json`` holds the result and its settings, ``stats.jsonl`` the episodes, ``episode.mp4`` the
+first one, if it was filmed. STEP is the checkpoint's number, SEED that of the evaluation. The same
+evaluation again replaces its directory; another one of the same checkpoint and seed gets a suffix.
+
+``stats.jsonl`` is the format of Crafter's own recorder, so the benchmark's published scripts read
+it: one complete episode per line, in the order in which they ended, with ``length``, ``reward``
+(the return, rounded to one decimal where there are achievements, as Crafter does) and
+``achievement_NAME`` (times unlocked). Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -11,33 +15,61 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emerald_jax.envs.base import Episode
-from emerald_jax.run.directory import JsonLines
-from emerald_jax.run.files import write_atomic
-from emerald_jax.run.log import STATS_FILE, stats_rows
+from emerald_jax.run.directory import STATS_FILE, JsonLines
+from emerald_jax.run.files import write_json
 from emerald_jax.scores import atari_game, crafter_score, human_normalised, success_rates
 
 EVALS_DIR = "evals"
-
-
 RESULT_FILE = "result.json"
-
-
 VIDEO_FILE = "episode.mp4"
 
 
+def is_whole_row(row: Mapping[str, Any]) -> bool:
+    """Whether an episode's row counts: no fault cut it short."""
+    return "fault" not in row and "fault" not in row.get("extra", {})
+
+
+def achievements_of(row: Mapping[str, Any]) -> dict[str, int]:
+    """Name -> times unlocked in an episode's row; empty where there are none."""
+    return row.get("achievements") or row.get("extra", {}).get("achievements", {})
+
+
+def stats_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of stats.jsonl.
+
+    Args:
+        row: an episode: ``score``, ``length`` and, at its top or inside ``extra``,
+            ``achievements``.
+    """
+    unlocked = achievements_of(row)
+    score = float(row["score"])
+    return {
+        "length": int(row["length"]),
+        "reward": round(score, 1) if unlocked else score,
+        **{f"achievement_{name}": int(times) for name, times in unlocked.items()},
+    }
+
+
+def stats_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of stats.jsonl for those of ``rows`` that count."""
+    complete = (row for row in rows if "score" in row and "length" in row)
+    return [stats_row(row) for row in complete if is_whole_row(row)]
+
+
 def result_of(report: EvalReport) -> dict[str, Any]:
-    """What came out and how it was played, as JSON values."""
+    """Scores and settings of an evaluation, as JSON values."""
     scores = [episode.score for episode in report.episodes]
     result: dict[str, Any] = {
         "env": report.env,
         "updates": report.updates,
         "mode": report.mode,
-        **report.facts,
+        **report.settings,
         "episodes": len(scores),
         "left_out": report.left_out,
         "return": report.score,
@@ -54,12 +86,12 @@ def result_of(report: EvalReport) -> dict[str, Any]:
 
 
 def save_evaluation(run: str | Path, report: EvalReport, video: Path | None = None) -> Path:
-    """Write a report into the run it is of.
+    """Write a report into its run.
 
     Args:
         run: run directory.
         report: of one of its checkpoints.
-        video: a film of it, which is moved; None when there is none.
+        video: a film of it, which is moved; or None.
 
     Returns:
         The evaluation's directory.
@@ -69,13 +101,13 @@ def save_evaluation(run: str | Path, report: EvalReport, video: Path | None = No
     JsonLines(folder / STATS_FILE).replace(stats_rows(map(asdict, report.episodes)))
     if video is not None:
         shutil.move(video, folder / VIDEO_FILE)
-    # Last, because it is what makes the directory an evaluation.
-    write_atomic(folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
+    # Last: a directory without it is not an evaluation.
+    write_json(folder / RESULT_FILE, result)
     return folder
 
 
 def read_evaluations(run: str | Path) -> list[dict[str, Any]]:
-    """Results of a run's evaluations, of the oldest weights first; each knows its ``folder``."""
+    """Results of a run's evaluations, of the oldest weights first, each with its ``folder``."""
     found = []
     for path in sorted(Path(run).glob(f"{EVALS_DIR}/*/{RESULT_FILE}")):
         result = _read(path)
@@ -85,7 +117,7 @@ def read_evaluations(run: str | Path) -> list[dict[str, Any]]:
 
 
 def _folder(evals: Path, result: dict[str, Any]) -> Path:
-    """Where a result goes: its own directory of before, or one that is free."""
+    """The directory for a result: that of the same evaluation before, or a free one."""
     name, number = f"{result['updates']}-{result['seed']}", 1
     while True:
         folder = evals / (name if number == 1 else f"{name}-{number}")
@@ -96,7 +128,7 @@ def _folder(evals: Path, result: dict[str, Any]) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A result, or None when the file is none."""
+    """Parse a result file; None if it is not a valid result."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -107,16 +139,16 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """Episodes played with the weights of one checkpoint; ``str()`` is the text for people.
+    """Episodes played with the weights of one checkpoint; ``str()`` is readable text.
 
     Attributes:
         env: name of the environment.
-        updates: gradient updates behind the weights; the number of the checkpoint.
+        updates: number of gradient updates, and of the checkpoint.
         mode: how actions were chosen: ``sample``, ``mode`` or ``random``.
         episodes: all episodes that count.
         left_out: episodes that a fault cut short and that do not count.
-        facts: how the play was set up, as JSON values: ``env_steps`` behind the weights, ``seed``
-            of the play, ``train_seed``, ``time_limit``, ``image_size``, ``frame_skip``, ``preset``.
+        settings: JSON values: ``env_steps`` of the checkpoint, ``seed`` of the evaluation,
+            ``train_seed``, ``time_limit``, ``image_size``, ``frame_skip``, ``preset``.
     """
 
     env: str
@@ -124,7 +156,7 @@ class EvalReport:
     mode: str
     episodes: tuple[Episode, ...]
     left_out: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> float:

@@ -1,11 +1,7 @@
-"""How a file gets onto the disk whole, or not at all. Nothing here imports JAX.
+"""Files that survive: atomic writes, SHA-256 sums of a directory, one process per run directory.
 
-What a flipped bit must not turn into wrong data: digests, and the errors of what is saved.
-
-A *digest* is a SHA-256 in hex, so anyone can check one with standard tools. A *sealed* JSON object
-carries the digest of its own content.
-
-One process per run directory.
+``SHA256SUMS`` in a directory lists the digest of each of its files, as ``sha256sum`` writes it; it
+is the only digest scheme of the package. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -16,27 +12,43 @@ import hashlib
 import json
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-import jax
-import numpy as np
+_log = logging.getLogger(__name__)
+
+LOCK_FILE = "lock"
+SUMS_FILE = "SHA256SUMS"
+#: Files that have no digest in checkpoints of versions up to a5675e2; they hold only times.
+_LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class CheckpointError(RuntimeError):
+    """Something saved cannot be used or written; the message is one line with a way out."""
+
+
+class DamagedError(CheckpointError):
+    """A saved file is missing, truncated or altered; an older one may still be intact."""
+
+
+class RunInUseError(CheckpointError):
+    """Another process uses this run directory."""
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole and onto the disk: a kill or a power cut leaves the old one, or none.
+    """Write a complete file to disk; after a kill or a power cut the old content is still there.
 
     Args:
-        path: the file; replaced if it exists, its folders made if they do not.
+        path: the file; replaced if it exists, its parent directories are made.
         data: its content.
 
     Raises:
-        OSError: when the disk is full or cannot be written; ``path`` is as it was.
+        OSError: when the disk is full or not writable; ``path`` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two processes from writing into one another's half-made file.
+    # The process id keeps two processes from writing to the same draft.
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("wb") as file:
@@ -47,13 +59,22 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    # The file is there; that its name survives a power cut, not every file system can promise.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not every file system can sync a directory
         sync_directory(path.parent)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file by :func:`write_atomic`.
+
+    Raises:
+        OSError: when the disk is full or not writable.
+        TypeError: when ``value`` is not JSON.
+    """
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
 def sync_directory(path: Path) -> None:
-    """Put the names in a directory on the disk, so that a rename survives a power cut."""
+    """Flush a directory to disk, so that a rename inside it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -61,33 +82,11 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-#: hashlib releases the interpreter, so the digests of many leaves are taken side by side.
-_HASHERS = min(8, os.cpu_count() or 1)
-
-
-class CheckpointError(RuntimeError):
-    """Something saved cannot be used or written; the message is one line that says what to do."""
-
-
-class DamagedError(CheckpointError):
-    """A saved file is missing, truncated or altered; an older one may do."""
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex, read piece by piece.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def first_line(error: BaseException) -> str:
-    """The error's first line, at most 160 characters: orbax prints whole trees of leaves."""
+    """The error's first line, at most 160 characters (orbax prints complete trees)."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if "RESOURCE_EXHAUSTED" in str(error):  # tensorstore's word for it
+    if "RESOURCE_EXHAUSTED" in str(error):  # tensorstore's name for it
         return "No space left on device"
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]
@@ -98,81 +97,85 @@ def digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` in JSON's own types, with its digest.
-
-    Args:
-        content: JSON values only.
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex, read in blocks.
 
     Raises:
-        TypeError: on a value that JSON cannot hold.
+        OSError: if it cannot be read.
     """
-    content = json.loads(json.dumps(content))
-    return {"sha256": digest(_canonical(content)), "content": content}
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def unseal(sealed: Any) -> dict[str, Any]:
-    """The content of :func:`seal`.
+def write_sums(directory: Path) -> None:
+    """Write SHA256SUMS of all files below ``directory``.
 
     Raises:
-        DamagedError: if it is not what was sealed.
+        OSError: when the disk is full or not writable.
     """
-    if not isinstance(sealed, dict) or not isinstance(sealed.get("content"), dict):
-        raise DamagedError("it is not what was written")
-    if sealed.get("sha256") != digest(_canonical(sealed["content"])):
-        raise DamagedError("its digest does not match")
-    return sealed["content"]
+    lines = [f"{file_digest(directory / name)}  {name}\n" for name in _files_of(directory)]
+    write_atomic(directory / SUMS_FILE, "".join(lines).encode())
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-    """One spelling per content: JSON keeps floats and integers of any size exactly."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by name, such as ``params/actor/out/kernel``; the same for a tree of plain dicts.
+def check_sums(directory: Path, *, only: str = "") -> None:
+    """Refuse a directory in which a file is missing, altered, or was added since write_sums.
 
     Args:
-        tree: any pytree; dict keys, attributes and indices all become one path component.
+        directory: a checkpoint, or an export.
+        only: name of a single file to check; empty checks all.
+
+    Raises:
+        DamagedError: names the file.
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in paths}
+    try:
+        lines = (directory / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+        expected = {name: found for found, name in (line.split("  ", 1) for line in lines)}
+        late = {name for name in _files_of(directory) if Path(name).name in _LATE} - {*expected}
+        names = {only} if only else {*expected, *_files_of(directory)} - late
+        for name in sorted(names):
+            if not (directory / name).is_file():
+                raise DamagedError(f"{name} is missing")
+            if file_digest(directory / name) != expected.get(name):
+                raise DamagedError(f"{name} is not the file that was written")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"its files cannot be checked: {first_line(error)}") from error
 
 
-def describe_leaves(leaves: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and digest of each leaf, as JSON values.
+def _files_of(directory: Path) -> list[str]:
+    """Names of all files below ``directory`` but SHA256SUMS, in a fixed order."""
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != SUMS_FILE)
+    return [str(path.relative_to(directory)) for path in paths]
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Make a directory that appears complete, by a rename, or not at all.
 
     Args:
-        leaves: name -> array in host memory.
+        target: must not exist.
+
+    Yields:
+        The draft to write to; SHA256SUMS is added at the end.
+
+    Raises:
+        OSError: when the disk is full or not writable.
     """
-    with ThreadPoolExecutor(_HASHERS) as pool:
-        digests = pool.map(_leaf_digest, leaves.values())
-        return {
-            name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": found}
-            for (name, x), found in zip(leaves.items(), digests, strict=True)
-        }
-
-
-def _leaf_digest(array: np.ndarray) -> str:
-    """Digest of the bytes in C order; uint8 because not every dtype has a buffer (bfloat16)."""
-    return digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-_log = logging.getLogger(__name__)
-
-LOCK_FILE = "lock"
-
-
-class RunInUseError(CheckpointError):
-    """Another process works in this run directory."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        write_sums(draft)
+        os.rename(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 class RunLock:
-    """Holds a run directory for this process until :meth:`release`, or until the process dies.
+    """Locks a run directory for this process until :meth:`release` or until the process ends.
 
-    The kernel keeps the lock with the open file and drops it when its owner is gone, killed or not,
-    so no stale lock is ever left. The file itself stays and means nothing; it holds the owner's
-    process id for the message.
+    The kernel ties the lock to the open file and drops it with its process, so no stale lock is
+    left. The file itself stays; it holds the owner's process id for the error message.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -182,14 +185,14 @@ class RunLock:
             directory: the run directory; made if it does not exist.
 
         Raises:
-            RunInUseError: if another process holds it.
-            CheckpointError: if the directory cannot be written in.
+            RunInUseError: if another process holds the lock.
+            CheckpointError: if the directory is not writable.
         """
-        self.path = Path(directory) / LOCK_FILE
+        path = Path(directory) / LOCK_FILE
         self._handle: int | None = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise CheckpointError(f"{directory} cannot be written in: {error.strerror}") from error
         try:
@@ -202,30 +205,22 @@ class RunLock:
                 "wait for it, stop it, or choose another --logdir"
             ) from None
         except OSError as error:  # a network file system without locks
-            _log.warning("%s has no file locks (%s): nothing guards it", directory, error.strerror)
-        with contextlib.suppress(OSError):  # on a full disk the message lacks the number, no more
+            _log.warning("%s has no file locks (%s): it is not locked", directory, error.strerror)
+        with contextlib.suppress(OSError):  # on a full disk the message lacks the process id
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._handle = handle
-        # A forked worker would share the open file, and outlive us with the lock in its hand.
-        os.register_at_fork(after_in_child=self._close)
+        # A forked worker would inherit the file descriptor and keep the lock after this process.
+        os.register_at_fork(after_in_child=self.release)
 
     def release(self) -> None:
-        """Let go; safe to call twice."""
-        self._close()
-
-    def _close(self) -> None:
+        """Release the lock; safe to call twice."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

@@ -1,4 +1,4 @@
-"""The machine a run works on: JAX's settings for it, and what results say about it."""
+"""Settings of JAX for a run, and a description of the machine for its results."""
 
 from __future__ import annotations
 
@@ -14,43 +14,15 @@ import psutil
 
 from emerald_jax import __version__
 
-#: Flags for CPUs. Ordering operations for concurrency keeps everything alive at once: XLA plans
-#: 20 GiB for the paper's world-model gradient instead of 9. The YNNPACK fusions run convolutions on
-#: one core: an update of crafter-small, then with 8 x 32 batches and 16 channels, took 6.2 s with
-#: and 3.4 s without them (two cores, busy).
+#: Flags for CPUs. The concurrency-optimised scheduler keeps all buffers alive: XLA plans 20 GiB for
+#: the paper's world-model gradient instead of 9. The YNNPACK fusions run convolutions on one core:
+#: an update of crafter-small (8 x 32 batches, 16 channels) took 6.2 s with and 3.4 s without them
+#: (two cores, busy).
 _CPU_FLAGS = {
     "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
     "--xla_cpu_experimental_ynn_fusion_type": "",
 }
-
-
-def prepare_jax() -> None:
-    """Settings of JAX itself that every run wants; call it before the first computation.
-
-    * Compiled programs are kept in a per-user directory across processes.
-    * Two of XLA's CPU defaults are turned off (:data:`_CPU_FLAGS`); accelerators do not read them.
-    """
-    # XLA ends the process on a flag it does not know; these exist in the versions we tested.
-    if jax.__version_info__ < (0, 12):
-        given = os.environ.get("XLA_FLAGS", "")
-        ours = [f"{flag}={value}" for flag, value in _CPU_FLAGS.items() if flag not in given]
-        os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "emerald_jax" / "xla"))
-
-
-def compile_program(program: Any) -> Any:
-    """Compile a lowered program.
-
-    On a CPU the matrix products are library calls; LLVM's higher levels make the rest no faster but
-    take a third longer to compile (own measurement, quickstart's train step).
-    """
-    cpu = jax.default_backend() == "cpu"
-    return program.compile(compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
-
-
-#: Packages whose versions decide how fast things are.
+#: Packages that affect speed.
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -64,16 +36,56 @@ PACKAGES = (
     "gymnax",
     "craftax",
 )
+#: Directory of this package.
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def machine_facts() -> dict[str, Any]:
-    """What the numbers depend on; asks JAX for its devices."""
+def prepare_jax() -> None:
+    """Configure JAX for a run; call it before the first computation.
+
+    * Compiled programs are cached in a directory of the user, across processes, if it is writable.
+    * Two of XLA's CPU defaults are turned off (:data:`_CPU_FLAGS`); accelerators ignore them.
+    """
+    # XLA ends the process on an unknown flag; these exist in the versions we tested.
+    if jax.__version_info__ < (0, 12):
+        given = os.environ.get("XLA_FLAGS", "")
+        ours = [f"{flag}={value}" for flag, value in _CPU_FLAGS.items() if flag not in given]
+        os.environ["XLA_FLAGS"] = " ".join([given, *ours]).strip()
+    if jax.config.jax_compilation_cache_dir is None and (folder := _cache_dir()) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cache_dir() -> Path | None:
+    """The user's directory for compiled programs; None without a home that can be written.
+
+    No shared directory replaces it: others could put their programs there.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "emerald_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no HOME and no entry in the passwd file
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def compile_program(program: Any) -> Any:
+    """Compile a lowered program.
+
+    On a CPU, matrix products are library calls. LLVM's higher levels make the rest no faster, but
+    compilation a third slower (own measurement, quickstart's train step).
+    """
+    cpu = jax.default_backend() == "cpu"
+    return program.compile(compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Hardware, load, devices and flags, as JSON values; initialises JAX."""
     devices = jax.local_devices()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
@@ -84,8 +96,17 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def machine_line() -> str:
+    """Machine, JAX and code version in one line, for a result."""
+    machine = describe_machine()
+    return (
+        f"{platform.machine()}, {machine['cores']} cores, {machine['device_kind']}, "
+        f"jax {jax.__version__}, emerald_jax {__version__}{commit()}"
+    )
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what its speed depends on; absent ones are left out."""
+    """Versions of Python, this package and :data:`PACKAGES`, as far as they are installed."""
     found = {"python": platform.python_version(), "emerald-jax": __version__}
     for package in PACKAGES:
         try:
@@ -96,7 +117,7 @@ def versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name and what it has for matrix products, as Linux tells it."""
+    """The processor's name and its extensions for matrix products, from Linux."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -108,24 +129,10 @@ def _processor() -> str:
     return " ".join([lines.get("model name", platform.machine()), *fast])
 
 
-#: Directory of this package.
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def machine_line() -> str:
-    """Where a number was measured, and with which code."""
-    device = jax.devices()[0].device_kind
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {device}, jax {jax.__version__}, "
-        f"emerald_jax {__version__}{commit()}"
-    )
-
-
 def commit(package: Path = _PACKAGE) -> str:
-    """`` at COMMIT`` where the package is part of its git checkout, ``-dirty`` if it was changed.
+    """`` at COMMIT`` if the package is in its own git checkout, with ``-dirty`` if it was changed.
 
-    Empty elsewhere: an installed copy may lie below somebody else's checkout, whose commit says
-    nothing of it.
+    Otherwise empty: the commit of another project's checkout says nothing about an installed copy.
 
     Args:
         package: directory of the package.
@@ -141,12 +148,12 @@ def commit(package: Path = _PACKAGE) -> str:
     return f" at {found}{'-dirty' if changed else ''}"
 
 
-def _git(folder: Path, *words: str) -> str:
-    """What git says in a folder.
+def _git(folder: Path, *arguments: str) -> str:
+    """The output of a git command in a folder.
 
     Raises:
         OSError: there is no git.
         subprocess.CalledProcessError: it refuses.
     """
-    command = ["git", "-C", str(folder), *words]
+    command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,9 +1,8 @@
-"""Pictures that put a dream beside reality, from plain arrays.
-
-Nothing here knows a model: the caller hands over frames and says where imagination begins.
-"""
+"""Pictures that compare a dream with reality, from plain arrays; nothing here needs a model."""
 
 from __future__ import annotations
+
+from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,9 +14,9 @@ FAINT = (140, 144, 152)
 #: Where imagination begins.
 ACCENT = (226, 88, 34)
 
-#: A frame is enlarged until its side has at least so many pixels.
+#: A frame is enlarged until its shorter side has at least this many pixels.
 MIN_FRAME_PX = 48
-#: Pixels between two frames, between two sequences, and around everything.
+#: Pixels between two frames, between two sequences, and at the border.
 GAP, GROUP_GAP, MARGIN = 2, 14, 10
 #: Pixels of the column of row labels and of the line of step numbers.
 LABEL_WIDTH, HEADER_HEIGHT = 84, 18
@@ -30,25 +29,25 @@ def report_strip(
     dream: UInt8[np.ndarray, "*B shown height width 3"],
     context: int,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """Real frames, their reconstruction, and an imagined continuation beside what really happened.
+    """Real frames, their reconstructions and an imagined continuation in one picture.
 
-    Four rows a sequence: ``real``; ``decoded`` (the posterior's reconstruction of every frame);
+    Four rows per sequence: ``real``; ``decoded`` (the posterior's reconstruction of every frame);
     ``imagined`` (reconstructions up to ``context``, then, right of an orange line, the open-loop
-    imagination); ``error`` (|real - imagined|, brighter is worse). Frames keep their exact pixels:
-    small ones are enlarged by a whole factor, without smoothing.
+    imagination); ``error`` (|real - imagined|, brighter is worse). Small frames are enlarged by an
+    integer factor, without smoothing.
 
     Args:
         real: `[B, T, height, width, 3]` uint8, or one sequence without B.
         recon: the same shape, reconstructions of ``real``.
-        dream: the same shape, of which only the frames from ``context`` on are shown, or just
-            those, `[B, T - context, height, width, 3]`.
+        dream: the imagined frames from ``context`` on, `[B, T - context, height, width, 3]`, or the
+            shape of ``real``, of which the first ``context`` frames are not shown.
         context: frames the model had seen when imagination began, 1 to T - 1.
 
     Returns:
         `[height, width, 3]` uint8.
 
     Raises:
-        ValueError: when the shapes or types do not fit together.
+        ValueError: when shapes or types are inconsistent.
     """
     real, recon, dream = (np.asarray(x) for x in (real, recon, dream))
     if real.ndim == 4:
@@ -65,15 +64,15 @@ def report_strip(
 def side_by_side(
     real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int
 ) -> np.ndarray:
-    """The same as :func:`report_strip` in time instead of side by side: one picture a step.
+    """The content of :func:`report_strip` as a film, with one picture per step.
 
-    A row per sequence; in it the real frame, its reconstruction and the imagined one, which wears
-    an orange frame as soon as it is a dream.
+    A row per sequence, with the real frame, its reconstruction and the imagined frame; the last has
+    an orange border as soon as it is imagined.
 
     Args:
         real: `[B, T, height, width, 3]` uint8.
         recon: the same shape.
-        dream: the same shape; up to ``context`` the reconstruction is shown instead.
+        dream: the same shape; its first ``context`` frames are replaced by ``recon``.
         context: frames the model had seen when imagination began.
 
     Returns:
@@ -94,8 +93,15 @@ def side_by_side(
     return np.concatenate(list(rows), axis=1)
 
 
+def encode_png(array: np.ndarray) -> bytes:
+    """``array``, `[height, width, 3]` uint8, as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    """Repeat every pixel ``factor`` times both ways.
+    """Repeat every pixel ``factor`` times in both directions.
 
     Args:
         image: `[..., height, width, 3]`.
@@ -108,7 +114,7 @@ def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def enlargement(height: int, width: int, least: int = MIN_FRAME_PX) -> int:
-    """The smallest whole factor that makes the shorter side at least ``least`` pixels."""
+    """The smallest integer factor that makes the shorter side at least ``least`` pixels."""
     return max(1, -(-least // min(height, width)))
 
 
@@ -129,7 +135,7 @@ def _check(real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int)
 
 
 def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
-    """Lay the rows of every sequence out on one canvas.
+    """Draw the rows of all sequences on one canvas.
 
     Args:
         rows: row label to frames `[B, T, height, width, 3]` uint8, from top to bottom.
@@ -141,7 +147,7 @@ def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
     group = len(rows) * (height + GAP) - GAP + GROUP_GAP
 
     def corner(sequence: int, row: int, step: int) -> tuple[int, int]:
-        # Imagination gets a wider gap, which holds the line.
+        # The wider gap before imagination holds the line.
         x = MARGIN + LABEL_WIDTH + step * (width + GAP) + (3 * GAP if step >= context else 0)
         return x, MARGIN + HEADER_HEIGHT + sequence * group + row * (height + GAP)
 

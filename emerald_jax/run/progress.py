@@ -1,7 +1,4 @@
-"""How far a run is, for a person: a live bar on a terminal, plain lines anywhere else.
-
-The view works out rates, time left and memory itself; it is told steps, updates and the return.
-"""
+"""Progress of a run: a live bar on a terminal, one line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +13,13 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-#: Rates are taken over the last so many seconds: long enough to be calm, short enough to be true.
+from emerald_jax.run.process import SafeStream
+
+#: Rates are averages over this many seconds.
 RATE_WINDOW_S = 20.0
-#: Seconds between two looks at the clock's consequences: samples, memory, the bar's text.
+#: Seconds between two samples, and between two changes of the bar.
 SAMPLE_EVERY_S = 0.25
-#: Seconds between two plain lines when the output is no terminal.
+#: Seconds between two lines when the output is not a terminal.
 PLAIN_LINE_EVERY_S = 10.0
 
 
@@ -33,8 +32,7 @@ class _Sample(NamedTuple):
 class ProgressView:
     """Shows progress on standard error and results on standard output.
 
-    On a terminal it is a live bar with the narration above it. Elsewhere it is one line every ten
-    seconds. Quiet shows results only.
+    It computes rates, time left and memory from steps, updates and the clock.
     """
 
     def __init__(
@@ -46,19 +44,21 @@ class ProgressView:
         clock: Callable[[], float] = time.monotonic,
         console: Console | None = None,
     ) -> None:
-        """Prepare the view; nothing shows before the first call.
+        """Nothing is shown before the first call.
 
         Args:
             total_steps: environment steps at which the run ends.
             max_seconds: wall seconds after which the run ends; 0 is no limit.
             quiet: show results only.
             clock: seconds from some fixed point.
-            console: where to narrate; standard error when None.
+            console: for progress and narration; standard error when None.
         """
         self._total = total_steps
         self._quiet = quiet
         self._clock = clock
-        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = console or Console(
+            file=SafeStream(sys.stderr), highlight=False, soft_wrap=True
+        )
         self._deadline = clock() + max_seconds if max_seconds > 0 else math.inf
         self._samples: deque[_Sample] = deque()
         self._newest = (_Sample(clock(), 0, 0), math.nan)
@@ -67,12 +67,12 @@ class ProgressView:
         self._bar: Progress | None = None
 
     def update(self, step: int, updates: int, score: float) -> None:
-        """Take in where the run is and show it when it is time to.
+        """Record the progress, and show it if enough time has passed.
 
         Args:
             step: environment steps so far.
             updates: gradient updates so far.
-            score: mean return of the last episodes; NaN when there was none.
+            score: mean return of recent episodes; NaN when there is none.
         """
         now = self._clock()
         self._newest = (_Sample(now, step, updates), score)
@@ -81,19 +81,20 @@ class ProgressView:
         self._show(*self._newest)
 
     def say(self, text: str) -> None:
-        """Narrate one line, above the bar where there is one."""
+        """Print one line, above the bar if there is one."""
         if not self._quiet:
-            # Markup off: a path in brackets is text, not a style.
+            # Without markup, so that a path in brackets is not taken for a style.
             self._console.print(text, markup=False)
 
     def result(self, text: str) -> None:
-        """Print a line on standard output, in quiet too."""
+        """End the bar and print a line on standard output."""
         self.close()
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        out = SafeStream(sys.stdout)
+        out.write(text + "\n")
+        out.flush()
 
     def close(self) -> None:
-        """Leave the bar as it stands and give the terminal back; safe to call twice."""
+        """Draw the bar a last time and release the terminal; safe to call twice."""
         if self._bar is not None:
             self._show(*self._newest)
             self._bar.stop()
@@ -111,7 +112,7 @@ class ProgressView:
             share = 100 * step / self._total
             self.say(
                 f"{step:,} / {self._total:,} steps ({share:.0f} %)  "
-                + "  ".join(self._facts(score))
+                + "  ".join(self._parts(score))
             )
 
     def _draw(self, step: int, score: float) -> None:
@@ -120,34 +121,34 @@ class ProgressView:
                 TextColumn("{task.completed:>,.0f} / {task.total:,.0f}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.percentage:.0f} %"),
-                TextColumn("{task.fields[facts]}", markup=False),
+                TextColumn("{task.fields[parts]}", markup=False),
                 console=self._console,
                 refresh_per_second=4,
                 expand=True,
             )
-            self._bar.add_task("", total=self._total, facts="")
+            self._bar.add_task("", total=self._total, parts="")
             self._bar.start()
-        facts = "  ".join(self._facts(score))
-        self._bar.update(self._bar.task_ids[0], completed=step, facts=facts)
+        parts = "  ".join(self._parts(score))
+        self._bar.update(self._bar.task_ids[0], completed=step, parts=parts)
 
-    def _facts(self, score: float) -> list[str]:
-        """Return, updates/s, time left and memory, each where it is known."""
+    def _parts(self, score: float) -> list[str]:
+        """Return, updates/s, time left and memory, as far as they are known."""
         first, last = self._samples[0], self._samples[-1]
         seconds = last.time - first.time
-        facts = [] if math.isnan(score) else [f"return {score:.2f}"]
+        parts = [] if math.isnan(score) else [f"return {score:.2f}"]
         if seconds > 0 and last.updates > first.updates:
-            facts.append(f"{(last.updates - first.updates) / seconds:.3g} updates/s")
+            parts.append(f"{(last.updates - first.updates) / seconds:.3g} updates/s")
         left = self._deadline - last.time
         if seconds > 0 and last.step > first.step:
             left = min(left, (self._total - last.step) * seconds / (last.step - first.step))
         if math.isfinite(left):
-            facts.append(f"{format_seconds(left)} left")
-        facts.append(format_bytes(self._process.memory_info().rss))
-        return facts
+            parts.append(f"{format_seconds(left)} left")
+        parts.append(format_bytes(self._process.memory_info().rss))
+        return parts
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: ``0:42``, ``12:05``, ``3:07:10``, ``4 d 03 h``."""
+    """A readable duration: ``0:42``, ``12:05``, ``3:07:10``, ``4 d 03 h``."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     if hours >= 48:
@@ -157,5 +158,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """A number of bytes for people: ``812 MB``, ``3.4 GB``."""
+    """A readable number of bytes: ``812 MB``, ``3.4 GB``."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,7 +1,7 @@
-"""What a run has seen, read back from its replay files: real frames to look at and to dream from.
+"""Recorded frames of a run, read from its replay files: to look at, and to start dreams from.
 
-Only the chunks that are asked for are read, two of them at a time in memory, so that a million
-frames can be browsed. Rows are vector steps, as in ``replay/store.py``; alignment is the same.
+At most two chunks are in memory, so a million frames can be browsed. A row is a vector step;
+actions, rewards and images are aligned as in ``replay/store.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from emerald_jax.replay import COLUMNS, ReplayError
-from emerald_jax.run.snapshots import REPLAY_DIR
+from emerald_jax.run.directory import REPLAY_DIR
 
 
 class Clip(NamedTuple):
@@ -41,7 +41,7 @@ class Clip(NamedTuple):
     row: int
 
     def __len__(self) -> int:
-        """T; a clip counts its frames, not its fields."""
+        """The number of frames T (of a NamedTuple it would be that of fields)."""
         return len(self.action)
 
 
@@ -55,12 +55,12 @@ class Recordings:
     """The recorded frames of a run.
 
     Attributes:
-        num_envs: environments side by side; 0 when nothing is recorded.
-        spans: rows recorded, as `(start, stop)` stretches, oldest first.
+        num_envs: number of environments; 0 when nothing is recorded.
+        spans: ranges `(start, stop)` of recorded rows, oldest first.
     """
 
     def __init__(self, run: str | Path) -> None:
-        """List what a run recorded; nothing is read but one chunk's shape.
+        """List the chunks of a run and read one of them.
 
         Args:
             run: run directory.
@@ -92,7 +92,7 @@ class Recordings:
 
     def before(self, env: int, row: int, length: int) -> Clip:
         """Up to ``length`` records of one episode that end with ``row``; errors as :meth:`clip`."""
-        start = max(self._stretch(row)[0], row - length + 1)
+        start = max(self._span(row)[0], row - length + 1)
         first = self._rows(env, start, row + 1)["is_first"]
         begins = np.flatnonzero(first)
         start += int(begins[-1]) if begins.size else 0
@@ -103,8 +103,8 @@ class Recordings:
 
         Args:
             length: at least 1.
-            rng: decides.
-            tries: places looked at; the search ends with the first whole one.
+            rng: of the choice.
+            tries: number of clips drawn; the search ends at the first of full length.
 
         Raises:
             ReplayError: when nothing is recorded.
@@ -114,7 +114,7 @@ class Recordings:
         best = None
         rows = np.concatenate([np.arange(*span) for span in self.spans])
         for _ in range(tries):
-            # The newest chunk is in memory already: look there first.
+            # The newest chunk is in memory already: try it first.
             newest = rows[rows >= self._chunks[-1].start] if best is None else rows
             row, env = int(rng.choice(newest)), int(rng.integers(self.num_envs))
             clip = self.clip(env, row, length)
@@ -141,7 +141,7 @@ class Recordings:
                 break
         return {name: np.concatenate([k[name] for k in reversed(kept)]) for name in names}
 
-    def _stretch(self, row: int) -> tuple[int, int]:
+    def _span(self, row: int) -> tuple[int, int]:
         for start, stop in self.spans:
             if start <= row < stop:
                 return start, stop
@@ -149,12 +149,12 @@ class Recordings:
         raise ReplayError(f"row {row} is not recorded: the rows are {known}")
 
     def _rows(self, env: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Columns of rows ``[start, stop)`` of one environment, as far as they are recorded."""
+        """Columns of rows ``[start, stop)`` of one environment, up to the end of the recording."""
         if not 0 <= env < self.num_envs:
             raise ReplayError(
                 f"environment {env} is not recorded: choose one below {self.num_envs}"
             )
-        stop = min(stop, self._stretch(start)[1])
+        stop = min(stop, self._span(start)[1])
         pieces = []
         for chunk in self._chunks:
             low, high = max(start, chunk.start), min(stop, chunk.stop)
@@ -167,7 +167,7 @@ class Recordings:
 
 
 def _covering(directory: Path) -> list[_Chunk]:
-    """Chunks by rising rows; of two that hold the same rows, the longer one."""
+    """Chunks in the order of their rows; of two that start at the same row, the longer one."""
     found = []
     for path in directory.glob("*.npz"):
         start, _, rest = path.stem.partition("-")
@@ -182,7 +182,7 @@ def _covering(directory: Path) -> list[_Chunk]:
 
 
 def _join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches that touch or overlap, as one; ``spans`` rises."""
+    """Merge ranges that touch or overlap; ``spans`` is sorted."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and start <= joined[-1][1]:
@@ -194,7 +194,7 @@ def _join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _read_chunk(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here: NumPy leaves a file open that turns out to be none of its own.
+        # Opened here, as NumPy does not close a file with an unknown format.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
             return {name: columns[name] for name in COLUMNS}
     except (OSError, ValueError, KeyError, BadZipFile) as error:

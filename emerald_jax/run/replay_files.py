@@ -2,8 +2,8 @@
 
 A chunk is one ``.npz`` of the columns of successive rows, named by its rows and digest, readable
 with plain ``numpy.load``. A *manifest* (JSON values) lists the chunks of one checkpoint with their
-digests; it is kept in that checkpoint's facts, so replay and parameters are one consistent point.
-Saving writes only rows that are not in a chunk yet. Rows written to disk after the last checkpoint
+SHA-256; it is part of that checkpoint's metadata, so replay and parameters are one consistent
+point. Saving writes only rows that are not in a chunk yet. Rows written after the last checkpoint
 are in no manifest, so a resumed run does not see them.
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,45 +24,33 @@ from emerald_jax.run.files import CheckpointError, DamagedError, digest, first_l
 
 _log = logging.getLogger(__name__)
 
-#: Size of a full chunk: what is in memory twice while one is written or read.
+#: Size of a full chunk; two of them are in memory while one is written or read.
 _CHUNK_BYTES = 32 * 2**20
-#: A last chunk smaller than this share of a full one is written again with the rows that follow it,
-#: so that frequent checkpoints do not end in thousands of files.
+#: A last chunk smaller than this share of a full one is merged with the rows that follow it, so
+#: that frequent checkpoints do not leave thousands of files.
 _SMALL = 0.25
 
 
-class Loaded(NamedTuple):
-    """What a load brought back.
-
-    Attributes:
-        rows: rows in the replay now.
-        lost: file names of the chunks that could not be used; their rows are holes.
-    """
-
-    rows: int
-    lost: tuple[str, ...]
-
-
 class ReplayFiles:
-    """The chunks in one directory. Like the replay, used from one thread."""
+    """The chunks in one directory. Not thread-safe, like the replay."""
 
     def __init__(self, directory: str | Path) -> None:
         """Nothing is read or written yet.
 
         Args:
-            directory: where the chunks lie; made at the first write.
+            directory: of the chunks; made at the first write.
         """
         self.directory = Path(directory)
-        self._chunks: list[dict[str, Any]] = []  # of this run's past, by rising rows
+        self._chunks: list[dict[str, Any]] = []  # of this run's history, by rising rows
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="replay-files")
         self._job: Future[dict[str, Any]] | None = None
         self._ahead = True  # False after a write ahead failed, until a save succeeds
 
     def advance(self, replay: Replay) -> None:
-        """Write a full chunk in the background, if one is due and none is being written.
+        """Write a full chunk in the background, if there is one and none is being written.
 
-        Cheap when there is nothing to do. Never needed: it only keeps :meth:`save` short, which
-        otherwise writes all that is new since the last one.
+        Optional, and cheap when there is nothing to do: :meth:`save` writes all new rows, and is
+        short when most of them are already on disk.
 
         Args:
             replay: always the same one.
@@ -86,7 +75,7 @@ class ReplayFiles:
         return self._job is not None and not self._job.done()
 
     def save(self, replay: Replay) -> dict[str, Any] | None:
-        """Write what is not on disk yet.
+        """Write the rows that are not on disk yet.
 
         Args:
             replay: always the same one.
@@ -111,25 +100,28 @@ class ReplayFiles:
             "chunks": [dict(chunk) for chunk in self._chunks],
         }
 
-    def load(self, manifest: dict[str, Any], replay: Replay) -> Loaded:
+    def load(self, manifest: dict[str, Any], replay: Replay) -> tuple[str, ...]:
         """Fill an empty replay in place, one chunk in memory at a time.
 
-        A chunk that is missing, truncated or altered is skipped and named in a warning; what it
-        held becomes a hole, at which episodes are cut.
+        A chunk that is missing, truncated or altered is skipped with a warning that names it; its
+        rows become a hole, at which episodes are cut.
 
         Args:
             manifest: from :meth:`save`.
             replay: made with the same environments and images; its capacity may differ.
 
+        Returns:
+            File names of the skipped chunks.
+
         Raises:
             CheckpointError: if the manifest is of other environments or images.
         """
-        facts = {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
-        for name, ours in facts.items():
-            if manifest[name] != ours:
+        ours = {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
+        for name, value in ours.items():
+            if manifest[name] != value:
                 raise CheckpointError(
-                    f"the replay in {self.directory} has {name} {manifest[name]}, this run {ours}: "
-                    "use the settings it was saved with"
+                    f"the replay in {self.directory} has {name} {manifest[name]}, this run "
+                    f"{value}: use the settings it was saved with"
                 )
         written = manifest["written"]
         oldest = max(manifest["oldest"], written - replay.rows)
@@ -149,7 +141,20 @@ class ReplayFiles:
         if lost:
             gone = sum(stop - start for start, stop in holes)
             _log.warning("%d replay chunks were lost, %d of %d rows", len(lost), gone, written)
-        return Loaded(len(replay) // replay.num_envs, tuple(lost))
+        return tuple(lost)
+
+    def checker(self) -> Callable[[dict[str, Any]], bool]:
+        """A function of a manifest's chunk: whether its file is intact; each is read once."""
+
+        @cache
+        def intact(name: str, nbytes: int, sha256: str) -> bool:
+            try:
+                _read_checked(self.directory, {"file": name, "bytes": nbytes, "sha256": sha256})
+            except DamagedError:
+                return False
+            return True
+
+        return lambda chunk: intact(chunk["file"], chunk["bytes"], chunk["sha256"])
 
     def prune(self, manifests: Iterable[dict[str, Any]]) -> None:
         """Delete the chunks that neither this run nor any manifest needs.
@@ -160,7 +165,7 @@ class ReplayFiles:
         needed = {chunk["file"] for m in manifests for chunk in m["chunks"]}
         needed |= {chunk["file"] for chunk in self._chunks}
         if not self.directory.is_dir() or self.writing():
-            return  # a chunk being written has no name yet; the next prune will do
+            return  # a chunk being written has no name yet; the next prune deletes
         self._collect()
         needed |= {chunk["file"] for chunk in self._chunks}
         for path in [*self.directory.glob("*.npz"), *self.directory.glob("*.tmp")]:
@@ -173,11 +178,11 @@ class ReplayFiles:
         self._writer.shutdown()
 
     def _saved_rows(self) -> int:
-        """Rows before this one are on disk, or were lost."""
+        """The number of rows that are on disk, or were lost."""
         return self._chunks[-1]["stop"] if self._chunks else 0
 
     def _collect(self) -> None:
-        """Take over the chunk written in the background; one that failed is simply due again."""
+        """Add the chunk written in the background to the list; if it failed, drop it."""
         job, self._job = self._job, None
         if job is None:
             return
@@ -188,7 +193,7 @@ class ReplayFiles:
             self._ahead = False
 
     def _write_new_rows(self, replay: Replay) -> None:
-        """Bring :attr:`_chunks` up to the newest row; on an error it stays usable as it is."""
+        """Extend :attr:`_chunks` to the newest row; it stays valid when a write fails."""
         self._chunks = [c for c in self._chunks if c["stop"] > replay.oldest]
         size = _chunk_rows(replay)
         start, small = self._saved_rows(), 0
@@ -208,7 +213,7 @@ class ReplayFiles:
         """One chunk file; returns its entry in a manifest."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **rows)
-        # Let go of the view before the buffer goes: Python 3.13 complains where a write failed.
+        # Release the view before the buffer: Python 3.13 raises if a write failed in between.
         with buffer.getbuffer() as data:
             found, size = digest(data), len(data)
             name = f"{start:012d}-{stop:012d}-{found[:12]}.npz"
@@ -216,7 +221,7 @@ class ReplayFiles:
         return {"file": name, "start": start, "stop": stop, "bytes": size, "sha256": found}
 
     def _read_into(self, replay: Replay, chunk: dict[str, Any], oldest: int) -> None:
-        """Put the rows of one chunk, from ``oldest`` on, where they belong."""
+        """Copy the rows of one chunk, from ``oldest`` on, into the replay."""
         data = _read_checked(self.directory, chunk)
         first = max(chunk["start"], oldest)
         index = np.arange(first, chunk["stop"]) % replay.rows
@@ -225,35 +230,11 @@ class ReplayFiles:
                 replay.columns[name][index] = rows[name][first - chunk["start"] :]
 
 
-class ChunkHealth:
-    """Tells which chunks of a directory are what was written; each is read once."""
-
-    def __init__(self, directory: Path) -> None:
-        """Nothing is read yet.
-
-        Args:
-            directory: where the chunks lie.
-        """
-        self._directory = directory
-        self._known: dict[tuple[str, str], bool] = {}
-
-    def sound(self, chunk: dict[str, Any]) -> bool:
-        """Whether a chunk, by its entry in a manifest, is there and whole."""
-        name = (chunk["file"], chunk["sha256"])
-        if name not in self._known:
-            try:
-                _read_checked(self._directory, chunk)
-                self._known[name] = True
-            except DamagedError:
-                self._known[name] = False
-        return self._known[name]
-
-
 def _read_checked(directory: Path, chunk: dict[str, Any]) -> bytes:
     """The bytes of one chunk file.
 
     Raises:
-        DamagedError: if they are not those that were written.
+        DamagedError: if the file is missing, truncated or altered.
     """
     try:
         data = (directory / chunk["file"]).read_bytes()
@@ -273,13 +254,13 @@ def _chunk_rows(replay: Replay) -> int:
 
 
 def _copy_rows(replay: Replay, start: int, stop: int) -> dict[str, np.ndarray]:
-    """A copy, so that the ring may turn while it is written."""
+    """A copy, so that the ring buffer may advance while it is written."""
     index = np.arange(start, stop) % replay.rows
     return {name: column[index] for name, column in replay.columns.items()}
 
 
 def _gaps(start: int, stop: int, chunks: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    """What of rows ``[start, stop)`` is in no chunk, in order; chunks never span a hole."""
+    """The parts of rows ``[start, stop)`` in no chunk, in order; chunks never span a hole."""
     gaps, at = [], start
     for chunk in chunks:
         if chunk["start"] > at:

@@ -1,21 +1,19 @@
-"""Weights alone: reading them from a run or an export, writing an export, starting a run from them.
+"""Weights: from a run or an export into an agent, and from an agent into an export.
 
-An export is a directory that plain orbax and JSON read::
+An export is a directory that plain orbax, JSON and ``sha256sum -c`` read::
 
-    DIR/weights/     {"world_model", "actor", "critic"}, an orbax StandardSave of host arrays
-    DIR/config.json  every setting of the run they come from
-    DIR/export.json  {"sha256", "content": {"step", "env_steps", "dtype", "leaves", "source"}}
-    DIR/SHA256SUMS   of its files, for ``sha256sum -c``
+    DIR/weights/     parameter groups such as "world_model", an orbax checkpoint of host arrays
+    DIR/config.json  the settings of the networks
+    DIR/export.json  {"version", "step", "env_steps", "dtype", "leaves", "source"}
+    DIR/SHA256SUMS   the digest of every other file
 
-It appears whole, by a rename, or not at all.
+It appears complete, by a rename, or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,27 +22,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emerald_jax import __version__
 from emerald_jax.agent.agent import Agent
-from emerald_jax.agent.state import Learner, build_learner, init_state
+from emerald_jax.agent.state import GROUPS, Learner, build_learner, init_state
 from emerald_jax.config import Config
 from emerald_jax.envs.registry import spec_of
-from emerald_jax.run.checkpoint import Checkpointer, check_sums, load_tree, save_tree, sum_up
-from emerald_jax.run.directory import (
-    CHECKPOINTS_DIR,
-    CONFIG_FILE,
-    compare_settings,
-    read_config,
-    write_config,
-)
+from emerald_jax.run.checkpoint import Store, describe, load_tree, named_leaves, nest, save_tree
+from emerald_jax.run.directory import compare_settings, read_config, write_config
 from emerald_jax.run.files import (
     CheckpointError,
     DamagedError,
-    describe_leaves,
+    check_sums,
     first_line,
-    named_leaves,
-    seal,
-    unseal,
-    write_atomic,
+    new_directory,
+    write_json,
 )
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.types import Params
@@ -54,116 +45,179 @@ WEIGHTS_DIR = "weights"
 Dtype = Literal["float32", "bfloat16"]
 
 
+def load(
+    source: str | Path,
+    checkpoint: int | None = None,
+    *,
+    device: jax.Device | None = None,
+    config: Config | None = None,
+) -> Agent:
+    """The agent of a run or of an export.
+
+    Args:
+        source: a run directory or an export; it is only read.
+        checkpoint: a run's number of updates; None takes the newest sound checkpoint.
+        device: of the weights and all computations; None takes JAX's default.
+        config: settings to use instead of the run's, such as another number of environments.
+
+    Raises:
+        ConfigError: ``source`` is neither.
+        CheckpointError: it holds no sound checkpoint, or not this one, or it does not fit
+            ``config``.
+        EnvError: its environment is not installed.
+    """
+    source = Path(source).expanduser()
+    config = config or read_config(source)
+    prepare_jax()
+    spec = spec_of(config.env, config.envs)
+    learner = build_learner(config, spec.num_actions)
+    params, updates, metadata = read_weights(source, learner, checkpoint)
+    if device is not None:
+        params = jax.device_put(params, device)
+    return Agent(learner, params, spec, updates, metadata.get("env_steps"))
+
+
 def read_weights(
-    source: str | Path, learner: Learner, checkpoint: int | None = None
+    source: str | Path,
+    learner: Learner,
+    checkpoint: int | None = None,
+    *,
+    groups: Sequence[str] = GROUPS,
 ) -> tuple[dict[str, Params], int, dict[str, Any]]:
     """The parameters of a run or of an export, every byte checked, in float32.
 
     Args:
         source: a run directory or an export; it is only read.
         learner: the networks they are for.
-        checkpoint: a run's step; None takes the newest sound one.
+        checkpoint: a run's number of updates; None takes the newest sound checkpoint.
+        groups: parameter groups to read.
 
     Returns:
-        ``world_model``, ``actor`` and ``critic``; the updates behind them; the facts that were
-        saved with them, ``env_steps`` among them.
+        A tree per group; the number of updates; the metadata saved with them, such as
+        ``env_steps``.
 
     Raises:
         ConfigError: ``source`` is neither.
         CheckpointError: it is damaged or does not fit the networks; one line that names a setting.
     """
-    source = Path(source)
+    source = Path(source).expanduser()
     config = read_config(source)
     shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0)).params
+    shapes = {group: shapes[group] for group in groups}
     try:
         if (source / EXPORT_FILE).is_file():
             return _read_export(source, shapes, checkpoint)
-        with Checkpointer(source / CHECKPOINTS_DIR, read_only=True) as files:
-            params, facts, step = files.restore(shapes, checkpoint, prefix="state/params")
+        store = Store(source, read_only=True)
+        found = store.restore(shapes, step=checkpoint, prefix="state/params")
     except DamagedError:
         raise
     except CheckpointError as error:
         raise _explain(source, config, learner.config, error) from error
-    return params, step, facts.get("run", {})
+    return found.tree, found.step, found.metadata
+
+
+def write_weights(
+    target: str | Path,
+    params: Mapping[str, Params],
+    config: Config,
+    metadata: Mapping[str, Any],
+    *,
+    dtype: Dtype = "float32",
+) -> dict[str, Any]:
+    """Write parameters to a new export.
+
+    Args:
+        target: made; must not exist.
+        params: tree per parameter group; any subset of :data:`GROUPS`.
+        config: the settings of the networks.
+        metadata: JSON values for export.json: ``step`` (number of updates), ``env_steps``,
+            ``source`` and others.
+        dtype: of the floats; bfloat16 halves the size and keeps three significant digits.
+
+    Returns:
+        The content of export.json.
+
+    Raises:
+        CheckpointError: ``target`` exists or cannot be written.
+    """
+    target = Path(target).absolute()
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(f"{target} exists: choose another --to")
+    leaves = {name: _cast(np.asarray(x), dtype) for name, x in named_leaves(params).items()}
+    content = {
+        "version": __version__,
+        "step": 0,
+        "env_steps": None,
+        **metadata,
+        "dtype": dtype,
+        "leaves": describe(leaves),
+    }
+    try:
+        with new_directory(target) as draft:
+            save_tree(draft / WEIGHTS_DIR, nest(leaves))
+            write_config(draft, config)
+            write_json(draft / EXPORT_FILE, content)
+    except Exception as error:  # orbax raises many types
+        raise CheckpointError(f"{target} cannot be written: {first_line(error)}") from error
+    return content
 
 
 def export_weights(
     run: str | Path, target: str | Path, *, dtype: Dtype = "float32", checkpoint: int | None = None
 ) -> dict[str, Any]:
-    """Write the weights of a run, without optimisers and replay, to a directory of their own.
+    """Write the weights of a run, without optimisers and replay, to an export.
 
-    Needs no environment: what is in the checkpoint decides the shapes.
+    Needs no environment: the shapes are read from the checkpoint.
 
     Args:
         run: a run directory; it is only read.
         target: made; must not exist.
-        dtype: of the floats; bfloat16 halves the size and keeps three significant digits.
-        checkpoint: its step; None takes the newest sound one.
+        dtype: as in :func:`write_weights`.
+        checkpoint: its number of updates; None takes the newest sound checkpoint.
 
     Returns:
-        What stands in export.json.
+        The content of export.json.
 
     Raises:
-        ConfigError: ``run`` is no run.
+        ConfigError: ``run`` is not a run.
         CheckpointError: it has no sound checkpoint, or ``target`` exists or cannot be written.
     """
-    run, target = Path(run), Path(target).absolute()
     config = read_config(run)
-    if target.exists() or target.is_symlink():
-        raise CheckpointError(f"{target} exists: choose another --to")
-    with Checkpointer(run / CHECKPOINTS_DIR, read_only=True) as files:
-        leaves, facts, step = files.read_numpy(checkpoint, prefix="state/params")
-    leaves = {name: _cast(leaf, dtype) for name, leaf in leaves.items()}
-    content = {
-        "step": step,
-        "env_steps": facts.get("run", {}).get("env_steps"),
-        "dtype": dtype,
-        "leaves": describe_leaves(leaves),
+    found = Store(run, read_only=True).read("state/params", checkpoint)
+    metadata = {
+        "step": found.step,
+        "env_steps": found.metadata.get("env_steps"),
         "source": str(run),
     }
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()  # refused here, orbax would complain at length
-        save_tree(draft / WEIGHTS_DIR, _nest(leaves))
-        write_config(draft, config)
-        write_atomic(draft / EXPORT_FILE, json.dumps(seal(content), indent=1).encode())
-        sum_up(draft)
-        os.rename(draft, target)
-    except Exception as error:
-        raise CheckpointError(f"{target} cannot be written: {first_line(error)}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return content
+    return write_weights(target, found.tree, config, metadata, dtype=dtype)
 
 
 def _read_export(
-    source: Path, shapes: Any, checkpoint: int | None
+    source: Path, shapes: dict[str, Any], checkpoint: int | None
 ) -> tuple[dict[str, Params], int, dict[str, Any]]:
     """:func:`read_weights` of an export."""
     try:
-        content = unseal(json.loads((source / EXPORT_FILE).read_bytes()))
-        check_sums(source, apart=(CONFIG_FILE,))
+        check_sums(source)
+        content = json.loads((source / EXPORT_FILE).read_bytes())
+        content = content.get("content", content)  # versions up to a5675e2 sealed it
         leaves = named_leaves(load_tree(source / WEIGHTS_DIR))
     except (OSError, ValueError, DamagedError) as error:
         raise DamagedError(f"export {source} is damaged: {first_line(error)}") from error
     if checkpoint not in (None, content["step"]):
         raise CheckpointError(f"{source} holds checkpoint {content['step']}, not {checkpoint}")
-    if describe_leaves(leaves) != content["leaves"]:
-        raise DamagedError(f"export {source} is damaged: its arrays are not what was written")
     wanted = named_leaves(shapes)
     for name in {**wanted, **leaves}:
+        if name.partition("/")[0] not in shapes:
+            continue
         there, here = (list(t[name].shape) if name in t else "absent" for t in (leaves, wanted))
         if there != here:
             raise CheckpointError(f"{source} does not fit: {name} is {there} in it, {here} here")
     placed = [jax.device_put(leaves[n].astype(leaf.dtype)) for n, leaf in wanted.items()]
-    facts = {"env_steps": content["env_steps"]}
-    return jax.tree.unflatten(jax.tree.structure(shapes), placed), content["step"], facts
+    return jax.tree.unflatten(jax.tree.structure(shapes), placed), content["step"], content
 
 
 def _explain(source: Path, theirs: Config, ours: Config, error: CheckpointError) -> CheckpointError:
-    """The same error in terms of settings, where they differ in what shapes the networks."""
+    """The same error in terms of settings, where some that shape the networks differ."""
     found = [
         d
         for d in compare_settings(theirs, ours)
@@ -177,45 +231,3 @@ def _explain(source: Path, theirs: Config, ours: Config, error: CheckpointError)
 
 def _cast(leaf: np.ndarray, dtype: Dtype) -> np.ndarray:
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-
-def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """``{"a/b": x}`` -> ``{"a": {"b": x}}``."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def load(
-    run: str | Path,
-    checkpoint: int | None = None,
-    *,
-    device: jax.Device | None = None,
-    config: Config | None = None,
-) -> Agent:
-    """The agent of a run, or of what ``emerald-jax export`` wrote.
-
-    Args:
-        run: a run directory; it is only read.
-        checkpoint: its step; None takes the newest sound one.
-        device: where the weights go and everything is computed; None takes JAX's default.
-        config: settings to use instead of the run's own, for example another environment.
-
-    Raises:
-        ConfigError: ``run`` is no run directory.
-        CheckpointError: it holds no sound checkpoint, or not that one.
-        EnvError: its environment is not installed here.
-    """
-    config = config or read_config(run)
-    prepare_jax()
-    spec = spec_of(config.env, config.envs)
-    learner = build_learner(config, spec.num_actions)
-    params, updates, facts = read_weights(run, learner, checkpoint)
-    if device is not None:
-        params = jax.device_put(params, device)
-    return Agent(learner, params, spec, updates, facts.get("env_steps"))

@@ -148,7 +148,7 @@ def read_dataset(folder: str | Path) -> DataSet:
     replay = Replay(rows * count, count, manifest["image_shape"])
     files = ReplayFiles(folder)
     try:
-        lost = files.load(manifest, replay).lost
+        lost = files.load(manifest, replay)
     finally:
         files.close()
     if lost:

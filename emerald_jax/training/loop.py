@@ -31,6 +31,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import Replay, make_sampler
+from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import (
     PACE,
     check_run_dir,
@@ -43,7 +44,6 @@ from emerald_jax.run.directory import (
 from emerald_jax.run.files import CheckpointError, RunLock
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.machine import prepare_jax
-from emerald_jax.run.snapshots import Snapshots
 from emerald_jax.run.weights import read_weights
 from emerald_jax.training.devices import TrainingAgent, local_devices
 from emerald_jax.training.evaluate import Evaluation, final_evaluation
@@ -135,7 +135,7 @@ def train(config: Config) -> RunResult:
         try:
             narrator.introduce(agent, spec)
             signals.check()
-            store = parts.enter_context(Snapshots(logdir, config.log.keep))
+            store = parts.enter_context(Store(logdir, config.log.keep))
             env = parts.enter_context(
                 closing(make_vector_env(config.env, config.envs, seed=config.seed))
             )
@@ -191,7 +191,7 @@ class Loop:
         env: VectorEnv,
         replay: Replay,
         narrator: Narrator,
-        store: Snapshots,
+        store: Store,
         signals: StopSignals,
     ) -> None:
         """Restore the newest checkpoint, or start a new run.
@@ -298,7 +298,7 @@ class Loop:
         first = self.env.reset()
         if self.store.steps():
             restored = self.store.restore(self._tree(), self.replay)
-            self._continue(restored.tree, restored.facts)
+            self._continue(restored.tree, restored.metadata)
             if restored.tree["env"]:
                 return self.env.set_state(jax.tree.map(np.asarray, restored.tree["env"]))
         else:

@@ -1,4 +1,4 @@
-"""Which settings a run may go on with, and what of a run directory is refused, in one line."""
+"""Settings with which a run may be resumed, and directories that are refused in one line."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def at(logdir: Path, **changes: Any) -> Config:
 
 
 def pretend_checkpoint(logdir: Path, config: Config, step: int = 10) -> Path:
-    """The part of a checkpoint that tells its settings."""
-    facts = logdir / "checkpoints" / str(step) / "facts" / "metadata"
-    facts.parent.mkdir(parents=True)
-    content = {"facts": {"run": {"config": config.to_dict()}}}
-    facts.write_text(json.dumps({"content": content}))
-    return facts
+    """The part of a checkpoint that holds its settings."""
+    path = logdir / "checkpoints" / str(step) / "metadata.json"
+    path.parent.mkdir(parents=True)
+    run = {"config": config.to_dict()}
+    path.write_text(json.dumps({"step": step, "leaves": {}, "run": run, "replay": None}))
+    return path
 
 
 def test_new_and_empty_directories(tmp_path: Path) -> None:
     assert run_dir(TINY) == Path("runs/tiny-0")
     assert check_run_dir(at(tmp_path / "new" / "run")) == tmp_path / "new" / "run"
     assert not (tmp_path / "new").exists()
-    # Left by a run that was refused, and by one that was killed while it wrote its config.json.
+    # Left by a run that was refused, and by one that was killed while writing its config.json.
     (tmp_path / "lock").write_text("1\n")
     (tmp_path / ".config.json.123.tmp").write_text("{")
     assert check_run_dir(at(tmp_path)) == tmp_path
@@ -56,7 +56,7 @@ def test_new_and_empty_directories(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_a_run_without_a_checkpoint_may_begin_again_with_any_settings(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_may_restart_with_any_settings(tmp_path: Path) -> None:
     write_config(tmp_path, at(tmp_path))
     assert check_run_dir(at(tmp_path, replay__batch=8)) == tmp_path
 
@@ -76,7 +76,7 @@ def test_a_run_without_a_checkpoint_may_begin_again_with_any_settings(tmp_path: 
         ("replay__sampler", "windows", "replay.sampler streams, not windows"),
     ],
 )
-def test_shapes_and_the_meaning_of_data_stay(tmp_path, setting, value, said) -> None:
+def test_settings_of_shapes_and_data_must_not_change(tmp_path, setting, value, said) -> None:
     pretend_checkpoint(tmp_path, at(tmp_path))
     with pytest.raises(ConfigError) as caught:
         check_run_dir(at(tmp_path, **{setting: value}))
@@ -102,7 +102,7 @@ def test_shapes_and_the_meaning_of_data_stay(tmp_path, setting, value, said) -> 
         ("envs__workers", "inline"),
     ],
 )
-def test_what_decides_only_the_future_may_change(tmp_path, setting, value) -> None:
+def test_settings_without_effect_on_saved_data_may_change(tmp_path, setting, value) -> None:
     pretend_checkpoint(tmp_path, at(tmp_path))
     now = at(tmp_path, **{setting: value})
     assert check_run_dir(now) == tmp_path
@@ -111,7 +111,7 @@ def test_what_decides_only_the_future_may_change(tmp_path, setting, value) -> No
     assert str(difference).endswith(f" -> {value!r}")
 
 
-def test_several_are_named_together_and_new_settings_are_refused_until_thought_of() -> None:
+def test_several_are_named_together_and_new_settings_are_refused() -> None:
     found = compare_settings(TINY, at(Path("x"), model__width=32, envs__count=2, loss__image=2.0))
     assert {d.name: d.free for d in found} == {
         "logdir": True,
@@ -123,7 +123,7 @@ def test_several_are_named_together_and_new_settings_are_refused_until_thought_o
     assert not {"model.*", "envs.*", "replay.*"} & set(FREE)
 
 
-def test_the_checkpoint_knows_better_than_config_json(tmp_path: Path) -> None:
+def test_the_settings_of_a_checkpoint_precede_config_json(tmp_path: Path) -> None:
     newer = pretend_checkpoint(tmp_path, at(tmp_path, model__width=32), step=20)
     pretend_checkpoint(tmp_path, at(tmp_path, model__width=64), step=3)
     (tmp_path / "config.json").write_text("{ truncated")
@@ -134,14 +134,14 @@ def test_the_checkpoint_knows_better_than_config_json(tmp_path: Path) -> None:
     assert saved_config(tmp_path).model.width == 64
 
 
-def test_a_beginning_is_for_new_runs(tmp_path: Path) -> None:
+def test_init_from_is_for_new_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         check_run_dir(at(tmp_path / "run", init_from=str(tmp_path / "nowhere")))
     pretend_checkpoint(tmp_path / "run", at(tmp_path / "run", init_from="elsewhere"))
-    # The same command goes on, whatever became of the weights; so does one without the setting.
+    # The same command resumes, even if the weights are gone; so does one without the setting.
     check_run_dir(at(tmp_path / "run", init_from="elsewhere"))
     check_run_dir(at(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="--init-from is for a new one"):
+    with pytest.raises(ConfigError, match="--init-from is for a new run"):
         check_run_dir(at(tmp_path / "run", init_from="another"))
 
 

@@ -1,4 +1,4 @@
-"""A file is written whole, or the old one stays."""
+"""A file is written completely, or the old one stays."""
 
 from __future__ import annotations
 

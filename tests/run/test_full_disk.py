@@ -1,4 +1,4 @@
-"""The log on a full disk: rows wait for room, TensorBoard loses points, nothing waits for ever."""
+"""The log on a full disk: rows are written later, TensorBoard loses points, nothing blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def numbers(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_rows_wait_for_room(tmp_path, caplog):
+def test_rows_are_written_when_there_is_room(tmp_path, caplog):
     path = tmp_path / "rows.jsonl"
     rows = JsonLines(path)
     for step in range(3):
@@ -43,10 +43,10 @@ def test_rows_wait_for_room(tmp_path, caplog):
     rows.close()
 
 
-def test_tensorboard_outlives_a_full_disk(tmp_path, caplog):
+def test_tensorboard_survives_a_full_disk(tmp_path, caplog):
     writer = open_tensorboard(str(tmp_path), None)
     with no_file_beyond(300):
-        for step in range(1000):  # its queue holds ten: a dead thread would be waited for here
+        for step in range(1000):  # its queue holds ten: with a dead thread this would block
             writer.add_scalar("x", step, step)
         writer.flush()
     writer.add_scalar("x", 1.0, 1000)

@@ -1,4 +1,4 @@
-"""One process per run directory, and no lock outlives its owner."""
+"""One process per run directory, and no lock remains after its owner."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from emerald_jax.run.files import CheckpointError, RunInUseError, RunLock
 
-#: Takes the lock, forks a worker that outlives it, waits until that one runs, says so, and waits.
+#: Takes the lock, forks a worker, waits until the worker runs, prints a line, and waits.
 OWNER = """
 import os, sys, time
 from emerald_jax.run.files import RunLock
 lock = RunLock(sys.argv[1])
-ready, tell = os.pipe()
+ready, note = os.pipe()
 if os.fork() == 0:
-    os.write(tell, b".")
+    os.write(note, b".")
     time.sleep(30)
     os._exit(0)
 os.read(ready, 1)
@@ -29,7 +29,7 @@ time.sleep(30)
 
 def test_second_is_refused_in_one_line_and_release_frees(tmp_path):
     with RunLock(tmp_path / "run") as lock:
-        # flock belongs to the open file, so a second one in this process meets it too.
+        # flock belongs to the open file, so it also holds against this process.
         with pytest.raises(RunInUseError, match=f"in use by process {os.getpid()}") as caught:
             RunLock(tmp_path / "run")
         assert "\n" not in str(caught.value)
@@ -37,7 +37,7 @@ def test_second_is_refused_in_one_line_and_release_frees(tmp_path):
         RunLock(tmp_path / "run").release()
 
 
-def test_a_killed_owner_leaves_no_lock_even_if_its_workers_live_on(tmp_path):
+def test_a_killed_owner_leaves_no_lock_even_if_its_workers_survive(tmp_path):
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -52,7 +52,7 @@ def test_a_killed_owner_leaves_no_lock_even_if_its_workers_live_on(tmp_path):
         owner.wait()
         RunLock(tmp_path).release()
     finally:
-        os.killpg(owner.pid, signal.SIGKILL)  # the worker, which is ours too
+        os.killpg(owner.pid, signal.SIGKILL)  # also the worker
         owner.stdout.close()
         owner.wait()
 

@@ -1,4 +1,4 @@
-"""The run directory's files and what a person at a terminal is told."""
+"""The files of a run directory, and the lines on the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from rich.console import Console
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import get_preset
-from emerald_jax.run.directory import JsonLines, check_run_dir, read_rows
-from emerald_jax.run.log import RunLogger, read_config, write_config
+from emerald_jax.run.directory import (
+    JsonLines,
+    check_run_dir,
+    read_config,
+    read_rows,
+    write_config,
+)
+from emerald_jax.run.log import RunLogger
 from emerald_jax.run.progress import ProgressView, format_bytes, format_seconds
 
 TINY = get_preset("tiny")
@@ -30,7 +36,7 @@ def logger(tmp_path: Path):
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """Seconds that a test sets."""
 
     now = 0.0
 
@@ -110,7 +116,7 @@ def test_stats_are_rewound_with_the_episodes_they_belong_to(tmp_path: Path) -> N
         first.episode(300, episode(3.0))
         assert first.mean_score == 2.0  # the one that a fault cut does not count
     with (tmp_path / "stats.jsonl").open("a") as stats:
-        stats.write('{"length": 9, "rew')  # killed while writing
+        stats.write('{"length": 9, "rew')  # a kill in the middle of a write
     with RunLogger(tmp_path, QUIET, total_steps=1000) as second:
         second.rewind(200)
         assert second.mean_score == 1.5
@@ -122,7 +128,7 @@ def test_stats_are_rewound_with_the_episodes_they_belong_to(tmp_path: Path) -> N
     assert [row["step"] for row in read_rows(tmp_path / "resumes.jsonl")] == [200]
 
 
-def test_episodes_that_do_not_count_are_told(
+def test_episodes_that_do_not_count_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunLogger(tmp_path, TINY, total_steps=1000) as logger:
@@ -136,7 +142,7 @@ def test_episodes_that_do_not_count_are_told(
     assert read_rows(tmp_path / "stats.jsonl") == []
 
 
-def test_half_a_line_from_a_kill_swallows_nothing(tmp_path: Path) -> None:
+def test_half_a_line_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
     assert [row["step"] for row in read_rows(path)] == [1, 2]
@@ -167,12 +173,12 @@ def test_pictures_are_exact(logger: RunLogger, tmp_path: Path) -> None:
     "array",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)],
 )
-def test_what_is_no_picture_is_refused(logger: RunLogger, array: np.ndarray) -> None:
+def test_arrays_of_other_shapes_are_refused(logger: RunLogger, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="a picture is"):
         logger.image(0, "dream", array)
 
 
-def test_a_first_achievement_is_told_once(
+def test_a_first_achievement_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunLogger(tmp_path, TINY, total_steps=1000) as logger:
@@ -194,14 +200,14 @@ def test_config_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no run: it holds no config.json"),
+        (None, "is not a run: it holds no config.json"),
         ("{", "cannot be read"),
         ("3", "cannot be read"),
         ('{"model": 3}', "cannot be read"),
         ('{"colour": 3}', "was written by another version: unknown setting colour"),
     ],
 )
-def test_what_is_no_run_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+def test_other_directories_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -247,12 +253,12 @@ def test_the_wall_clock_limit_shortens_the_time_left() -> None:
     assert "return" not in out.getvalue()
 
 
-def test_a_terminal_gets_a_bar_that_ends_at_the_truth() -> None:
+def test_a_terminal_gets_a_bar_with_the_final_numbers() -> None:
     clock = Clock()
     progress, out = view(clock, terminal=True)
     progress.update(0, 0, math.nan)
     progress.say("a [bold] word")
-    clock.now = 0.01  # too soon to be drawn, yet the last word
+    clock.now = 0.01  # too soon to be drawn, but these are the final numbers
     progress.update(1000, 400, 0.97)
     progress.close()
     progress.close()

@@ -1,4 +1,4 @@
-"""stats.jsonl is what Crafter's own recorder writes."""
+"""stats.jsonl has the format of Crafter's own recorder."""
 
 import json
 
@@ -9,12 +9,12 @@ import pytest
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import make_vector_env
 from emerald_jax.envs.host import env_seeds
-from emerald_jax.run.log import is_whole_row, stats_row, stats_rows
+from emerald_jax.run.evaluations import is_whole_row, stats_row, stats_rows
 
 
 def test_crafters_recorder_writes_the_same_line(tmp_path):
-    # Crafter removes creatures in the order of a set, which two objects do not share; 60 steps pass
-    # before that matters for what is recorded (the first world of seed 3).
+    # Crafter removes creatures in the order of a set, which differs between two objects; it has no
+    # effect on the record within 60 steps (the first world of seed 3).
     limit, actions = 60, np.random.default_rng(0).integers(17, size=60)
     env = make_vector_env("crafter", EnvsConfig(count=1, time_limit=limit), seed=0)
     env.reset()

@@ -59,7 +59,7 @@ def test_before_ends_with_the_frame_asked_for(recordings, stored) -> None:
             assert clip.is_first[0]
 
 
-def test_drawn_clips_are_whole_where_they_can_be(recordings: Recordings) -> None:
+def test_drawn_clips_have_full_length_where_possible(recordings: Recordings) -> None:
     rng = np.random.default_rng(0)
     assert {len(recordings.draw(5, rng)) for _ in range(20)} == {5}
     # No episode has more frames than its steps and its first frame.

@@ -1,4 +1,4 @@
-"""The replay on disk: what comes back is what was there, and what is lost is cut out."""
+"""The replay on disk: an exact copy comes back, and lost chunks become holes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from emerald_jax.replay import Replay, StreamSampler, WindowSampler
 from emerald_jax.run import replay_files
-from emerald_jax.run.checkpoint import CheckpointError
+from emerald_jax.run.checkpoint import Store
+from emerald_jax.run.files import CheckpointError
 from emerald_jax.run.replay_files import ReplayFiles
-from emerald_jax.run.snapshots import Snapshots
 from tests.replay_world import SHAPE, World, check_adjacency, fill, records
 
 LENGTHS = [[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]]
@@ -21,7 +21,7 @@ TREE = {"x": np.arange(5.0)}
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """16 rows a chunk, so that small stores have many."""
+    """16 rows a chunk, so that small replays have many."""
     monkeypatch.setattr(replay_files, "_chunk_rows", lambda replay: 16)
 
 
@@ -30,7 +30,7 @@ def make_replay(rows: int = 100) -> Replay:
 
 
 def assert_same(a: Replay, b: Replay) -> None:
-    """Same rows, same index: whatever is drawn from one is drawn from the other."""
+    """Same rows, same index, same samples."""
     assert (a.written, a.oldest, a.num_episodes) == (b.written, b.oldest, b.num_episodes)
     index = np.arange(a.oldest, a.written) % a.rows
     for name, column in a.columns.items():
@@ -43,7 +43,7 @@ def assert_same(a: Replay, b: Replay) -> None:
 
 
 def save(files: ReplayFiles, replay: Replay) -> dict:
-    """The manifest, as it comes back from a checkpoint's JSON."""
+    """The manifest, after a round trip through JSON."""
     return json.loads(json.dumps(files.save(replay)))
 
 
@@ -55,8 +55,8 @@ def test_round_trip_of_filling_and_turned_rings(tmp_path, rows):
         files.advance(replay)
         manifest = save(files, replay)
     twin = make_replay()
-    loaded = ReplayFiles(tmp_path).load(manifest, twin)
-    assert loaded == (min(rows, 100), ())
+    assert ReplayFiles(tmp_path).load(manifest, twin) == ()
+    assert len(twin) == 3 * min(rows, 100)
     assert len(twin) == len(replay)
     if rows >= 16:
         assert_same(replay, twin)
@@ -99,7 +99,7 @@ def test_writing_ahead_leaves_little_to_save(tmp_path, monkeypatch):
 
 
 def test_twenty_resumes_leave_contents_and_size_right(tmp_path):
-    """Each time: load, go on past a checkpoint, forget what was not in it, as after a kill."""
+    """Each time: load, add rows, save, and add rows that no checkpoint lists, as after a kill."""
     replay, world = make_replay(), World([[7], [50], [3]])
     manifest = None
     for _ in range(20):
@@ -107,14 +107,14 @@ def test_twenty_resumes_leave_contents_and_size_right(tmp_path):
         if manifest is not None:
             replay = make_replay()
             files.load(manifest, replay)
-            world.row = replay.written  # the world of a device goes on from the same point
+            world.row = replay.written  # a world on a device is resumed at the same point
             world.age = [(world.row % 7), (world.row % 50), (world.row % 3)]
         fill(replay, world, 30)
         manifest = save(files, replay)
         files.prune([manifest])
         fill(replay, world, 9)
         files.advance(replay)
-        files.save(replay)  # its checkpoint never came to be
+        files.save(replay)  # the checkpoint of these rows is never written
         files.close()
     straight = make_replay()
     fill(straight, World([[7], [50], [3]]), 600)
@@ -136,28 +136,27 @@ def test_a_harmed_chunk_is_skipped_named_and_never_joined_over(tmp_path, harm, c
     rng = np.random.default_rng(0)
     for number, chunk in enumerate(manifest["chunks"]):
         path = tmp_path / chunk["file"]
-        whole = path.read_bytes()
+        intact = path.read_bytes()
         if harm == "remove":
             path.unlink()
         elif harm == "truncate":
-            path.write_bytes(whole[: rng.integers(len(whole))])
+            path.write_bytes(intact[: rng.integers(len(intact))])
         elif harm == "swap":
             path.write_bytes((tmp_path / manifest["chunks"][number - 1]["file"]).read_bytes())
         else:
-            place = int(rng.integers(8 * len(whole)))
-            flipped = bytearray(whole)
+            place = int(rng.integers(8 * len(intact)))
+            flipped = bytearray(intact)
             flipped[place // 8] ^= 1 << (place % 8)
             path.write_bytes(flipped)
         hurt, again = make_replay(), ReplayFiles(tmp_path)
         caplog.clear()
-        loaded = again.load(manifest, hurt)
-        assert loaded.lost == (chunk["file"],)
+        assert again.load(manifest, hurt) == (chunk["file"],)
         assert chunk["file"] in caplog.text
-        assert loaded.rows == 90 - (chunk["stop"] - chunk["start"])
+        assert len(hurt) == 3 * (90 - (chunk["stop"] - chunk["start"]))
         assert hurt.holes == [(chunk["start"], chunk["stop"])]
-        path.write_bytes(whole)
+        path.write_bytes(intact)
 
-        # The run goes on, is saved and loaded again: the hole stays a hole until the ring eats it.
+        # Saved and loaded again, the hole stays until the ring overwrites it.
         sampler = StreamSampler(hurt, 4, 9, seed=0)
         for _ in range(20):
             batch = sampler.sample()
@@ -171,7 +170,7 @@ def test_a_harmed_chunk_is_skipped_named_and_never_joined_over(tmp_path, harm, c
         assert_same(hurt, twin)
 
 
-def test_rows_after_a_lost_tail_do_not_continue_what_is_before_it(tmp_path):
+def test_rows_after_a_lost_tail_do_not_continue_the_episode_before_it(tmp_path):
     files, replay, world = ReplayFiles(tmp_path), make_replay(), World([[500]] * 3)
     fill(replay, world, 40)
     manifest = save(files, replay)
@@ -195,14 +194,14 @@ def test_everything_lost_leaves_an_empty_store_that_can_be_filled(tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     hurt = make_replay()
-    assert ReplayFiles(tmp_path).load(manifest, hurt).rows == 0
+    assert len(ReplayFiles(tmp_path).load(manifest, hurt)) == len(manifest["chunks"])
     assert len(hurt) == 0
     fill(hurt, world, 20)
     check_adjacency(StreamSampler(hurt, 4, 9, seed=0).sample(), 3)
 
 
 @pytest.mark.parametrize("rows", [40, 300])
-def test_another_capacity_takes_what_it_can_hold(tmp_path, rows):
+def test_another_capacity_takes_the_newest_rows(tmp_path, rows):
     files, replay, world = ReplayFiles(tmp_path), make_replay(), World(LENGTHS)
     for _ in range(5):
         fill(replay, world, 50)
@@ -226,7 +225,7 @@ def test_other_environments_or_images_are_refused(tmp_path):
         files.load(manifest, Replay(400, 3, (4, 4, 3)))
 
 
-def test_a_full_disk_warns_and_the_next_save_brings_all(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_warns_and_the_next_save_is_complete(tmp_path, monkeypatch, caplog):
     files, replay, world = ReplayFiles(tmp_path), make_replay(), World(LENGTHS)
     fill(replay, world, 20)
     files.save(replay)
@@ -238,7 +237,7 @@ def test_a_full_disk_warns_and_the_next_save_brings_all(tmp_path, monkeypatch, c
         patch.setattr(replay_files, "write_atomic", fail)
         fill(replay, world, 20)
         files.advance(replay)
-        files.prune([])  # waits for nothing, deletes nothing that is needed
+        files.prune([])  # deletes no chunk that is needed
         assert files.save(replay) is None
         assert [r.levelno for r in caplog.records] == [logging.WARNING]
         assert "No space left on device" in caplog.text
@@ -248,34 +247,34 @@ def test_a_full_disk_warns_and_the_next_save_brings_all(tmp_path, monkeypatch, c
     assert_same(replay, twin)
 
 
-def test_snapshots_join_parameters_and_replay(tmp_path):
+def test_a_point_joins_parameters_and_replay(tmp_path):
     world, replay = World(LENGTHS), make_replay()
-    with Snapshots(tmp_path, keep=2) as snapshots:
+    with Store(tmp_path, keep=2) as store:
         for step in range(1, 8):
             fill(replay, world, 30)
-            snapshots.advance(replay)
+            store.advance(replay)
             sampler = StreamSampler(replay, 4, 9, seed=step)
-            assert snapshots.save(step, TREE, {"sampler": sampler.state_dict()}, replay)
-        assert snapshots.wait()
-        assert snapshots.steps() == [6, 7]
+            assert store.save(step, TREE, {"sampler": sampler.state_dict()}, replay)
+        assert store.wait()
+        assert store.steps() == [6, 7]
     fill(replay, world, 5)
     twin = make_replay()
-    with Snapshots(tmp_path, keep=2) as snapshots:
-        restored = snapshots.restore(TREE, twin)
+    with Store(tmp_path, keep=2) as store:
+        restored = store.restore(TREE, twin)
         assert restored.step == 7
         assert restored.lost == ()
         again = StreamSampler(twin, 4, 9, seed=0)
-        again.load_state_dict(restored.facts["sampler"])
+        again.load_state_dict(restored.metadata["sampler"])
         check_adjacency(again.sample(), 3)
         assert (twin.written, twin.oldest) == (210, 110)
         older = make_replay()
-        assert snapshots.restore(TREE, older, step=6).step == 6
+        assert store.restore(TREE, older, step=6).step == 6
         assert older.written == 180
-        # Going on from the older one: the newer is set aside, its chunks go.
-        assert snapshots.save(7, TREE, {}, older)
-        assert snapshots.wait()
-        assert snapshots.save(8, TREE, {}, older)
+        # Resumed from the older one: the newer is moved aside, and its chunks are deleted.
+        assert store.save(7, TREE, {}, older)
+        assert store.wait()
+        assert store.save(8, TREE, {}, older)
     names = {path.name for path in (tmp_path / "replay").iterdir()}
     assert all(int(name.split("-")[1]) <= 180 for name in names)
     with pytest.raises(CheckpointError, match="cannot be written in"):
-        Snapshots("/proc/nowhere")
+        Store("/proc/nowhere")

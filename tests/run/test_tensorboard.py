@@ -1,4 +1,4 @@
-"""Films in TensorBoard: what is written is an image summary whose image moves."""
+"""Films in TensorBoard are image summaries with an animated GIF."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_a_film_is_an_image_that_moves(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(gif.convert("RGB")), film()[3], atol=24)
 
 
-def test_the_pace_is_kept() -> None:
+def test_the_frame_rate_is_kept() -> None:
     gif = Image.open(io.BytesIO(encode_gif(film(), 8.0)))
     assert gif.info["duration"] in (120, 130)  # GIF counts hundredths of a second
 
 
-def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
+def test_arrays_of_other_shapes_are_refused(tmp_path: Path) -> None:
     with (
         tensorboardX.SummaryWriter(str(tmp_path)) as writer,
         pytest.raises(ValueError, match="an animation is"),
@@ -59,7 +59,7 @@ def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
         add_animation(writer, "dream", film()[0], 0)
 
 
-def test_side_by_side_frames_what_is_dreamt() -> None:
+def test_side_by_side_frames_the_imagined_images() -> None:
     real, recon, dream = (np.full((2, 4, 16, 16, 3), v, np.uint8) for v in (10, 20, 30))
     frames = side_by_side(real, recon, dream, 2)
     assert frames.shape == (4, 2 * (64 + 4), 3 * (64 + 4), 3)

@@ -22,9 +22,8 @@ from emerald_jax.envs.base import EpisodeTracker
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
 from emerald_jax.run import replay_files
-from emerald_jax.run.checkpoint import Checkpointer
+from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.files import CheckpointError
-from emerald_jax.run.snapshots import Snapshots
 from emerald_jax.training import devices, loop
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
@@ -156,7 +155,7 @@ def signal_at(monkeypatch, place: str) -> None:
         "compiling": (TrainingAgent, "compile", 1),
         "prefill": (loop.Loop, "vector_step", 3),
         "training": (loop.Loop, "vector_step", 24),
-        "saving": (Snapshots, "save", 1),
+        "saving": (Store, "save", 1),
         "evaluation": (EpisodeTracker, "step", 34),  # 31 were training
     }
     home, name, when = homes[place]
@@ -187,14 +186,14 @@ def test_sigterm_saves_and_leaves_with_its_own_code(place, tmp_path, monkeypatch
     result = train(tiny(logdir, steps=HALF, eval_episodes=4))
     assert (result.exit_code, result.stopped) == (INTERRUPTED, "SIGTERM")
     assert result.evaluation is None
-    with Checkpointer(logdir / "checkpoints", read_only=True) as files:
+    with Store(logdir, read_only=True) as files:
         saved = [] if place == "compiling" else [result.updates]
         assert files.steps() == saved
         assert all(files.inspect(step).problem is None for step in saved)
         steps = {"compiling": 0, "prefill": 12, "training": 88}.get(place, HALF)
         assert result.env_steps == steps
         if saved:
-            assert files.facts(saved[0])["run"]["env_steps"] == steps
+            assert files.metadata(saved[0])["run"]["env_steps"] == steps
     monkeypatch.undo()
     capsys.readouterr()
     if place == "evaluation":

@@ -15,7 +15,7 @@ import jax
 import psutil
 import pytest
 
-from emerald_jax.run.snapshots import inspect_run
+from emerald_jax.run.run import Run
 from emerald_jax.training.loop import INTERRUPTED
 from emerald_jax.training.signals import ECHO_S
 
@@ -73,9 +73,9 @@ def test_no_worker_outlives_a_run_that_was_asked_to_leave(number, tmp_path):
         run.send_signal(number)
         assert run.wait(60) == INTERRUPTED
         assert psutil.wait_procs(family, 5)[1] == []
-    (point,) = inspect_run(logdir)
-    assert point.checkpoint.problem is None
-    assert point.checkpoint.step == updates(logdir)[-1]
+    (point,) = Run(logdir).checkpoints
+    assert point.problem is None
+    assert point.step == updates(logdir)[-1]
     with running(logdir, *words) as run:
         wait_for(run, lambda: "continues after" in said_by(logdir).read_text())
         family = psutil.Process(run.pid).children(recursive=True)
@@ -121,10 +121,10 @@ def test_a_run_outlives_a_full_disk(small_disk):
         assert saved() == older
         (small_disk / "filler").unlink()
         wait_for(run, lambda: saved() > older)
-        assert any(p.checkpoint.problem is None for p in inspect_run(logdir))
+        assert any(p.problem is None for p in Run(logdir).checkpoints)
         wait_for(run, lambda: updates(logdir)[-1] > older)
         run.send_signal(signal.SIGTERM)
         assert run.wait(60) == INTERRUPTED
-    assert all(p.checkpoint.problem is None and not p.lost for p in inspect_run(logdir))
+    assert all(p.problem is None and not p.lost for p in Run(logdir).checkpoints)
     found = updates(logdir)
     assert found == list(range(1, found[-1] + 1)), "rows waited for room"
