@@ -9,7 +9,7 @@ be negative.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -173,6 +173,7 @@ def starts_per_sequence(config: Config) -> int:
     return config.replay.length // config.behavior.start_stride
 
 
+@cache
 def update_flops(config: Config, num_actions: int = NUM_ACTIONS) -> dict[str, Flops]:
     """FLOPs of one update by part, and of the ``whole``.
 

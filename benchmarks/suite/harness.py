@@ -257,7 +257,7 @@ def program_row(
         The seconds of every repeat, and the row.
     """
     budget, case = names.pop("budget"), names["case"]
-    seconds, ceiling = repeat_beside_ceiling(call, budget, case["dtype"])
+    seconds, ceiling = repeat_with_ceiling(call, budget, case["dtype"])
     median = Repeats.of(seconds).median
     shares = share_facts(work, median, ceiling, devices=case.get("devices", 1))
     value = Repeats.of([amount / s for s in seconds])
@@ -271,7 +271,7 @@ ACCELERATOR_SIZES = (2048, 4096, 8192, 16384)
 _LEAST, _SECONDS = 3, 0.3
 
 
-def repeat_beside_ceiling(
+def repeat_with_ceiling(
     call: Callable[[], Any], budget: Budget, dtype: str
 ) -> tuple[list[float], float]:
     """:func:`repeat`, and one device's ceiling at that time, in FLOP/s.
@@ -315,7 +315,7 @@ def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) ->
     Args:
         work: FLOPs of one call.
         seconds: of one call, all devices together.
-        ceiling: of one device, FLOP/s, from :func:`repeat_beside_ceiling`.
+        ceiling: of one device, FLOP/s, from :func:`repeat_with_ceiling`.
         devices: how many worked on it; a CPU's virtual devices share its cores.
     """
     if not on_cpu():

@@ -100,8 +100,8 @@ def fake_checkout(folder, module, log, speed=1.0):
     (folder / "emerald_jax").mkdir(exist_ok=True)
     report = make_report(make_row([10.0]), make_row([5.0], "train")).to_json()
     text = FAKE.format(log=str(log), name=folder.name, report=report, speed=speed)
+    module.parent.joinpath("__init__.py").touch()
     if "emerald_jax" in module.parts:
-        module.parent.joinpath("__init__.py").touch()
         (folder / "emerald_jax/bench").mkdir()
     module.write_text(text)
     return folder

@@ -65,7 +65,7 @@ def test_facts_of_a_compiled_program():
     assert donated["results_bytes"] == 0
 
 
-def test_compiling_is_never_read_from_the_cache():
+def test_compile_times_do_not_come_from_the_cache():
     assert jax.config.jax_enable_compilation_cache
     with no_compilation_cache():
         assert not jax.config.jax_enable_compilation_cache
@@ -78,13 +78,13 @@ def test_share_of_the_ceiling():
     assert facts["ceiling_flops_per_s"] == 100, "virtual devices of a CPU share its cores"
 
 
-def test_the_ceiling_is_taken_on_both_sides():
+def test_the_ceiling_is_measured_before_and_after():
     rates = iter([70.0, 90.0])
     with (
         mock.patch.object(harness, "best_size", return_value=64),
         mock.patch.object(harness, "_rate", side_effect=lambda size, dtype: next(rates)),
     ):
-        seconds, found = harness.repeat_beside_ceiling(lambda: None, Budget(1, 3, 3), "float32")
+        seconds, found = harness.repeat_with_ceiling(lambda: None, Budget(1, 3, 3), "float32")
     assert (len(seconds), found) == (3, 90.0)
 
 

@@ -1,4 +1,4 @@
-"""Reports: what they say, that they survive the disk, and which files are refused."""
+"""Reports: their content, writing and reading, and files that are refused."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_repeats_by_hand():
     assert Repeats.of([2.0]).noise == (2, 2)
 
 
-def test_a_report_survives_the_disk(tmp_path):
+def test_a_report_is_read_back_as_written(tmp_path):
     report = make_report(make_row([1, 2, 3], dtype="float32"), make_row([4], "train"))
     report.left_out.append("train on 3 devices: no")
     path = tmp_path / "r.json"
     write_report(path, report)
     assert read_report(path) == report
-    assert list(tmp_path.iterdir()) == [path], "no draft is left behind"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
 def test_the_schema_names_machine_versions_and_shapes():

@@ -40,7 +40,7 @@ def test_a_table_per_benchmark():
     assert "machine" not in text
 
 
-def test_several_machines_are_told_apart():
+def test_several_machines_have_a_column():
     text = report_tables([make_report(make_row([1])), make_report(make_row([2]), cores=64)])
     assert text.count("64 cores of abacus") == 2  # the heading and the row
     assert "machine" in text
@@ -69,8 +69,8 @@ def test_figures_are_written(tmp_path):
     assert [path.name for path in paths] == ["imagination.png", "train.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert draw_figures([make_report()], tmp_path) == []
-    whole = make_row([1], "train", dtype="float32")  # nothing of it was taken apart
-    assert draw_figures([make_report(whole)], tmp_path) == []
+    complete = make_row([1], "train", dtype="float32")  # not measured in parts
+    assert draw_figures([make_report(complete)], tmp_path) == []
     with pytest.raises(ConfigError, match="cannot be written"):
         draw_figures([report], tmp_path / "none")
 
