@@ -1,36 +1,34 @@
-"""A hundred single flipped bits over all files of a run's checkpoints and replay: none comes back.
+"""A hundred single flipped bits in a run's checkpoints and replay: none is restored silently.
 
-Each: flip one bit, restore as a run would, compare every array and every record with the truth,
-flip it back.
+Each time: flip one bit, restore as a run would, compare every array and record with the original,
+flip the bit back.
 
-Command: python benchmarks/bit_flips.py               (one minute on one CPU core)
+Command: python -m benchmarks.bit_flips               (one minute on one CPU core)
 Result:  benchmarks/results/bit_flips.json
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import logging
-import platform
 import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import emerald_jax as ej
+from benchmarks.suite.harness import script_parser, with_changes, write_result
 from emerald_jax.run.checkpoint import CheckpointError, Store, named_leaves, nest
 from emerald_jax.training.loop import train
 
 
 class Point(NamedTuple):
-    """What a restore brings back: arrays by name, metadata, the replay, its step."""
+    """A restored run: arrays by name, metadata, the replay, its step, lost replay chunks."""
 
     leaves: dict[str, np.ndarray]
     metadata: dict[str, Any]
@@ -42,15 +40,15 @@ class Point(NamedTuple):
 def make_run(run: Path) -> ej.Config:
     """A small run with three checkpoints."""
     config = ej.get_preset("tiny")
-    log = dataclasses.replace(config.log, quiet=True, pictures=0, eval_episodes=0)
-    config = dataclasses.replace(config, logdir=str(run), log=log)
+    config = with_changes(config, log={"quiet": True, "pictures": 0, "eval_episodes": 0})
+    config = dataclasses.replace(config, logdir=str(run))
     for steps in (120, 200, 280):
         train(dataclasses.replace(config, steps=steps))
     return config
 
 
 def restore(run: Path, config: ej.Config, names: dict[str, Any], step: int | None = None) -> Point:
-    """Restore as a run would: the newest sound checkpoint and its replay."""
+    """Restore as a run would: the newest valid checkpoint and its replay."""
     size = config.envs.image_size
     replay = ej.Replay(config.replay.capacity, config.envs.count, (size, size, 3))
     tree = {name: np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"])) for name, leaf in names.items()}
@@ -75,14 +73,14 @@ def same(found: Point, truth: Point) -> bool:
     for start, stop in ours.spans():
         rows = np.arange(start, stop) % ours.rows
         for name, column in ours.columns.items():
-            # Before a hole an episode is cut, which is_last may not tell: it is not compared there.
+            # At a lost chunk an episode is cut, which changes is_last: it is not compared.
             if name != "is_last" and column[rows].tobytes() != theirs.columns[name][rows].tobytes():
                 return False
     return True
 
 
 def outcome(run: Path, config: ej.Config, names: Any, truths: dict[int, Point]) -> str:
-    """What a restore makes of the run as it is now."""
+    """Restore the run as it is now and compare."""
     try:
         found = restore(run, config, names)
     except CheckpointError:
@@ -95,7 +93,7 @@ def outcome(run: Path, config: ej.Config, names: Any, truths: dict[int, Point]) 
 
 
 def flip_bits(run: Path, flips: int, config: ej.Config, seed: int) -> list[dict]:
-    """The table: one row per flip, over files first, so that small ones are not left out."""
+    """One row per flip; the files take turns, so that small ones are flipped as often."""
     steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdecimal())
     names = json.loads((run / f"checkpoints/{steps[-1]}/metadata.json").read_text())["leaves"]
     truths = {step: restore(run, config, names, step) for step in steps}
@@ -104,32 +102,29 @@ def flip_bits(run: Path, flips: int, config: ej.Config, seed: int) -> list[dict]
     rng, table = np.random.default_rng(seed), []
     for number in range(flips):
         path = files[number % len(files)]
-        whole = path.read_bytes()
-        if not whole:
+        original = path.read_bytes()
+        if not original:
             continue
-        bit = int(rng.integers(8 * len(whole)))
-        flipped = bytearray(whole)
+        bit = int(rng.integers(8 * len(original)))
+        flipped = bytearray(original)
         flipped[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(flipped)
         came = outcome(run, config, names, truths)
-        path.write_bytes(whole)
+        path.write_bytes(original)
         table.append({"file": str(path.relative_to(run)), "bit": bit, "outcome": came})
         print(f"{number + 1:3d}  {came:<32}{table[-1]['file']} bit {bit}", flush=True)
-    assert outcome(run, config, names, truths) == "harmless", "the flips were not taken back"
+    assert outcome(run, config, names, truths) == "harmless", "a flip was not undone"
     return table
 
 
 def main() -> None:
-    """Flip, tell, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Flip, print, write JSON."""
+    parser = script_parser(__doc__, "bit_flips.json")
     parser.add_argument("--flips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the bits")
-    parser.add_argument("--run", type=Path, help="a run to copy; a small one is trained by default")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results/bit_flips.json"
-    )
+    parser.add_argument("--run", type=Path, help="a run to copy; default: a small one is trained")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # every flip is warned of; the table says it too
+    logging.disable(logging.WARNING)  # every flip logs a warning; the table has it too
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         if options.run:
@@ -141,11 +136,9 @@ def main() -> None:
         "files": len({row["file"] for row in table}),
         "outcomes": dict(Counter(row["outcome"] for row in table)),
         "silently_wrong": sum(row["outcome"] == "silently wrong" for row in table),
-        "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
         "table": table,
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "table"}, indent=1))
+    write_result(options.out, result, long="table")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Decoding alone: z_t from h_t, and the paper's claim side by side.
+"""Decoding alone: z_t from h_t with the three priors, on the same sizes and device, in one run.
 
 MaskGIT in S rounds against the ``autoregressive`` prior, which predicts one position after another,
-and against the ``linear`` head (S = 0): same sizes, same device, one run.
+and against the ``linear`` head (S = 0). This measures the paper's claim about MaskGIT's speed.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.suite.flops import autoregressive_flops, decode_flops
+from benchmarks.suite.flops import trace_flops
 from benchmarks.suite.harness import (
     NUM_ACTIONS,
     Options,
     compile_for,
-    memory_peaks,
     on_cpu,
+    program_row,
     random_state,
-    repeat_beside_ceiling,
-    share_facts,
     with_changes,
 )
-from benchmarks.suite.report import Row, Spread
+from benchmarks.suite.report import Repeats, Row
+from benchmarks.train import starts_per_sequence
 from emerald_jax.agent.state import build_learner
 from emerald_jax.config import Config
 from emerald_jax.imagination import decode
@@ -46,7 +45,7 @@ class Point(NamedTuple):
 
 
 def measure(options: Options) -> Iterator[Row | str]:
-    """Rows of every prior, then what the claim comes to."""
+    """Rows of every prior, then the ratios of the claim."""
     config = options.config()
     rounds = config.behavior.decode_steps or 3
     measured: dict[Point, list[float]] = {}
@@ -60,8 +59,8 @@ def measure(options: Options) -> Iterator[Row | str]:
 
 
 def points(options: Options, config: Config) -> list[Point]:
-    """What to measure here: every prior at every batch size and type."""
-    per_update = config.replay.batch * (config.replay.length // config.behavior.start_stride)
+    """The points to measure on this machine: every prior at every batch size and type."""
+    per_update = config.replay.batch * starts_per_sequence(config)
     if on_cpu() or options.quick:
         batches, dtypes = (per_update,), ("float32" if on_cpu() else "bfloat16",)
     else:
@@ -75,54 +74,47 @@ def points(options: Options, config: Config) -> list[Point]:
     return [
         Point(prior, steps, batch, dtype)
         for batch, dtype, (prior, steps) in product(
-            options.starts or batches, options.dtypes or dtypes, kinds
+            options.starts or batches, options.dtype or dtypes, kinds
         )
         if steps <= config.tokens
     ]
 
 
 def measure_point(config: Config, point: Point, options: Options) -> tuple[list[float], Row]:
-    """Compile and time one point; also its seconds."""
+    """Compile and time one point; returns the seconds of its repeats, and the row."""
     config = with_changes(config, model={"prior": point.prior, "dtype": point.dtype})
     learner = build_learner(config, NUM_ACTIONS)
-    params = random_state(learner).params["world_model"]
     h = jax.random.normal(jax.random.key(0), (point.batch, config.model.width))
-    h, key = h.astype(jnp.dtype(point.dtype)), jax.random.key(1)
-    draw = jax.jit(partial(_draw, model=learner.model, steps=point.steps))
-    program = compile_for(draw, params, h, key)
-    seconds, ceiling = repeat_beside_ceiling(
-        lambda: program.call(params, h, key), options.budget(), point.dtype
-    )
-    if point.prior == "autoregressive":
-        work = autoregressive_flops(config.model)
-    else:
-        work = decode_flops(config.model, point.steps)
-    median = Spread.of(seconds).median
-    shares = share_facts(point.batch * work, median, ceiling, model=config.model, devices=1)
-    return seconds, Row(
+    params = random_state(learner).params["world_model"]
+    arguments = (params, h.astype(jnp.dtype(point.dtype)), jax.random.key(1))
+    draw = partial(_draw, model=learner.model, steps=point.steps)
+    program, facts = compile_for(jax.jit(draw), *arguments)
+    return program_row(
+        lambda: program(*arguments),
+        trace_flops(draw, *arguments)[0],
+        facts,
+        amount=point.batch,
+        budget=options.budget(),
         benchmark=NAME,
-        case={"preset": config.preset, **_case(point)},
+        case=_case(config, point),
         unit="latents/s",
-        value=Spread.of([point.batch / s for s in seconds]),
-        facts={**shares, **program.facts(), **memory_peaks()},
     )
 
 
 def claim(config: Config, point: Point, seconds: list[float], rival: list[float]) -> Row:
     """How many times faster MaskGIT is than one position after another, repeat by repeat."""
-    case = {**_case(point), "prior": f"maskgit S={point.steps} against autoregressive"}
+    case = _case(config, point)
+    case["prior"] = f"maskgit S={case.pop('S')} against autoregressive"
     times = [slow / quick for slow, quick in zip(rival, seconds, strict=False)]
-    facts = {
-        "seconds": Spread.of(seconds).median,
-        "autoregressive_seconds": Spread.of(rival).median,
-    }
-    del case["S"]
     return Row(
         benchmark=NAME,
-        case={"preset": config.preset, **case},
+        case=case,
         unit="times as fast",
-        value=Spread.of(times),
-        facts=facts,
+        value=Repeats.of(times),
+        facts={
+            "seconds": Repeats.of(seconds).median,
+            "autoregressive_seconds": Repeats.of(rival).median,
+        },
     )
 
 
@@ -130,10 +122,6 @@ def _draw(params: Params, h: Array, key: Key, *, model: WorldModel, steps: int) 
     return decode(params, h, key, model=model, steps=steps).z
 
 
-def _case(point: Point) -> dict[str, str | int]:
-    return {
-        "prior": point.prior,
-        "S": point.steps,
-        "batch": point.batch,
-        "dtype": point.dtype,
-    }
+def _case(config: Config, point: Point) -> dict[str, Any]:
+    names = ("preset", "prior", "S", "batch", "dtype")
+    return dict(zip(names, (config.preset, *point), strict=True))

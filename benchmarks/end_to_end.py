@@ -1,9 +1,9 @@
-"""The real training loop against the bare update: what do playing, replay and logging cost?
+"""The real training loop against the bare update: the overhead of playing, replay and logging.
 
-A run of the preset trains in a temporary folder until the minutes are over, with the update,
-environment and replay of a real one; pictures are off and no checkpoint is written but the last.
-The share compares it with the rate of the bare train step, measured just before and just after in
-the same process, and the environments' waiting time with what they take alone.
+A run of the preset trains in a temporary folder for the given minutes, with the update, environment
+and replay of a real one; pictures are off and only the last checkpoint is written. Its rate is
+compared with that of the bare train step, measured just before and just after in the same process;
+its time waiting for environments with the time that they need alone.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from typing import Any
 import numpy as np
 
 from benchmarks.envs import timed_steps
-from benchmarks.suite.harness import Budget, Options, on_cpu, repeat, with_changes
-from benchmarks.suite.report import Row, Spread
+from benchmarks.suite.harness import INTERRUPTED, Budget, Options, on_cpu, repeat, with_changes
+from benchmarks.suite.report import Repeats, Row
 from benchmarks.train import Update, frames
 from emerald_jax.config import Config
 from emerald_jax.envs import make_vector_env
 from emerald_jax.models.layers import compute_dtype
 from emerald_jax.run.directory import METRICS_FILE, read_rows
-from emerald_jax.training.faults import INTERRUPTED
 from emerald_jax.training.loop import train
 
 NAME = "end-to-end"
 
-#: Rows of metrics a run is cut into; the first holds the start and is left out.
+#: Rows of metrics per run; the first includes the start and is left out.
 _SECTIONS = 10
 
 
 def measure(options: Options) -> Iterator[Row | str]:
     """One row: the preset's loop, on one device."""
-    # The paper's update takes the better part of a minute on a CPU.
+    # An update at the paper's sizes takes a CPU half a minute.
     config = options.config("crafter-small" if on_cpu() else "crafter")
     dtype = str(compute_dtype(config.model.dtype))
     config = dataclasses.replace(with_changes(config, model={"dtype": dtype}), devices=1)
@@ -46,33 +45,28 @@ def measure(options: Options) -> Iterator[Row | str]:
     update, budget = Update(config, 1), dataclasses.replace(options.budget(), least=5)
     before = repeat(update, budget)
     env_seconds = vector_step_seconds(config, budget)
-    rows = run_for(config, minutes, 1 / Spread.of(before).median)
-    # On both sides of the run: the machine may have become faster or slower meanwhile.
-    bare = 1 / Spread.of(before + repeat(update, budget)).median
+    rows = run_for(config, minutes, 1 / Repeats.of(before).median)
+    # Before and after the run: the machine's speed may have changed.
+    bare = 1 / Repeats.of(before + repeat(update, budget)).median
     yield end_to_end_row(config, rows, bare, env_seconds, minutes)
 
 
 def end_to_end_row(
-    config: Config,
-    rows: list[dict[str, Any]],
-    bare: float,
-    env_seconds: float,
-    minutes: float,
+    config: Config, rows: list[dict[str, Any]], bare: float, env_seconds: float, minutes: float
 ) -> Row:
-    """What a run's metrics come to.
+    """Summarise a run's metrics.
 
     Args:
         config: the run's settings.
-        rows: of its metrics, those of the start left out.
+        rows: of its metrics, without those of the start.
         bare: updates per second of the train step alone.
         env_seconds: of one step of all environments alone.
-        minutes: the run was asked to last.
+        minutes: requested length of the run.
     """
-    steps = [row["speed/env_steps_per_s"] for row in rows]
-    updates = Spread.of([row["speed/updates_per_s"] for row in rows]).median
-    value = Spread.of(steps)
-    vector_step = config.envs.count / value.median
-    waiting = Spread.of([row["speed/env_wait_share"] for row in rows]).median * vector_step
+    value = Repeats.of([row["speed/env_steps_per_s"] for row in rows])
+    updates = Repeats.of([row["speed/updates_per_s"] for row in rows]).median
+    share = Repeats.of([row["speed/env_wait_share"] for row in rows]).median
+    waiting = share * config.envs.count / value.median
     return Row(
         benchmark=NAME,
         case={
@@ -97,38 +91,35 @@ def end_to_end_row(
 
 
 def run_for(config: Config, minutes: float, updates_per_s: float) -> list[dict[str, Any]]:
-    """Train for about so long; rows of metrics without the first.
+    """Train for about ``minutes``; returns the rows of metrics without the first.
 
     Raises:
         ConfigError, EnvError, ReplayError: as :func:`train` does.
     """
     updates = max(_SECTIONS, math.ceil(60 * minutes * updates_per_s))
-    every = max(1, updates // _SECTIONS)
     steps = config.replay.prefill + math.ceil(updates * frames(config)) + config.envs.count
+    log = {
+        "every": max(1, updates // _SECTIONS),
+        "pictures": 0,
+        "checkpoint_minutes": 1e9,
+        "eval_episodes": 0,
+        "quiet": True,
+    }
     with tempfile.TemporaryDirectory(prefix="emerald-jax-bench-") as folder:
         logdir = Path(folder) / "run"
-        short = with_changes(
-            dataclasses.replace(config, steps=steps, logdir=str(logdir)),
-            log={
-                "every": every,
-                "pictures": 0,
-                "checkpoint_minutes": 1e9,
-                "eval_episodes": 0,
-                "quiet": True,
-            },
-        )
-        # The run's own result line is not ours.
+        short = with_changes(dataclasses.replace(config, steps=steps, logdir=str(logdir)), log=log)
+        # The run prints its own result, which would mix with ours.
         with contextlib.redirect_stdout(io.StringIO()):
             result = train(short)
         if result.exit_code == INTERRUPTED:
             raise KeyboardInterrupt
         rows = [row for row in read_rows(logdir / METRICS_FILE) if "speed/updates_per_s" in row]
-    # The last row may be a rest of a few updates; the first includes the prefill.
+    # The last row may cover only a few updates; the first includes the prefill.
     return rows[1:-1] if len(rows) > 3 else rows[1:]
 
 
 def vector_step_seconds(config: Config, budget: Budget) -> float:
-    """Seconds that one step of all environments takes when nothing else runs."""
+    """Seconds of one step of all environments when nothing else runs."""
     env = make_vector_env(config.env, config.envs, seed=0)
     try:
         count, rng = config.envs.count, np.random.default_rng(0)
@@ -137,4 +128,4 @@ def vector_step_seconds(config: Config, budget: Budget) -> float:
         rates = timed_steps(lambda t: env.step(actions[t % len(actions)]).env_steps, budget)
     finally:
         env.close()
-    return count / Spread.of(rates).median
+    return count / Repeats.of(rates).median

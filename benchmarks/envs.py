@@ -1,11 +1,10 @@
 """Environment steps per second of each adapter, at random actions.
 
-Host environments run inline and in worker processes; Atari's, in threads of ale_py's own, and those
-on the device have one way only.
-``noise`` is an image of noise, 210 x 160, behind the Gymnasium adapter: its cost is the adapter's
-own. ``plain`` rows play the same Crafter episodes, seed by seed and action by action, in a bare
-process for each environment that talks to nobody, all at once: what the worker layer costs is the
-difference to Crafter's ``process`` rows. First frames are no steps, but the time they take counts.
+Host environments run inline and in worker processes; Atari runs in ale_py's own threads; device
+environments run on the device. ``noise`` is an image of noise, 210 x 160, behind the Gymnasium
+adapter: its cost is the adapter's overhead. ``plain``: the same Crafter episodes in one process
+per environment, all at once, without communication; ``process`` minus ``plain`` is the overhead
+of the worker layer. First frames are not steps, but their time counts.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from benchmarks.suite.harness import Budget, Options
-from benchmarks.suite.report import Row, Spread
+from benchmarks.suite.report import Repeats, Row
 from emerald_jax.config import Config, EnvsConfig
 from emerald_jax.envs import EnvError, make_vector_env, register
 from emerald_jax.envs.host import env_seeds
@@ -34,7 +33,7 @@ ENVS = (
     "gymnax:Breakout-MinAtar",
     "craftax:Craftax-Classic-Pixels-v1",
 )
-#: Families that do not ask where they should run.
+#: Families that run in one way only.
 _ONE_WAY = {"atari": "threads", "gymnax": "device", "craftax": "device"}
 _WARM_UP = 20
 _ACTIONS = 1024
@@ -42,9 +41,9 @@ _CRAFTER_ACTIONS = 17
 
 
 class Noise(gymnasium.Env):
-    """An image that costs nothing to make and as much to resize as an Atari screen.
+    """A constant image, free to make, of the size of an Atari screen.
 
-    Observations `[210, 160, 3]` uint8, four actions that do nothing, reward 0, cut after 1000
+    Observations `[210, 160, 3]` uint8, four actions without effect, reward 0, truncated after 1000
     steps.
     """
 
@@ -56,20 +55,20 @@ class Noise(gymnasium.Env):
         self._t = 0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
-        """The image, always the same."""
+        """Return the constant image."""
         super().reset(seed=seed)
         self._t = 0
         return self._image, {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """The image again; an episode takes 1000 steps."""
+        """Return the same image; an episode has 1000 steps."""
         del action
         self._t += 1
         return self._image, 0.0, False, self._t == 1000, {}
 
 
 def measure(options: Options) -> Iterator[Row | str]:
-    """Rows of every environment, number and way of running; a line where a package is missing."""
+    """Rows of every environment, count and way of running; a line where a package is missing."""
     register("noise", Noise)
     config, budget = options.config(), _budget(options)
     names = options.envs or (("crafter",) if options.quick else ENVS)
@@ -106,7 +105,7 @@ def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
         rates = timed_steps(lambda t: env.step(actions[t % _ACTIONS]).env_steps, budget)
     finally:
         env.close()
-    value = Spread.of(rates)
+    value = Repeats.of(rates)
     return Row(
         benchmark=NAME,
         case={"env": name, "count": count, "way": way},
@@ -117,9 +116,9 @@ def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
 
 
 def add_hiding(row: Row, config: Config, options: Options) -> Row:
-    """Hold Crafter's time against that of the updates it has to hide behind, where it is known.
+    """Add ``share_of_train_step`` where ``train`` ran before: step time / time of the updates.
 
-    ``share_of_train_step`` below 1 means that the environments can keep up with training.
+    Below 1 the environments keep up with training.
     """
     rate = options.found.get("updates_per_s")
     if rate is None or (row.case["env"], row.case["count"]) != (config.env, config.envs.count):
@@ -130,7 +129,7 @@ def add_hiding(row: Row, config: Config, options: Options) -> Row:
 
 
 def plain_row(count: int, budget: Budget) -> Row:
-    """Steps per second of ``count`` Crafter worlds in processes that talk to nobody."""
+    """Steps per second of ``count`` Crafter worlds in processes without communication."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["emerald_jax.envs.crafter_warm"])
     gate, queue = context.Barrier(count), context.Queue()
@@ -150,13 +149,13 @@ def plain_row(count: int, budget: Budget) -> Row:
         benchmark=NAME,
         case={"env": "crafter", "count": count, "way": "plain"},
         unit="env steps/s",
-        value=Spread.of(np.sum(rates, axis=0).tolist()),
+        value=Repeats.of(np.sum(rates, axis=0).tolist()),
         facts={"start_seconds": 0.0},
     )
 
 
 def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Budget) -> None:
-    """Body of one bare process: the same number of repeats in all, begun together."""
+    """Body of one bare process: all make the same number of repeats, started together."""
     from emerald_jax.envs.crafter import CrafterEnv
 
     env, over = CrafterEnv(), False
@@ -164,7 +163,7 @@ def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Bu
 
     def step(t: int) -> int:
         nonlocal over
-        if over:  # As behind the vector interface: a beginning takes an action's turn.
+        if over:  # as in the vector interface, a reset replaces a step
             env.reset()
             over = False
             return 0
@@ -178,16 +177,16 @@ def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Bu
 
 
 def random_actions(num_actions: int, count: int) -> np.ndarray:
-    """What every environment does, again and again: `[1024, count]`."""
+    """Actions of every environment, played in a loop: `[1024, count]`."""
     return np.random.default_rng(0).integers(num_actions, size=(_ACTIONS, count))
 
 
 def timed_steps(step: Any, budget: Budget, before: Any = None) -> list[float]:
-    """Steps a second of ``budget.least`` repeats that share its seconds.
+    """Steps per second of ``budget.least`` repeats, which share the budget's seconds.
 
     Args:
-        step: takes a running number, returns the environment steps it made.
-        budget: its seconds are those of all repeats.
+        step: called with a running number; returns the environment steps it made.
+        budget: seconds of all repeats together.
         before: called before each repeat, not timed.
     """
     rates, t = [], 0

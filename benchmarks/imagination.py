@@ -12,22 +12,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.suite.flops import imagine_flops
+from benchmarks.suite.flops import trace_flops
 from benchmarks.suite.harness import (
     NUM_ACTIONS,
     Options,
     compile_for,
     device_counts,
     full_context_starts,
-    memory_peaks,
     on_cpu,
+    program_row,
     random_state,
-    repeat_beside_ceiling,
-    share_facts,
     unless_memory_lacks,
     with_changes,
 )
-from benchmarks.suite.report import Row, Spread
+from benchmarks.suite.report import Row, describe
+from benchmarks.train import dream, starts_per_sequence
 from emerald_jax.agent.state import build_learner
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.training.devices import (
@@ -50,12 +49,17 @@ class Point(NamedTuple):
     dtype: str
     devices: int
 
+    @property
+    def case(self) -> dict[str, Any]:
+        """The point as a row's case."""
+        return dict(zip(("S", "H", "starts", "dtype", "devices"), self, strict=True))
+
 
 def measure(options: Options) -> Iterator[Row | str]:
     """Rows, and a line for every point that is left out."""
     config = options.config()
     for point in points(options, config):
-        what, reason = f"imagination {describe_point(point)}", obstacle(config, point)
+        what, reason = f"imagination {describe(point.case)}", obstacle(config, point)
         if reason:
             yield f"{what}: {reason}"
         else:
@@ -63,27 +67,26 @@ def measure(options: Options) -> Iterator[Row | str]:
 
 
 def points(options: Options, config: Config) -> list[Point]:
-    """What to measure here.
+    """The points to measure on this machine.
 
-    Named axes are crossed. Else a GPU measures the whole grid; a CPU, where a single point of the
-    paper's sizes takes ten seconds and more, changes one thing at a time; ``quick`` takes the
+    Named axes are crossed. Otherwise a GPU measures the complete grid. A CPU, where one point at
+    the paper's sizes takes ten seconds and more, changes one axis at a time. ``quick`` takes the
     preset's own S and the linear head.
     """
-    devices, behavior = device_counts(options), config.behavior
+    devices, behavior, unit = device_counts(options), config.behavior, starts_per_sequence(config)
     here = Point(
         steps=behavior.decode_steps,
         horizon=behavior.horizon,
-        starts=config.replay.batch * starts_per_sequence(config),
+        starts=config.replay.batch * unit,
         dtype="float32" if on_cpu() else "bfloat16",
         devices=devices[0],
     )
-    named = (options.decode_steps, options.horizons, options.starts, options.dtypes)
+    named = (options.decode_steps, options.horizon, options.starts, options.dtype)
     if any(named) or options.devices:
         axes = [axis or (own,) for axis, own in zip(named, here[:4], strict=True)]
         return [Point(*values) for values in product(*axes, devices)]
     if options.quick:
         return [here, here._replace(steps=0 if here.steps else 1)]
-    unit = starts_per_sequence(config)
     grid = {
         "steps": (0, 1, 3, 8),
         "horizon": (5, 15, 30),
@@ -98,43 +101,10 @@ def points(options: Options, config: Config) -> list[Point]:
     return list(dict.fromkeys([here, *changed]))
 
 
-def measure_point(config: Config, point: Point, options: Options) -> Row:
-    """Compile and time one point."""
-    config = with_changes(
-        config,
-        behavior={"decode_steps": point.steps, "horizon": point.horizon},
-        model={"dtype": point.dtype},
-    )
-    config.validate()
-    learner, devices = build_learner(config, NUM_ACTIONS), local_devices(point.devices)
-    params = place_state(random_state(learner).params, devices)
-    sequences = point.starts // starts_per_sequence(config)
-    starts = place_shares(split(full_context_starts(learner, sequences), len(devices)), devices)
-    keys = jax.random.split(jax.random.key(0), sequences)
-    keys = place_shares(split(keys, len(devices)), devices)
-    program = compile_for(compile_imagination(learner, devices), params, starts, keys)
-    seconds, ceiling = repeat_beside_ceiling(
-        lambda: program.call(params, starts, keys), options.budget(), point.dtype
-    )
-    states = point.starts * point.horizon
-    work = imagine_flops(config, NUM_ACTIONS, point.starts)
-    return Row(
-        benchmark=NAME,
-        case={"preset": config.preset, **point_case(point)},
-        unit="imagined states/s",
-        value=Spread.of([states / s for s in seconds]),
-        facts={
-            **share_facts(
-                work,
-                Spread.of(seconds).median,
-                ceiling,
-                model=config.model,
-                devices=point.devices,
-            ),
-            **program.facts(),
-            **memory_peaks(),
-        },
-    )
+def with_point(config: Config, point: Point) -> Config:
+    """The configuration with a point's S, H and compute type."""
+    behavior = {"decode_steps": point.steps, "horizon": point.horizon}
+    return with_changes(config, behavior=behavior, model={"dtype": point.dtype})
 
 
 def obstacle(config: Config, point: Point) -> str:
@@ -144,30 +114,32 @@ def obstacle(config: Config, point: Point) -> str:
         return f"{unit} starts share one real past: choose a multiple of {unit}"
     if point.starts // unit % point.devices:
         return f"{point.starts // unit} sequences do not divide over {point.devices} devices"
-    changed = with_changes(config, behavior={"decode_steps": point.steps, "horizon": point.horizon})
     try:
-        changed.validate()
+        with_point(config, point).validate()
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def starts_per_sequence(config: Config) -> int:
-    """Rollouts that share one real past, n."""
-    return config.replay.length // config.behavior.start_stride
-
-
-def point_case(point: Point) -> dict[str, Any]:
-    """A point as a row's case."""
-    return {
-        "S": point.steps,
-        "H": point.horizon,
-        "starts": point.starts,
-        "dtype": point.dtype,
-        "devices": point.devices,
-    }
-
-
-def describe_point(point: Point) -> str:
-    """A point as words."""
-    return " ".join(f"{name}={value}" for name, value in point_case(point).items())
+def measure_point(config: Config, point: Point, options: Options) -> Row:
+    """Compile and time one point."""
+    config = with_point(config, point)
+    learner, devices = build_learner(config, NUM_ACTIONS), local_devices(point.devices)
+    params = random_state(learner).params
+    sequences = point.starts // starts_per_sequence(config)
+    starts = full_context_starts(learner, sequences)
+    keys = jax.random.split(jax.random.key(0), sequences)
+    work, _ = trace_flops(partial(dream, learner=learner), params, starts, keys)
+    params = place_state(params, devices)
+    starts, keys = place_shares(split((starts, keys), len(devices)), devices)
+    program, facts = compile_for(compile_imagination(learner, devices), params, starts, keys)
+    return program_row(
+        lambda: program(params, starts, keys),
+        work,
+        facts,
+        amount=point.starts * point.horizon,
+        budget=options.budget(),
+        benchmark=NAME,
+        case={"preset": config.preset, **point.case},
+        unit="imagined states/s",
+    )[1]

@@ -1,27 +1,22 @@
 """Does bfloat16 learn what float32 learns? The same updates in both, on the same batches.
 
-Random play is recorded once, batches are drawn once; then whole updates (world model, imagination,
-actor, critic) are made from the same seed in both compute types. Sampled latents part after a few
-updates, so curves are compared as means over windows of updates, as an eye compares them.
+Random play is recorded once, batches are drawn once; then complete updates (world model,
+imagination, actor, critic) run from the same seed in both compute types. Sampled latents diverge
+after a few updates, so the curves are compared as means over windows of updates.
 
-Command: python benchmarks/precision.py               (200 updates of the quickstart's networks)
+Command: python -m benchmarks.precision               (200 updates of the quickstart's networks)
 Result:  benchmarks/results/precision.json
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import os
-import platform
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 
 import emerald_jax as ej
+from benchmarks.suite.harness import script_parser, with_changes, write_result
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.replay import make_sampler
 from emerald_jax.run.machine import compile_program, prepare_jax
@@ -29,7 +24,7 @@ from emerald_jax.training.collect import record
 from emerald_jax.training.devices import compile_train_step, local_devices, put_batch
 from emerald_jax.types import Batch
 
-#: Losses that are compared; the actor's has no sign of its own and is left out.
+#: Losses that are compared; the actor's, which can be zero, is left out.
 TERMS = ("loss/model", "loss/image", "loss/reward", "loss/dyn", "loss/mask", "loss/critic")
 
 
@@ -42,8 +37,7 @@ def batches(config: ej.Config, updates: int) -> list[Batch]:
 
 def curves(config: ej.Config, dtype: str, stream: list[Batch], seed: int) -> dict[str, np.ndarray]:
     """`[updates]` of every term, in one compute type."""
-    model = dataclasses.replace(config.model, dtype=dtype)
-    config = dataclasses.replace(config, model=model)
+    config = with_changes(config, model={"dtype": dtype})
     actions = spec_of(config.env, config.envs).num_actions
     learner, count = ej.build_learner(config, actions), config.replay.batch
     init_key, base = jax.random.split(jax.random.key(seed))
@@ -61,7 +55,7 @@ def curves(config: ej.Config, dtype: str, stream: list[Batch], seed: int) -> dic
 
 
 def differences(a: dict, b: dict, window: int) -> dict[str, dict[str, float]]:
-    """Relative difference of windows' means: of all windows together, and of the worst."""
+    """Relative difference of the windows' means: average, worst, and of the complete curve."""
     found = {}
     for name in a:
         x, y = (c[name].reshape(-1, window).mean(1) for c in (a, b))
@@ -75,38 +69,31 @@ def differences(a: dict, b: dict, window: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, tell, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure, print, write JSON."""
+    parser = script_parser(__doc__, "precision.json")
     parser.add_argument("--preset", default="quickstart")
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--window", type=int, default=20, help="updates averaged before comparing")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results/precision.json"
-    )
     options = parser.parse_args()
     if options.updates % options.window:
         parser.error("--updates must be a multiple of --window")
     prepare_jax()
     config, began = ej.get_preset(options.preset), time.monotonic()
     stream = batches(config, options.updates)
-    exact = curves(config, "float32", stream, seed=0)
+    exact, half, other = (
+        curves(config, dtype, stream, seed)
+        for dtype, seed in (("float32", 0), ("bfloat16", 0), ("float32", 1))
+    )
     result = {
         "preset": options.preset,
         "updates": options.updates,
         "window": options.window,
-        "bfloat16_from_float32": differences(
-            exact, curves(config, "bfloat16", stream, seed=0), options.window
-        ),
-        # The yardstick: how far apart two float32 runs are that differ in their noise alone.
-        "other_seed_from_float32": differences(
-            exact, curves(config, "float32", stream, seed=1), options.window
-        ),
+        "bfloat16_from_float32": differences(exact, half, options.window),
+        # For comparison: two float32 runs that differ in their noise alone.
+        "other_seed_from_float32": differences(exact, other, options.window),
         "seconds": round(time.monotonic() - began, 1),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,30 @@
-"""Scores of uniformly random play beside the published random column: what proves an adapter.
+"""Scores of uniformly random play next to the published random scores: a check of the adapters.
 
-    python benchmarks/random_play.py [NAME ...] [--out FILE]
+Every environment is played by its benchmark's protocol, Crafter for 256 episodes, an Atari game for
+100. The Atari games are played a second time by the protocol of the published scores (Mnih et al.,
+2015): one random action every sixth frame, episodes of at most five minutes (18 000 frames) after
+up to 30 frames without action. The Atari 100k protocol acts every fourth frame, up to 108 000.
 
-Every environment is played as the benchmark's protocol has it: Crafter 256 episodes, an Atari game
-100, and the Atari games a second time as the published column was made. That column is of Mnih et
-al. (2015): one random action every sixth frame, episodes of at most five minutes (18 000 frames)
-after up to 30 frames of no action. The Atari 100k protocol acts every fourth frame, up to 108 000.
+``agrees``: the two numbers differ by less than 1.96 standard errors of their difference plus the
+rounding of the published one. Mnih et al. give no error; their agents played 30 episodes, so we
+assume that of 30 episodes with the variance of ours. Crafter's published score has a standard
+deviation, to which ours, from 2000 bootstrap samples, is added.
 
-``agrees``: the two numbers differ by less than 1.96 standard errors of their difference and the
-published one's rounding. Mnih et al. give no error; their agents played 30 episodes, so theirs is
-taken to be that of 30 episodes spread like ours. Crafter's published score has a standard deviation
-of its own, to which ours, from 2000 bootstrap samples, is added.
+Command: python -m benchmarks.random_play [NAME ...]  (minutes on one CPU core)
+Result:  benchmarks/results/random_play.json
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.suite.harness import script_parser, write_result
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import Episode
 from emerald_jax.envs.playing import is_whole, play_randomly
@@ -32,7 +32,7 @@ from emerald_jax.scores import atari100k, crafter, crafter_score, success_rates
 
 GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
 NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))
-#: How the published random column of Atari was made.
+#: Settings behind the published random scores of Atari.
 MNIH = {"frame_skip": 6, "time_limit": 3000}
 MNIH_EPISODES, ROUNDING = 30, 0.05
 Z = 1.96
@@ -41,24 +41,24 @@ Z = 1.96
 def measure(name: str, changes: dict[str, int], episodes: int) -> dict[str, Any]:
     """One row: ``episodes`` of random play in ``name`` under ``changes`` to its settings."""
     began = time.perf_counter()
-    # Crafter's worlds are processes, a few of which keep the cores busy.
+    # Crafter's worlds are processes; a few of them use all cores.
     count = 4 if name == "crafter" else 10
     size = 16 if name.startswith("gymnax:") else 64
     envs = EnvsConfig(count=min(count, episodes), image_size=size, **changes)
     spec, played = play_randomly(name, envs, episodes)
-    whole = [episode for episode in played if is_whole(episode)]
-    scores = [episode.score for episode in whole]
+    complete = [episode for episode in played if is_whole(episode)]
+    scores = [episode.score for episode in complete]
     row = {
         "env": name,
         "settings": {"image_size": size, "time_limit": spec.time_limit, **changes},
-        "episodes": len(whole),
-        "left_out": len(played) - len(whole),
+        "episodes": len(complete),
+        "left_out": len(played) - len(complete),
         "return": round(statistics.fmean(scores), 3),
         "standard_error": round(statistics.stdev(scores) / len(scores) ** 0.5, 3),
-        "length": round(statistics.fmean(episode.length for episode in whole), 1),
-        "steps": sum(episode.length for episode in whole),
+        "length": round(statistics.fmean(episode.length for episode in complete), 1),
+        "steps": sum(episode.length for episode in complete),
     }
-    row |= against_crafter(whole) if name == "crafter" else against_atari(name, row)
+    row |= against_crafter(complete) if name == "crafter" else against_atari(name, row)
     return row | {"seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -73,9 +73,9 @@ def against_atari(name: str, row: dict[str, Any]) -> dict[str, Any]:
     return {"published": game["random"], "agrees": bool(off <= allowed)}
 
 
-def against_crafter(whole: list[Episode]) -> dict[str, Any]:
-    """Crafter's score and rates of random play, beside the published ones."""
-    unlocked = [episode.extra["achievements"] for episode in whole]
+def against_crafter(complete: list[Episode]) -> dict[str, Any]:
+    """Crafter's score and rates of random play, and the published ones."""
+    unlocked = [episode.extra["achievements"] for episode in complete]
     names = sorted(unlocked[0])
     rates = success_rates(unlocked, names)
     score = crafter_score(rates)
@@ -96,12 +96,10 @@ def against_crafter(whole: list[Episode]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Play, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Play, print, write JSON."""
+    parser = script_parser(__doc__, "random_play.json")
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--episodes", type=int, help="instead of 256 (Crafter) or 100")
-    results = Path(__file__).parent / "results/random_play.json"
-    parser.add_argument("--out", type=Path, default=results)
     options = parser.parse_args()
     rows = []
     for name in options.names:
@@ -109,9 +107,7 @@ def main() -> None:
         for changes in [{}, MNIH] if name.startswith("atari:") else [{}]:
             rows.append(measure(name, changes, episodes))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
-    print(json.dumps(rows))
+    write_result(options.out, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,38 +1,32 @@
 """How long saving stops training, at the paper's sizes: parameters, optimisers, a growing replay.
 
-Nothing is trained: the arrays are random numbers in the shapes of a run's checkpoint. What is timed
-is what the loop waits for; the rest is written in the background.
+Nothing is trained: the arrays are random numbers in the shapes of a run's checkpoint. Measured is
+the time that the loop waits; the rest is written in the background.
 
-Command: python benchmarks/save_stall.py              (two minutes and 4 GiB on one CPU core)
+Command: python -m benchmarks.save_stall              (two minutes and 4 GiB on one CPU core)
 Result:  benchmarks/results/save_stall.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import shutil
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 
 import emerald_jax as ej
+from benchmarks.replay import noise_step
+from benchmarks.suite.harness import NUM_ACTIONS, script_parser, write_result
 from emerald_jax.run.checkpoint import Store
-
-ACTIONS = 17
 
 
 def run_tree(config: ej.Config) -> Any:
     """Random arrays in the shapes of a run's state, carries and waiting batch, on the device."""
-    learner = ej.build_learner(config, ACTIONS)
+    learner = ej.build_learner(config, NUM_ACTIONS)
     batch, size = config.replay.batch, config.envs.image_size
     shapes = {
         "state": jax.eval_shape(partial(ej.init_state, learner), jax.random.key(0)),
@@ -50,23 +44,13 @@ def run_tree(config: ej.Config) -> Any:
 
 
 def play(replay: ej.Replay, rows: int, store: Store | None) -> None:
-    """Add rows of noise; with ``store`` they are written ahead, as the loop does it."""
-    rng, count = np.random.default_rng(replay.written), replay.num_envs
-    frames = rng.integers(0, 256, (64, count, *replay.image_shape), dtype=np.uint8)
-    none = np.zeros(count, bool)
+    """Add rows of noise; with ``store`` they are written ahead, as in the training loop."""
+    step = noise_step(replay.num_envs, replay.image_shape)
     for row in range(rows):
-        replay.append(
-            SimpleNamespace(
-                image=frames[row % 64],
-                action=np.zeros(count, np.int32),
-                reward=np.full(count, row, np.float32),
-                is_first=none,
-                is_last=none,
-                is_terminal=none,
-            )
-        )
+        # Every row differs, so that no file system can store them once.
+        replay.append(step._replace(image=np.roll(step.image, row, axis=-2)))
         if store is not None:
-            # Minutes pass between a run's rows; here the writer is waited for instead.
+            # In a run, minutes pass between rows; here, wait for the writer instead.
             store.advance(replay)
             while store.writing_ahead():
                 time.sleep(0.01)
@@ -82,7 +66,7 @@ def save(store: Store, step: int, tree: Any, replay: ej.Replay) -> dict[str, flo
 
 
 def measure(folder: Path, config: ej.Config, rows: int) -> dict:
-    """All cases, each saved beside those before it."""
+    """All cases, one save after the other."""
     tree = run_tree(config)
     replay = ej.Replay(200_000, config.envs.count, (64, 64, 3))
     row = ej.Replay.nbytes_needed(config.envs.count, config.envs.count, (64, 64, 3))
@@ -104,29 +88,20 @@ def measure(folder: Path, config: ej.Config, rows: int) -> dict:
 
 
 def main() -> None:
-    """Measure, tell, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure, print, write JSON."""
+    parser = script_parser(__doc__, "save_stall.json")
     parser.add_argument("--preset", default="crafter")
     parser.add_argument("--rows", type=int, default=3000, help="vector steps between two saves")
-    parser.add_argument("--folder", help="where to save; a temporary directory by default")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results/save_stall.json"
-    )
+    parser.add_argument("--folder", help="where to save; default: a temporary directory")
     options = parser.parse_args()
     config = ej.get_preset(options.preset)
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
-    try:
-        result = {"preset": options.preset, **measure(folder, config, options.rows)}
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        result = {"preset": options.preset, **measure(Path(folder), config, options.rows)}
     interval = 60 * config.log.checkpoint_minutes
     result["interval_s"] = interval
     for case in ("increment_written_ahead", "increment_all_at_once"):
         result[f"stall_percent_{case}"] = round(100 * result[case]["stall_s"] / interval, 3)
-    cores = len(os.sched_getaffinity(0))
-    result["machine"] = f"{platform.machine()}, {cores} cores, {jax.devices()[0].device_kind}"
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    write_result(options.out, result)
 
 
 if __name__ == "__main__":

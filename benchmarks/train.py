@@ -1,15 +1,15 @@
-"""One update: how many per second, and where its time goes.
+"""One update: how many per second, and how its time is divided.
 
-The whole update is the program that training runs. The split compiles its four parts on their own,
-from the same functions, and feeds each with what the one before it gave; so the parts lose what the
-compiler saves by seeing all of them at once, and ``rest_seconds`` (whole less parts) may be
-negative.
+The complete update is the program that training runs. The split compiles its four parts separately,
+from the same functions, each fed with the results of the one before. The parts lose what the
+compiler gains by seeing all of them at once, and ``rest_seconds`` (complete update minus parts) may
+be negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -17,30 +17,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.suite.flops import update_flops
+from benchmarks.suite.flops import Flops, reference, trace_flops
 from benchmarks.suite.harness import (
     NUM_ACTIONS,
     Options,
     compile_for,
     device_counts,
     full_carry,
-    memory_peaks,
     on_cpu,
+    program_row,
     random_batch,
     random_state,
     repeat,
-    repeat_beside_ceiling,
-    share_facts,
     unless_memory_lacks,
     with_changes,
 )
-from benchmarks.suite.report import PARTS, Row, Spread
+from benchmarks.suite.report import PARTS, Repeats, Row
 from emerald_jax.agent.state import (
     Learner,
     TrainState,
     apply_gradients,
     build_learner,
     count_parameters,
+    init_state,
 )
 from emerald_jax.config import Config
 from emerald_jax.imagination import starts_from
@@ -70,15 +69,15 @@ def measure(options: Options) -> Iterator[Row | str]:
     config = options.config()
     own = "float32" if on_cpu() else "bfloat16"
     every = ("float32", "bfloat16") if options.full or not on_cpu() else (own,)
-    dtypes = options.dtypes or ((own,) if options.quick else every)
-    remats = options.remat or ((config.model.remat,) if options.quick else (False, True))
-    split_of = (dtypes[0], remats[0])
+    dtypes = options.dtype or ((own,) if options.quick else every)
+    named = tuple(value == "on" for value in options.remat)
+    remats = named or ((config.model.remat,) if options.quick else (False, True))
     for devices, dtype, remat in product(device_counts(options), dtypes, remats):
         if config.replay.batch % devices:
             yield f"train on {devices} devices: they do not divide {config.replay.batch} sequences"
             continue
         changed = with_changes(config, model={"dtype": dtype, "remat": remat})
-        parts = devices == 1 and (dtype, remat) == split_of
+        parts = (devices, dtype, remat) == (1, dtypes[0], remats[0])
         found = unless_memory_lacks(
             f"train dtype={dtype} remat={remat} devices={devices}",
             partial(measure_update, changed, devices, options, parts=parts),
@@ -89,12 +88,12 @@ def measure(options: Options) -> Iterator[Row | str]:
 
 
 class Update:
-    """The compiled update of a configuration and a batch of noise; a call runs it once.
+    """The compiled update of a configuration, with a batch of noise; a call runs it once.
 
     Attributes:
         learner: networks and settings.
-        program: :class:`Compiled`.
-        state: what the last call left.
+        facts: of its compilation, for a row.
+        state: the train state after the last call.
         batch: on its devices.
         keys: `[B]`, not split over devices.
     """
@@ -109,55 +108,45 @@ class Update:
         self._keys = place_shares(split(self.keys, devices), chosen)
         self.state = place_state(random_state(learner), chosen)
         step = compile_train_step(learner, chosen)
-        self.program = compile_for(step, self.state, self.batch, self._keys)
+        self._program, self.facts = compile_for(step, self.state, self.batch, self._keys)
 
     def __call__(self) -> Any:
-        """One update; returns what to wait for."""
-        self.state, carry, metrics = self.program.call(self.state, self.batch, self._keys)
+        """Run one update; returns its results, to be waited for."""
+        self.state, carry, metrics = self._program(self.state, self.batch, self._keys)
         return carry, metrics
 
 
 def measure_update(config: Config, devices: int, options: Options, *, parts: bool) -> Row:
-    """Compile and time the whole update, and its parts if asked for."""
-    update = Update(config, devices)
-    seconds, ceiling = repeat_beside_ceiling(update, options.budget(), config.model.dtype)
-    facts = {
-        **share_facts(
-            update_flops(config, NUM_ACTIONS)["whole"],
-            Spread.of(seconds).median,
-            ceiling,
-            model=config.model,
-            devices=devices,
-        ),
-        **update.program.facts(),
-        **memory_peaks(),
-        "kept_bytes": kept_bytes(update.learner, update.state.params["world_model"], config),
-        "parameters": count_parameters(update.state.params)["total"],
-        "env_steps_per_s": frames(config) / Spread.of(seconds).median,
-    }
+    """Compile and time the complete update, and its parts on request."""
+    update, work = Update(config, devices), update_flops(config)
+    model = config.model
+    case = {"dtype": model.dtype, "remat": model.remat, "devices": devices}
+    _, row = program_row(
+        update,
+        work["whole"],
+        update.facts,
+        amount=1,
+        budget=options.budget(),
+        benchmark=NAME,
+        case={"preset": config.preset, **case},
+        unit="updates/s",
+    )
+    facts = row.facts
+    facts["kept_bytes"] = kept_bytes(update.learner, update.state.params["world_model"], config)
+    facts["parameters"] = count_parameters(update.state.params)["total"]
+    facts["env_steps_per_s"] = frames(config) / facts["seconds"]
     if parts:
-        facts |= measure_parts(update.learner, update.state, update.batch, update.keys, options)
+        facts |= measure_parts(update, work, options)
         known = sum(facts[f"{name}_seconds"] for name in PARTS)
         facts["rest_seconds"] = facts["seconds"] - known
-    return Row(
-        benchmark=NAME,
-        case={
-            "preset": config.preset,
-            "dtype": config.model.dtype,
-            "remat": config.model.remat,
-            "devices": devices,
-        },
-        unit="updates/s",
-        value=Spread.of([1 / s for s in seconds]),
-        facts=facts,
-    )
+    return row
 
 
 def kept_bytes(learner: Learner, params: Params, config: Config) -> int:
-    """What autodiff keeps from the world model's forward pass for its backward pass, by shapes.
+    """Bytes that autodiff keeps from the world model's forward pass for its backward pass.
 
-    Of the whole batch, before the compiler: what it then plans is ``temporaries_bytes``, and what
-    devices or ``optim.micro_batch`` divide is not divided here. Parameters count too.
+    Counted from shapes, of the complete batch, parameters included. The compiler's plan is
+    ``temporaries_bytes``; devices and ``optim.micro_batch`` divide the batch, which is not counted.
 
     Args:
         learner: networks and settings.
@@ -175,42 +164,66 @@ def kept_bytes(learner: Learner, params: Params, config: Config) -> int:
 
 
 def frames(config: Config) -> float:
-    """Environment steps that are played for one update: what ``train_ratio`` asks for."""
+    """Environment steps per update, by ``train_ratio``."""
     return config.replay.batch * config.replay.length / config.train_ratio
 
 
-def measure_parts(
-    learner: Learner, state: TrainState, batch: Batch, keys: Key, options: Options
-) -> dict[str, float]:
-    """Median seconds and useful FLOP/s of the four parts, each compiled by itself."""
-    work = update_flops(learner.config, NUM_ACTIONS)
-    params = state.params
-    found: dict[str, float] = {}
+def starts_per_sequence(config: Config) -> int:
+    """Rollouts that share one real past, n."""
+    return config.replay.length // config.behavior.start_stride
+
+
+@cache
+def update_flops(config: Config, num_actions: int = NUM_ACTIONS) -> dict[str, Flops]:
+    """FLOPs of one update by part, and of the ``whole``.
+
+    The agent's losses evaluate policy and critic a second time on states where imagination and the
+    returns have evaluated them already; these forward passes are not useful and are subtracted. The
+    optimiser has no products.
+    """
+    learner = build_learner(reference(config), num_actions)
+    size = config.replay.batch
+    state = jax.eval_shape(partial(init_state, learner), jax.random.key(0))
+    carry = jax.eval_shape(partial(full_carry, learner, size))
+    batch = random_batch(config, num_actions)._replace(carry=carry)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+
+    def trace(function: Callable, *arguments: Any) -> tuple[Flops, Any]:
+        return trace_flops(partial(function, learner=learner), *arguments)
+
+    model, (_, passed) = trace(read, state.params["world_model"], batch, keys)
+    starts = jax.eval_shape(partial(make_starts, learner=learner), passed)
+    imagination, trajectory = trace(dream, state.params, starts, keys)
+    behavior, _ = trace(learn, state.params, state.slow_critic, trajectory)
+    again, _ = trace(judge_again, state.params, trajectory)
+    parts = (model, imagination, behavior - again)
+    return {**dict(zip(PARTS, parts, strict=False)), "whole": sum(parts, Flops())}
+
+
+def measure_parts(update: Update, work: dict[str, Flops], options: Options) -> dict[str, float]:
+    """Median seconds and useful FLOPs of the four parts, each compiled separately."""
+    learner, state, keys = update.learner, update.state, update.keys
+    params, found = state.params, {}
 
     def run(name: str, function: Callable, *arguments: Any) -> Any:
-        program = compile_for(jax.jit(function), *arguments)
-        result = program.call(*arguments)
-        seconds = Spread.of(repeat(lambda: program.call(*arguments), options.budget())).median
-        found[f"{name}_seconds"] = seconds
+        program, _ = compile_for(jax.jit(partial(function, learner=learner)), *arguments)
+        result = program(*arguments)
+        seconds = repeat(lambda: program(*arguments), options.budget())
+        found[f"{name}_seconds"] = Repeats.of(seconds).median
         if name in work:
             found[f"{name}_useful_flops"] = work[name].useful
         return result
 
-    model_grads, passed = run(
-        "world_model", partial(read, learner=learner), params["world_model"], batch, keys
-    )
+    model_grads, passed = run("world_model", read, params["world_model"], update.batch, keys)
     starts = jax.jit(partial(make_starts, learner=learner))(passed)
-    trajectory = run("imagination", partial(dream, learner=learner), params, starts, keys)
-    agent_grads = run(
-        "actor_critic", partial(learn, learner=learner), params, state.slow_critic, trajectory
-    )
-    grads = {"world_model": model_grads, **agent_grads}
-    run("optimizer", partial(move, learner=learner), state, grads)
+    trajectory = run("imagination", dream, params, starts, keys)
+    agent_grads = run("actor_critic", learn, params, state.slow_critic, trajectory)
+    run("optimizer", move, state, {"world_model": model_grads, **agent_grads})
     return found
 
 
 def read(params: Any, batch: Batch, keys: Key, *, learner: Learner) -> tuple:
-    """World model: loss and gradients of a batch, and the pass that imagination starts from."""
+    """World model: gradients of a batch, and the pass that imagination starts from."""
     grads, (passed, _) = model_gradient(params, batch, keys, learner)
     return grads, passed
 
@@ -231,6 +244,13 @@ def learn(params: Any, slow: Any, trajectory: Trajectory, *, learner: Learner) -
     """Actor and critic: returns of the trajectory, both losses and their gradients."""
     returns = judge(params, trajectory, jnp.ones(trajectory.action[:, 0].shape), learner)
     return behavior_gradient(params, slow, trajectory, returns, jnp.float32(1), learner)[0]
+
+
+def judge_again(params: Any, trajectory: Trajectory, *, learner: Learner) -> tuple:
+    """The forward passes of policy and critic on the imagined states, one more time."""
+    state = jax.tree.map(lambda x: x[:, :-1], trajectory.state)
+    agent = learner.actor_critic
+    return agent.policy(params["actor"], state), agent.value_logits(params["critic"], state)
 
 
 def move(state: TrainState, grads: Any, *, learner: Learner) -> tuple:

@@ -9,8 +9,8 @@ Cost: smoke one to four minutes, nearly all of it compiling; cpu five minutes fo
     cores, the MaskGIT models taken from decoding_steps.py (measured); paper a day on one GPU
     (estimated).
 Result: table.md, result.json, curves.png, points.png in --out. All priors get the same compute:
-    updates in inverse proportion to the FLOPs of one, in closed form; result.json tells updates and
-    seconds.
+    updates in inverse proportion to the FLOPs of one, counted from its trace; result.json has
+    updates and seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from benchmarks.suite.flops import world_model_work
+from benchmarks.train import update_flops
 from experiments.study.plan import DREAM_CURVES, Scale, Study, Variant, config_of, standard_scales
 from experiments.study.study import main
 
@@ -34,7 +34,7 @@ def variants(scale: Scale) -> Sequence[Variant]:
         Variant(label=prior, changes={"model.prior": prior})
         for prior in ("maskgit", "linear", "autoregressive")
     ]
-    cost = [world_model_work(config_of(scale, v), ACTIONS).both.useful for v in found]
+    cost = [update_flops(config_of(scale, v), ACTIONS)["world_model"].useful for v in found]
     return [
         dataclasses.replace(variant, updates=round(scale.updates * cost[0] / own))
         for variant, own in zip(found, cost, strict=True)

@@ -1,7 +1,4 @@
-"""The benchmarks by name, and the one way to run them: rows are kept as they come.
-
-``python -m benchmarks [NAME ...] [--quick] [--out FILE.json] [--compare OLD.json]``.
-"""
+"""``python -m benchmarks``: run benchmarks by name, keep their rows, print tables."""
 
 from __future__ import annotations
 
@@ -9,29 +6,119 @@ import importlib
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks.suite.harness import Options, device_counts
-from benchmarks.suite.report import Report, Row, write_report
+from benchmarks.suite.against import against_table, run_against
+from benchmarks.suite.harness import Options, Parser, device_counts
+from benchmarks.suite.report import (
+    Report,
+    Row,
+    check_writable,
+    compare_reports,
+    comparison_table,
+    read_report,
+    report_tables,
+    write_report,
+)
 from emerald_jax.cli import guarded
-from emerald_jax.commands.words import Parser, tell
 from emerald_jax.config import ConfigError
+from emerald_jax.run.machine import prepare_jax
 
-if TYPE_CHECKING:
-    from benchmarks.suite.report import Report
-
-
-#: Name -> module and what it measures, in the order of a whole run: later ones use the train rate.
+#: Name -> module and value, in the order of a complete run: later ones use the rate of ``train``.
 BENCHMARKS = {
     "imagination": ("imagination", "imagined states per second over S, H, starts, types, devices"),
     "decode": ("decode", "MaskGIT against the autoregressive and linear priors"),
-    "train": ("train", "updates per second, and where an update's time goes"),
+    "train": ("train", "updates per second, and how an update's time is divided"),
     "envs": ("envs", "environment steps per second of each adapter"),
     "replay": ("replay", "records sampled and appended per second, bytes copied"),
     "end-to-end": ("end_to_end", "the real training loop against the bare update"),
 }
+#: Options that do not change what is measured, each with one value.
+_FILES = ("--out", "--compare", "--figures", "--against", "--rounds")
+_EPILOG = (
+    "Exit code 1: --compare found something slower beyond the measured noise. docs/speed.md "
+    "explains the numbers."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``python -m benchmarks``.
+
+    Args:
+        arguments: those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    return guarded(run_command, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Measure, or read results back; print tables. Returns the exit code."""
+    options = _parse(arguments)
+    if options.figures is not None and not options.figures.is_dir():
+        raise ConfigError(f"--figures {options.figures}: there is no such folder")
+    old = read_report(options.compare) if options.compare else None
+    if options.out is not None:
+        check_writable(options.out)
+    if options.against is not None:
+        Options.of(options)
+        rest = [word for word in _without_files(arguments) if word != "--markdown"]
+        pairs = run_against(options.against, rest, options.rounds, _log)
+        sys.stdout.write(against_table(pairs, markdown=options.markdown))
+        return 0
+    if options.show:
+        reports = [read_report(path) for path in options.show]
+    else:
+        reports = [_measure(options, arguments)]
+    sys.stdout.write(report_tables(reports, markdown=options.markdown))
+    if options.figures is not None:
+        from benchmarks.suite.figures import draw_figures
+
+        for path in draw_figures(reports, options.figures):
+            print(path)
+    if old is None:
+        return 0
+    comparison = compare_reports(reports[0], old)
+    sys.stdout.write("\n" + comparison_table(comparison, markdown=options.markdown))
+    return 1 if comparison.regressions else 0
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    parser = Parser("bench", "python -m benchmarks", "measure speed on this machine")
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    add("--out", type=Path, metavar="FILE.json", help="keep the result, row by row")
+    add("--compare", type=Path, metavar="OLD.json", help="ratios to an older result")
+    add("--show", type=Path, nargs="+", metavar="FILE.json", help="read results, measure nothing")
+    add("--figures", type=Path, metavar="FOLDER", help="draw PNG files there")
+    add("--markdown", action="store_true", help="tables in Markdown")
+    add("--against", type=Path, metavar="CHECKOUT", help="ratios to another checkout, run in turn")
+    add("--rounds", type=int, default=5, help="of --against (5)")
+    Options.add_to(parser)
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in BENCHMARKS:
+            parser.error(f"unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+    if options.show and (options.names or options.out):
+        parser.error("--show measures nothing: leave out the benchmarks and --out")
+    if options.compare and options.show and len(options.show) > 1:
+        parser.error("--compare takes one result: --show one file")
+    if options.against and (options.show or options.compare or options.figures or options.out):
+        parser.error("--against prints ratios only: leave out --show, --compare, --figures, --out")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: it must be at least 1")
+    return options
+
+
+def _measure(options: Namespace, arguments: list[str]) -> Report:
+    chosen = Options.of(options)
+    prepare_jax()
+    command = shlex.join(["python", "-m", "benchmarks", *_without_files(arguments)])
+    names = options.names or tuple(BENCHMARKS)
+    return run_benchmarks(names, chosen, command=command, out=options.out, log=_log)
 
 
 def run_benchmarks(
@@ -40,20 +127,12 @@ def run_benchmarks(
     *,
     command: str,
     out: Path | None = None,
-    tell: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measure.
+    """Measure the named benchmarks.
 
-    Args:
-        names: of :data:`BENCHMARKS`.
-        options: how much.
-        command: for the report.
-        out: where the report is written after every row, so that an interrupted one keeps what it
-            has; None writes nothing.
-        tell: narrates, line by line.
-
-    Returns:
-        The complete :class:`Report`.
+    ``out`` is rewritten after every row, so that an interruption loses nothing; ``log`` is called
+    with every line of progress, ``command`` is kept in the report.
 
     Raises:
         ConfigError, EnvError, ReplayError: what cannot be measured at all.
@@ -62,15 +141,15 @@ def run_benchmarks(
     device_counts(options)
     report = Report.begin(command)
     for name in names:
-        tell(f"{name}: {BENCHMARKS[name][1]}")
+        log(f"{name}: {BENCHMARKS[name][1]}")
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name][0]}")
         for found in module.measure(options):
             if isinstance(found, Row):
                 report.rows.append(found)
-                tell(f"  {found.identity}: {found.value.median:,.4g} {found.unit}")
+                log(f"  {found.identity}: {found.value.median:,.4g} {found.unit}")
             else:
                 report.left_out.append(found)
-                tell(f"  left out: {found}")
+                log(f"  left out: {found}")
             if out is not None:
                 write_report(out, report)
     report.complete = True
@@ -79,134 +158,18 @@ def run_benchmarks(
     return report
 
 
-_EPILOG = (
-    "Exit code 1: --compare found something slower beyond the measured noise. docs/speed.md says "
-    "how to read the numbers."
-)
-
-
-def main() -> int:
-    """``python -m benchmarks``: the words of the process; returns the exit code."""
-    return guarded(run_bench, sys.argv[1:])
-
-
-def run_bench(words: list[str]) -> int:
-    """Measure, or read results back; print tables."""
-    options = _parse(words)
-    out, folder = options.out, options.figures
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--figures {folder}: there is no such folder")
-    from benchmarks.suite.report import check_writable, read_report
-
-    old = read_report(options.compare) if options.compare else None
-    if options.show:
-        reports = [read_report(path) for path in options.show]
-    else:
-        if out is not None:
-            check_writable(out)
-        reports = [_measure(options, words)]
-    from benchmarks.suite.report import comparison_table, report_tables
-
-    tell(report_tables(reports, markdown=options.markdown))
-    if folder is not None:
-        from benchmarks.suite.figures import draw_figures
-
-        for path in draw_figures(reports, folder):
-            tell(f"{path}\n")
-    if old is None:
-        return 0
-    from benchmarks.suite.report import compare_reports
-
-    comparison = compare_reports(reports[0], old)
-    tell("\n" + comparison_table(comparison, markdown=options.markdown))
-    return 1 if comparison.regressions else 0
-
-
-def _parse(words: list[str]) -> Namespace:
-    parser = Parser("bench", "python -m benchmarks", "measure speed on this machine")
-    parser.epilog = _EPILOG
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; none means all")
-    add("--quick", action="store_true", help="a handful of points, a second each")
-    add("--full", action="store_true", help="the whole grid, also where it takes hours")
-    add("--out", type=Path, metavar="FILE.json", help="keep the result, row by row")
-    add("--compare", type=Path, metavar="OLD.json", help="ratios to an older result")
-    add("--show", type=Path, nargs="+", metavar="FILE.json", help="read results, measure nothing")
-    add("--figures", type=Path, metavar="FOLDER", help="draw PNG files there")
-    add("--markdown", action="store_true", help="tables for a page")
-    add(
-        "--preset",
-        default="",
-        help="whose sizes to measure (crafter; end-to-end on a CPU: crafter-small)",
-    )
-    add("--seconds", type=float, default=0.0, help="for each number (10; quick: 1)")
-    add("--minutes", type=float, default=0.0, help="of the end-to-end run (2; quick: 0.25)")
-    add("--decode-steps", type=int, nargs="+", default=[], metavar="S", help="MaskGIT steps")
-    add("--horizon", type=int, nargs="+", default=[], metavar="H", help="imagined steps")
-    add("--starts", type=int, nargs="+", default=[], metavar="N", help="rollouts at once")
-    types, switch = ("float32", "bfloat16"), ("on", "off")
-    add("--dtype", nargs="+", default=[], choices=types, help="compute types")
-    add("--devices", type=int, nargs="+", default=[], metavar="N", help="numbers of devices")
-    add("--remat", nargs="+", default=[], choices=switch, help="rematerialisation, in train")
-    add("--envs", nargs="+", default=[], metavar="ENV", help="environments, in envs")
-    add("--counts", type=int, nargs="+", default=[], metavar="N", help="how many, in envs")
-    add("--records", type=int, default=0, metavar="N", help="in replay (the preset's capacity)")
-    options = parser.parse_args(words)
-    for name in options.names:
-        if name not in BENCHMARKS:
-            parser.error(f"unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-    if options.show and (options.names or options.out):
-        parser.error("--show measures nothing: leave out the benchmarks and --out")
-    if options.compare and options.show and len(options.show) > 1:
-        parser.error("--compare takes one result: --show one file")
-    return options
-
-
-def _measure(options: Namespace, words: list[str]) -> Report:
-    from benchmarks.suite.harness import Options
-
-    chosen = Options(
-        preset=options.preset,
-        quick=options.quick,
-        full=options.full,
-        seconds=options.seconds,
-        decode_steps=tuple(options.decode_steps),
-        horizons=tuple(options.horizon),
-        starts=tuple(options.starts),
-        dtypes=tuple(options.dtype),
-        devices=tuple(options.devices),
-        remat=tuple(word == "on" for word in options.remat),
-        minutes=options.minutes,
-        envs=tuple(options.envs),
-        counts=tuple(options.counts),
-        records=options.records,
-    )
-    chosen.check()
-    from emerald_jax.run.machine import prepare_jax
-
-    prepare_jax()
-    return run_benchmarks(
-        options.names or tuple(BENCHMARKS),
-        chosen,
-        command=shlex.join(["python", "-m", "benchmarks", *_without_files(words)]),
-        out=options.out,
-        tell=_narrate,
-    )
-
-
-def _without_files(words: list[str]) -> list[str]:
-    """The words that decide what is measured: a result says nothing of its owner's folders."""
+def _without_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments that decide the measurements: a result must not name the user's folders."""
     kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, _ = word.partition("=")
-        if name not in ("--out", "--compare", "--figures"):
-            kept.append(word)
+    rest: Iterator[str] = iter(arguments)
+    for argument in rest:
+        name, equals, _ = argument.partition("=")
+        if name not in _FILES:
+            kept.append(argument)
         elif not equals:
             next(rest, None)
     return kept
 
 
-def _narrate(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

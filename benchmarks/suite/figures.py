@@ -1,4 +1,4 @@
-"""Reports as pictures: how imagination's cost grows, where an update's time goes, rates as bars."""
+"""Reports as figures: the cost of imagination, the parts of an update, rates of everything else."""
 
 from __future__ import annotations
 
@@ -12,54 +12,58 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from benchmarks.suite.report import PARTS, Report, Row, machine_words
+from benchmarks.suite.report import (
+    PARTS,
+    Measured,
+    Report,
+    Row,
+    by_benchmark,
+    machine_name,
+    several_machines,
+)
 from emerald_jax.config import ConfigError
 from emerald_jax.presets import get_preset
 
-#: The axes of imagination's grid that cost is drawn over.
+#: The axes of imagination's grid over which its cost is drawn.
 GROWTH_AXES = {"S": "decoding steps S", "H": "horizon H", "starts": "starts"}
-_WORDS = {
-    "world_model": "world model",
-    "imagination": "imagination",
-    "actor_critic": "actor and critic",
-    "optimizer": "optimiser",
-}
 
 
 def draw_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
-    """Write PNG files of what the reports hold.
+    """Write PNG files, one per benchmark with anything to draw.
 
     Args:
         reports: from :func:`read_report`.
-        folder: where to; it must exist.
+        folder: of the files; it must exist.
 
     Returns:
-        the files: ``imagination.png``, ``train.png``, ``decode.png``, and one of bars for every
-        other benchmark, each if there is anything to draw.
+        The files, such as ``imagination.png``.
 
     Raises:
         ConfigError: when a file cannot be written.
     """
-    by_name: dict[str, list[tuple[Report, Row]]] = {}
-    for report in reports:
-        for row in report.rows:
-            if row.benchmark != "train" or "world_model_seconds" in row.facts:
-                by_name.setdefault(row.benchmark, []).append((report, row))
-    own = {"imagination": growth_figure, "train": split_figure, "decode": decode_figure}
-    return [
-        _save(own.get(name, bars_figure)(rows), folder / f"{name}.png")
-        for name, rows in by_name.items()
-    ]
+    special = {"imagination": growth_figure, "train": split_figure, "decode": decode_figure}
+    paths = []
+    for name, rows in by_benchmark(reports).items():
+        if name == "train":  # only updates that were measured in parts
+            rows = [(report, row) for report, row in rows if "world_model_seconds" in row.facts]
+        if rows:
+            paths.append(folder / f"{name}.png")
+            figure = special.get(name, bars_figure)(rows)
+            FigureCanvasAgg(figure)
+            try:
+                figure.savefig(paths[-1], dpi=120)
+            except OSError as error:
+                raise ConfigError(f"{paths[-1]} cannot be written: {error.strerror}") from error
+    return paths
 
 
-def growth_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
+def growth_figure(rows: Sequence[Measured]) -> Figure:
     """Seconds of one call over S, H and starts, one line per combination of the other settings."""
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     for axes, (axis, label) in zip(figure.subplots(1, 3), GROWTH_AXES.items(), strict=True):
         for name, points in growth_lines(rows, axis).items():
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
-        axes.set_xlabel(label)
-        axes.set_ylabel("seconds per imagination")
+        axes.set(xlabel=label, ylabel="seconds per imagination")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -67,22 +71,19 @@ def growth_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
     return figure
 
 
-def growth_lines(
-    rows: Sequence[tuple[Report, Row]], axis: str
-) -> dict[str, list[tuple[float, float]]]:
+def growth_lines(rows: Sequence[Measured], axis: str) -> dict[str, list[tuple[float, float]]]:
     """Lines over one axis: name -> points `(x, seconds)`.
 
-    The other two axes stay at the preset's own S, H and number of starts, so that a whole grid
-    makes a readable picture. Several measurements of a point are averaged;
-    lonely points are left out.
+    The other two axes stay at the preset's own S, H and number of starts, so that a complete grid
+    stays readable. Several measurements of a point are averaged; single points are left out.
     """
-    several = len({machine_words(report) for report, _ in rows}) > 1
+    several = several_machines(rows)
     lines: dict[str, dict[float, list[float]]] = {}
     for report, row in rows:
         if any(row.case[other] != value for other, value in _own(row).items() if other != axis):
             continue
         rest = [f"{key}={value}" for key, value in row.case.items() if key != axis]
-        name = " ".join([*([machine_words(report)] if several else []), *rest])
+        name = " ".join([*([machine_name(report)] if several else []), *rest])
         at = lines.setdefault(_wrap(name), {}).setdefault(row.case[axis], [])
         at.append(row.facts["seconds"])
     return {
@@ -93,50 +94,49 @@ def growth_lines(
 
 
 def _own(row: Row) -> dict[str, int]:
-    """Where a row's preset stands on the axes of growth."""
+    """The preset's own point on the axes of growth."""
     config = get_preset(row.case["preset"])
     replay, behavior = config.replay, config.behavior
-    return {
-        "S": behavior.decode_steps,
-        "H": behavior.horizon,
-        "starts": replay.batch * (replay.length // behavior.start_stride),
-    }
+    starts = replay.batch * (replay.length // behavior.start_stride)
+    return {"S": behavior.decode_steps, "H": behavior.horizon, "starts": starts}
 
 
-def split_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
-    """A bar for every update that was taken apart, in seconds."""
+def split_figure(rows: Sequence[Measured]) -> Figure:
+    """A bar for every update that was measured in parts, in seconds."""
     figure = Figure(figsize=(10, 1.8 + 0.9 * len(rows)), layout="constrained")
     axes: Axes = figure.subplots()
     names = [
-        _wrap(f"{row.case['preset']} {row.case['dtype']}, {machine_words(report)}")
+        _wrap(f"{row.case['preset']} {row.case['dtype']}, {machine_name(report)}")
         for report, row in rows
     ]
     places, left = range(len(rows)), [0.0] * len(rows)
-    for part in PARTS:
+    labels = ("world model", "imagination", "actor and critic", "optimiser")
+    for part, label in zip(PARTS, labels, strict=True):
         widths = [row.facts[f"{part}_seconds"] for _, row in rows]
-        axes.barh(places, widths, left=left, height=0.6, label=_WORDS[part])
+        axes.barh(places, widths, left=left, height=0.6, label=label)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    whole = [row.facts["seconds"] for _, row in rows]
-    axes.plot(whole, places, "k|", markersize=30, label="whole update")
+    complete = [row.facts["seconds"] for _, row in rows]
+    axes.plot(complete, places, "k|", markersize=30, label="complete update")
     axes.set_yticks(places, names, fontsize="small")
     axes.set_xlabel("seconds per update")
     figure.legend(loc="outside upper center", ncols=5, fontsize="small", markerscale=0.4)
     return figure
 
 
-def decode_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
-    """Latents per second over latents at once, one line per prior, S and machine.
+def decode_figure(rows: Sequence[Measured]) -> Figure:
+    """Latents per second over latents at once, one line per prior, S and machine, on log axes.
 
-    Both axes are logarithmic. Ratios between priors are in the table and not drawn.
+    Ratios between priors are only in the table.
     """
-    several = len({machine_words(report) for report, _ in rows}) > 1
+    several = several_machines(rows)
     lines: dict[str, list[tuple[int, Row]]] = {}
     for report, row in rows:
         if row.unit == "latents/s":
-            steps = f" S = {row.case['S']}" if row.case["prior"] == "maskgit" else ""
-            words = [f"{row.case['prior']}{steps}", row.case["preset"], row.case["dtype"]]
-            name = ", ".join([*words, *([machine_words(report)] if several else [])])
-            lines.setdefault(_wrap(name), []).append((row.case["batch"], row))
+            case = row.case
+            steps = f" S = {case['S']}" if case["prior"] == "maskgit" else ""
+            name = [f"{case['prior']}{steps}", case["preset"], case["dtype"]]
+            name += [machine_name(report)] if several else []
+            lines.setdefault(_wrap(", ".join(name)), []).append((case["batch"], row))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes: Axes = figure.subplots()
     for name, points in lines.items():
@@ -148,27 +148,25 @@ def decode_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
     for scale in (axes.xaxis, axes.yaxis):
         scale.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlabel("latents at once")
-    axes.set_ylabel("latents per second")
+    axes.set(xlabel="latents at once", ylabel="latents per second")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 
-def bars_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
-    """A bar with its noise for every row; what they all have in common is the title."""
-    cases = [{**row.case, "machine": machine_words(report)} for report, row in rows]
+def bars_figure(rows: Sequence[Measured]) -> Figure:
+    """A bar with its noise for every row; the settings that all share are the title."""
+    cases = [{**row.case, "machine": machine_name(report)} for report, row in rows]
     common = {
         key: value for key, value in cases[0].items() if all(c.get(key) == value for c in cases)
     }
     names = [" ".join(str(v) for k, v in case.items() if k not in common) for case in cases]
     drawn = [row for _, row in rows]
     rates, noise = _heights(drawn)
-    places = range(len(rows))
     figure = Figure(figsize=(9, 1.6 + 0.35 * len(rows)), layout="constrained")
     axes: Axes = figure.subplots()
-    axes.barh(places, rates, xerr=noise, capsize=3, color="tab:blue", ecolor="black")
-    axes.set_yticks(places, names, fontsize="small")
+    axes.barh(range(len(rows)), rates, xerr=noise, capsize=3, color="tab:blue", ecolor="black")
+    axes.set_yticks(range(len(rows)), [_wrap(name) for name in names], fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(", ".join(dict.fromkeys(row.unit for row in drawn)))
     title = ", ".join(f"{key} {value}" for key, value in common.items())
@@ -177,7 +175,7 @@ def bars_figure(rows: Sequence[tuple[Report, Row]]) -> Figure:
 
 
 def _heights(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
-    """Medians, and how far the noise reaches below and above them."""
+    """Medians, and the distances down and up to the ends of the noise."""
     medians = [row.value.median for row in rows]
     below = [row.value.median - row.value.noise[0] for row in rows]
     above = [row.value.noise[1] - row.value.median for row in rows]
@@ -186,12 +184,3 @@ def _heights(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
 
 def _wrap(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 44))
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    FigureCanvasAgg(figure)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    return path

@@ -1,25 +1,23 @@
-"""How a number is taken: warm up, wait for the device, repeat until the time is used up.
+"""How a number is measured: options, repeats, compilation, the machine's ceiling, and inputs.
 
-What a benchmark may be asked: the words of the command, checked and typed.
-
-What benchmarks feed the networks: noise in the shapes of the real thing, full context included.
-
-Parameters are random too, not initialised: compiling initialisers would cost more than most
-measurements, and no time depends on the values.
-
-What this machine could do at best: the rate of large square matrix products.
+Inputs are noise in the real shapes, with full context. Parameters are random, not initialised:
+compiling initialisers would take longer than most measurements, and no time depends on the values.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,23 +25,145 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from benchmarks.suite.flops import Flops, counted
-from benchmarks.suite.report import Row
+from benchmarks.suite.flops import Flops
+from benchmarks.suite.report import Repeats, Row
 from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
-from emerald_jax.config import Config, ConfigError, ModelConfig
+from emerald_jax.commands.words import Parser as Parser  # the other files import it from here
+from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
 from emerald_jax.models.world_model import Pass
 from emerald_jax.presets import get_preset
-from emerald_jax.run.machine import compile_program
+from emerald_jax.run.files import write_atomic
+from emerald_jax.run.machine import compile_program, machine_line
 from emerald_jax.training.update import start_positions
 from emerald_jax.types import Batch, Carry, Key, Starts
+
+#: Actions where no environment is involved: Crafter's.
+NUM_ACTIONS = 17
+#: Exit code of a training run that was stopped by a signal and has saved.
+INTERRUPTED = 75
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop repeating: after ``seconds``, but not before ``least`` or after ``most``."""
+
+    seconds: float = 10.0
+    least: int = 3
+    most: int = 200
+
+
+def _option(about: str, default: Any = (), **extra: Any) -> Any:
+    """A field of :class:`Options`, with the keywords of its command line option."""
+    return field(default=default, metadata={"help": about, **extra})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure; each field is an option of ``python -m benchmarks``.
+
+    Empty tuples and zeros leave the choice to the benchmark. ``found`` is no option: it hands
+    ``updates_per_s`` from ``train`` to later benchmarks of the same command.
+    """
+
+    quick: bool = _option("a few points, a second each", False, action="store_true")
+    full: bool = _option("all points, even where it takes hours", False, action="store_true")
+    preset: str = _option("whose sizes (crafter; end-to-end on a CPU: crafter-small)", "")
+    seconds: float = _option("for each number (10; quick: 1)", 0.0, type=float)
+    minutes: float = _option("of the end-to-end run (2; quick: 0.25)", 0.0, type=float)
+    decode_steps: tuple[int, ...] = _option("MaskGIT steps", type=int, metavar="S")
+    horizon: tuple[int, ...] = _option("imagined steps", type=int, metavar="H")
+    starts: tuple[int, ...] = _option("rollouts at once", type=int, metavar="N")
+    dtype: tuple[str, ...] = _option("compute types", choices=("float32", "bfloat16"))
+    devices: tuple[int, ...] = _option("numbers of devices", type=int, metavar="N")
+    remat: tuple[str, ...] = _option("rematerialisation, in train", choices=("on", "off"))
+    envs: tuple[str, ...] = _option("environments, in envs", metavar="ENV")
+    counts: tuple[int, ...] = _option("how many, in envs", type=int, metavar="N")
+    records: int = _option("in replay (the preset's capacity)", 0, type=int, metavar="N")
+    found: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the options to a parser."""
+        for f in dataclasses.fields(cls):
+            if f.metadata:
+                many = {"nargs": "+"} if f.default == () else {}
+                parser.add_argument(f"--{f.name.replace('_', '-')}", **f.metadata, **many)
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace) -> Options:
+        """The parsed options, checked.
+
+        Raises:
+            ConfigError: see :meth:`check`.
+        """
+        given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.metadata}
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v}
+        options = cls(**given)
+        options.check()
+        return options
+
+    def budget(self) -> Budget:
+        """Of one number."""
+        if self.quick:
+            return Budget(self.seconds or 1.0, least=2)
+        return Budget(self.seconds or 10.0)
+
+    def config(self, default: str = "crafter") -> Config:
+        """The configuration whose sizes are measured.
+
+        Args:
+            default: the preset when none was named. With ``quick`` on a CPU it is always
+                ``crafter-small``: one update at the paper's sizes takes a CPU half a minute.
+        """
+        if self.quick and on_cpu():
+            default = "crafter-small"
+        return get_preset(self.preset or default)
+
+    def check(self) -> None:
+        """Refuse invalid options before anything is measured.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if self.preset:
+            get_preset(self.preset)
+        if self.quick and self.full:
+            raise ConfigError("--quick and --full exclude each other: choose one")
+        lowest = {"decode_steps": 0, "horizon": 1, "starts": 1, "devices": 1, "counts": 1}
+        for name, least in lowest.items():
+            for value in getattr(self, name):
+                if value < least:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ConfigError(f"{option} {value}: it must be at least {least}")
+        if self.seconds < 0 or self.minutes < 0 or self.records < 0:
+            raise ConfigError("--seconds, --minutes and --records must not be negative")
+
+
+def on_cpu() -> bool:
+    """Whether JAX computes on CPUs: there the grids are small."""
+    return jax.default_backend() == "cpu"
+
+
+def device_counts(options: Options) -> tuple[int, ...]:
+    """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all.
+
+    Raises:
+        ConfigError: when there are fewer than asked for.
+    """
+    available = len(jax.local_devices())
+    for count in options.devices:
+        if count > available:
+            raise ConfigError(f"--devices {count}: this machine has {available} JAX device(s)")
+    powers = [2**i for i in range(available.bit_length()) if 2**i < available]
+    return options.devices or (*powers, available)
 
 
 def repeat(call: Callable[[], Any], budget: Budget) -> list[float]:
     """Seconds of every repeat of ``call``, each waited for.
 
-    The first call warms up and is not counted, unless it takes longer than the whole budget: what a
-    cold start adds is lost in a call of many seconds, and the call is not made for nothing.
+    The first call is the warm-up and is not counted, unless it takes longer than the budget: in a
+    call of many seconds the overhead of a cold start is negligible.
     """
     first = _timed(call)
     seconds = [first] if first > budget.seconds else []
@@ -55,13 +175,13 @@ def repeat(call: Callable[[], Any], budget: Budget) -> list[float]:
 
 
 def _timed(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def unless_memory_lacks(what: str, measure: Callable[[], Row]) -> Row | str:
-    """The row, or a line that says that ``what`` does not fit into the device's memory."""
+    """The row, or a line that ``what`` does not fit into the device's memory."""
     try:
         return measure()
     except jax.errors.JaxRuntimeError as error:
@@ -70,52 +190,35 @@ def unless_memory_lacks(what: str, measure: Callable[[], Row]) -> Row | str:
         return f"{what}: it does not fit into the device's memory"
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """A compiled program and what it took to make it.
+def compile_for(function: Any, *arguments: Any) -> tuple[Callable, dict[str, Any]]:
+    """Compile a jitted or pmapped function as training does, for the shapes of ``arguments``.
 
-    Attributes:
-        call: the program.
-        compile_seconds: tracing, lowering and compiling, nothing from a cache.
-        temporaries_bytes: memory it needs beside arguments and results; 0 where JAX cannot say.
-        arguments_bytes: of the arguments.
-        results_bytes: of the results, donated arguments excluded.
+    Returns:
+        The program, and its facts for a row: ``compile_seconds`` (tracing, lowering and compiling,
+        without the compilation cache); ``temporaries_bytes`` (memory besides arguments and results;
+        0 where JAX does not report it); ``arguments_bytes``; ``results_bytes`` (donated arguments
+        excluded).
     """
-
-    call: Callable
-    compile_seconds: float
-    temporaries_bytes: int
-    arguments_bytes: int
-    results_bytes: int
-
-    def facts(self) -> dict[str, Any]:
-        """For a row."""
-        return {
-            "compile_seconds": round(self.compile_seconds, 2),
-            "temporaries_bytes": self.temporaries_bytes,
-            "arguments_bytes": self.arguments_bytes,
-            "results_bytes": self.results_bytes,
-        }
-
-
-def compile_for(function: Any, *arguments: Any) -> Compiled:
-    """Compile a jitted or pmapped function as training does, for the shapes of ``arguments``."""
     with no_compilation_cache():
-        began = time.perf_counter()
+        start = time.perf_counter()
         program = compile_program(function.lower(*arguments))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    sizes = [
+    temporaries, inputs, outputs, aliased = (
         int(getattr(memory, f"{name}_size_in_bytes", 0) or 0)
         for name in ("temp", "argument", "output", "alias")
-    ]
-    temporaries, inputs, outputs, aliased = sizes
-    return Compiled(program, seconds, temporaries, inputs, outputs - aliased)
+    )
+    return program, {
+        "compile_seconds": round(seconds, 2),
+        "temporaries_bytes": temporaries,
+        "arguments_bytes": inputs,
+        "results_bytes": outputs - aliased,
+    }
 
 
 @contextmanager
 def no_compilation_cache() -> Iterator[None]:
-    """Compile anew inside: a compile time read from a cache is none."""
+    """Disable the compilation cache, so that compile times are real."""
     before = jax.config.jax_enable_compilation_cache
     _use_cache(False)
     try:
@@ -126,136 +229,105 @@ def no_compilation_cache() -> Iterator[None]:
 
 def _use_cache(on: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", on)
-    # JAX asks once per process whether there is a cache and remembers the answer.
+    # JAX reads the setting once per process; this makes it read it again.
     compilation_cache.reset_cache()
 
 
 def memory_peaks() -> dict[str, int]:
-    """Highest use of memory so far: of this process, and of the first accelerator if it counts."""
-    # Linux counts kibibytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
+    """Highest memory use so far: of this process, and of the first accelerator if it reports it."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     peaks = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return peaks if device is None else {**peaks, "device_peak_bytes": int(device)}
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long one number may take.
+def program_row(
+    call: Callable[[], Any], work: Flops, facts: dict[str, Any], amount: float, **names: Any
+) -> tuple[list[float], Row]:
+    """Time a compiled program.
 
-    Attributes:
-        seconds: repeats go on until this many have passed, warm-up not counted ...
-        least: ... but there are at least so many ...
-        most: ... and at most so many.
+    Args:
+        call: runs it once.
+        work: FLOPs of one call.
+        facts: from :func:`compile_for`.
+        amount: units that one call makes; the row's value is ``amount`` per second.
+        names: ``benchmark``, ``case`` (with ``dtype``, maybe ``devices``), ``unit``; ``budget``.
+
+    Returns:
+        The seconds of every repeat, and the row.
     """
+    budget, case = names.pop("budget"), names["case"]
+    seconds, ceiling = repeat_with_ceiling(call, budget, case["dtype"])
+    median = Repeats.of(seconds).median
+    shares = share_facts(work, median, ceiling, devices=case.get("devices", 1))
+    value = Repeats.of([amount / s for s in seconds])
+    return seconds, Row(value=value, facts={**shares, **facts, **memory_peaks()}, **names)
 
-    seconds: float = 10.0
-    least: int = 3
-    most: int = 200
+
+#: Sizes of the square products that are tried; the best rate counts.
+CPU_SIZES = (1024, 2048, 4096)
+ACCELERATOR_SIZES = (2048, 4096, 8192, 16384)
+#: A rate is the best of at least ``_LEAST`` products and of ``_SECONDS`` seconds of them.
+_LEAST, _SECONDS = 3, 0.3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How much to measure; the empty tuples mean "what the benchmark chooses on this machine".
+def repeat_with_ceiling(
+    call: Callable[[], Any], budget: Budget, dtype: str
+) -> tuple[list[float], float]:
+    """:func:`repeat`, and one device's ceiling at that time, in FLOP/s.
 
-    Attributes:
-        preset: whose sizes are measured; empty leaves the choice to the benchmark.
-        quick: a handful of points, a second each.
-        full: the whole grid, also where it takes hours.
-        seconds: budget of one number; 0 leaves the choice to the benchmark.
-        decode_steps, horizons, starts, dtypes, devices, remat: points of the grid.
-        minutes: length of the end-to-end run; 0 leaves the choice to the benchmark.
-        envs: environments to step.
-        counts: how many of them side by side.
-        records: records in the replay.
+    The ceiling is the rate of large square matrix products, measured just before and just after;
+    the better one counts. A machine's speed changes with its clock and its other users (a factor of
+    two between minutes was seen on a virtual machine).
     """
-
-    preset: str = ""
-    quick: bool = False
-    full: bool = False
-    seconds: float = 0.0
-    decode_steps: tuple[int, ...] = ()
-    horizons: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    devices: tuple[int, ...] = ()
-    remat: tuple[bool, ...] = ()
-    minutes: float = 0.0
-    envs: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
-    records: int = 0
-    found: dict[str, float] = field(default_factory=dict)
-    """What earlier benchmarks of this command found out: ``updates_per_s``."""
-
-    def budget(self) -> Budget:
-        """Of one number."""
-        if self.quick:
-            return Budget(self.seconds or 1.0, least=2)
-        return Budget(self.seconds or 10.0)
-
-    def config(self, otherwise: str = "crafter") -> Config:
-        """The configuration whose sizes are measured.
-
-        Args:
-            otherwise: the preset when none was named. Quick on a CPU it is always
-                ``crafter-small``: one update of the paper's takes a CPU the better part of a
-                minute.
-        """
-        if self.quick and on_cpu():
-            otherwise = "crafter-small"
-        return get_preset(self.preset or otherwise)
-
-    def check(self) -> None:
-        """Refuse what cannot be measured, before anything is.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        if self.preset:
-            get_preset(self.preset)
-        if self.quick and self.full:
-            raise ConfigError("--quick and --full exclude each other: choose one")
-        for name, values, lowest in (
-            ("--decode-steps", self.decode_steps, 0),
-            ("--horizon", self.horizons, 1),
-            ("--starts", self.starts, 1),
-            ("--devices", self.devices, 1),
-            ("--counts", self.counts, 1),
-        ):
-            for value in values:
-                if value < lowest:
-                    raise ConfigError(f"{name} {value}: it must be at least {lowest}")
-        if self.seconds < 0 or self.minutes < 0 or self.records < 0:
-            raise ConfigError("--seconds, --minutes and --records must not be negative")
+    size = best_size(dtype)
+    before = _rate(size, dtype)
+    seconds = repeat(call, budget)
+    return seconds, max(before, _rate(size, dtype))
 
 
-def on_cpu() -> bool:
-    """Whether this machine's devices are CPUs: there the grids are small."""
-    import jax
+@cache
+def best_size(dtype: str) -> int:
+    """The size of the fastest products, tried once per process.
 
-    return jax.default_backend() == "cpu"
-
-
-def device_counts(options: Options) -> tuple[int, ...]:
-    """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all.
-
-    Raises:
-        ConfigError: when there are fewer than asked for.
+    Args:
+        dtype: ``float32`` (at JAX's default precision, as in the model: TF32 on recent GPUs) or
+            ``bfloat16``, of operands and result.
     """
-    import jax
-
-    there = len(jax.local_devices())
-    for count in options.devices:
-        if count > there:
-            raise ConfigError(f"--devices {count}: this machine has {there} JAX device(s)")
-    if options.devices:
-        return options.devices
-    powers = [2**i for i in range(there.bit_length()) if 2**i < there]
-    return (*powers, there)
+    sizes = CPU_SIZES if on_cpu() else ACCELERATOR_SIZES
+    return max(sizes, key=lambda size: _rate(size, dtype))
 
 
-#: Actions where no environment is asked: Crafter's.
-NUM_ACTIONS = 17
+def _rate(size: int, dtype: str) -> float:
+    """Best FLOP/s of some products of one size."""
+    left, right = (
+        jax.random.normal(key, (size, size), jnp.dtype(dtype))
+        for key in jax.random.split(jax.random.key(size))
+    )
+    product = jax.jit(jnp.matmul)
+    seconds = repeat(lambda: product(left, right), Budget(_SECONDS, least=_LEAST))
+    return 2 * size**3 / min(seconds)
+
+
+def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) -> dict[str, Any]:
+    """For a row: the work, and the share of the machine's ceiling that it reached.
+
+    Args:
+        work: FLOPs of one call.
+        seconds: of one call, all devices together.
+        ceiling: of one device, FLOP/s, from :func:`repeat_with_ceiling`.
+        devices: how many worked on it; a CPU's virtual devices share its cores.
+    """
+    if not on_cpu():
+        ceiling *= devices
+    return {
+        "seconds": seconds,
+        "useful_flops": work.useful,
+        "least_flops": work.least,
+        "ceiling_flops_per_s": ceiling,
+        "share_of_ceiling": work.useful / seconds / ceiling,
+        "share_of_ceiling_least": work.least / seconds / ceiling,
+    }
 
 
 def with_changes(config: Config, **groups: dict[str, Any]) -> Config:
@@ -276,7 +348,7 @@ def random_state(learner: Learner, seed: int = 0) -> TrainState:
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
         noise = rng.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
-        # Vectors are biases and the scales of norms: near one serves both.
+        # Vectors are biases and scales of norms: values near one suit both.
         return jnp.asarray(noise if len(leaf.shape) > 1 else 1 + 0.1 * noise, leaf.dtype)
 
     params = jax.tree.map(fill, shapes.params)
@@ -284,7 +356,7 @@ def random_state(learner: Learner, seed: int = 0) -> TrainState:
 
 
 def random_batch(config: Config, num_actions: int = NUM_ACTIONS) -> Batch:
-    """Frames of noise, rewards of noise, no episode border; numpy, without a carry."""
+    """Random frames and rewards `[B, L]` without episode borders; numpy, without a carry."""
     shape, rng = (config.replay.batch, config.replay.length), np.random.default_rng(0)
     size = config.envs.image_size
     flag = np.zeros(shape, bool)
@@ -300,7 +372,7 @@ def random_batch(config: Config, num_actions: int = NUM_ACTIONS) -> Batch:
 
 
 def full_carry(learner: Learner, batch: int) -> Carry:
-    """A carry `[batch]` whose whole memory is of the running episode."""
+    """A carry `[batch]` in which every remembered token belongs to the running episode."""
     shapes = jax.eval_shape(partial(init_carry, learner, batch))
     return jax.jit(partial(_noise, shapes, classes=learner.config.model.classes))(jax.random.key(1))
 
@@ -309,15 +381,15 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
     """Starts `[sequences, n]` as an update makes them, each with C real tokens before it.
 
     A sequence of L steps after a carry of C tokens gives n = L // stride starts, which share its
-    C + L keys and values. They are taken, by training's own function, from a pass made of noise in
-    which every token is valid.
+    C + L keys and values. Training's own function takes them from a pass of noise in which every
+    token is valid.
     """
     config = learner.config
     positions = start_positions(config.replay.length, config.behavior.start_stride)
     passed = jax.eval_shape(lambda: _read(learner, sequences))
 
     def make(key: Key) -> Starts:
-        # Compiled, so that what no start looks at is never made.
+        # Compiled, so that parts which no start reads are never made.
         noise = _noise(passed, key, classes=config.model.classes)
         return jax.vmap(lambda one: starts_from(one, positions))(noise)
 
@@ -325,7 +397,7 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
 
 
 def _read(learner: Learner, sequences: int) -> Pass:
-    """Forward pass over some sequences; only its shapes are of interest."""
+    """Forward pass over some sequences; only its shapes are used."""
     config = with_changes(learner.config, replay={"batch": sequences})
     batch = jax.tree.map(jnp.asarray, random_batch(config))
     batch = batch._replace(carry=init_carry(learner, sequences))
@@ -335,7 +407,7 @@ def _read(learner: Learner, sequences: int) -> Pass:
 
 
 def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
-    """Arrays of the given shapes: normal numbers, classes, and yes to every question."""
+    """Arrays of the given shapes: normal floats, integers below ``classes``, booleans all True."""
 
     def one(leaf: jax.ShapeDtypeStruct, key: Key) -> jax.Array:
         if leaf.dtype == jnp.bool_:
@@ -349,73 +421,44 @@ def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
     return jax.tree.unflatten(structure, [one(*pair) for pair in zip(leaves, keys, strict=True)])
 
 
-#: Sizes that are tried, smallest first; the best rate counts.
-CPU_SIZES = (1024, 2048, 4096)
-ACCELERATOR_SIZES = (2048, 4096, 8192, 16384)
-#: A rate is the best of at least so many products, and of so many seconds of them.
-_LEAST, _SECONDS = 3, 0.3
-
-
-def repeat_beside_ceiling(
-    call: Callable[[], Any], budget: Budget, dtype: str
-) -> tuple[list[float], float]:
-    """:func:`repeat`, and one device's ceiling at the same time, in FLOP/s.
-
-    The speed of a machine changes with its clock and its neighbours (a factor of two between
-    minutes was seen on a virtual machine), so the ceiling is taken just before and just after: the
-    better of the two counts.
-    """
-    size = best_size(dtype)
-    before = _rate(size, dtype)
-    seconds = repeat(call, budget)
-    return seconds, max(before, _rate(size, dtype))
-
-
-@cache
-def best_size(dtype: str) -> int:
-    """The size of the fastest products: float32 at JAX's default precision, as the model's are.
-
-    On recent GPUs that is TF32. All cores of a CPU work on one product. Tried once per process.
+def script_parser(doc: str, result: str) -> argparse.ArgumentParser:
+    """Parser of a small script: its description, and ``--out``.
 
     Args:
-        dtype: ``float32`` or ``bfloat16``, of operands and result.
+        doc: the script's docstring.
+        result: file name in ``benchmarks/results``, the default of ``--out``.
     """
-    sizes = CPU_SIZES if jax.default_backend() == "cpu" else ACCELERATOR_SIZES
-    return max(sizes, key=lambda size: _rate(size, dtype))
+    about = doc.splitlines()[0].rstrip(".")
+    parser = Parser(result, f"python -m benchmarks.{Path(result).stem}", about)
+    path = Path(__file__).parents[1] / "results" / result
+    parser.add_argument("--out", type=Path, default=path, metavar="FILE.json")
+    return parser
 
 
-def _rate(size: int, dtype: str) -> float:
-    """Best FLOP/s of some products of one size."""
-    left, right = (
-        jax.random.normal(key, (size, size), jnp.dtype(dtype))
-        for key in jax.random.split(jax.random.key(size))
-    )
-    product = jax.jit(jnp.matmul)
-    seconds = repeat(lambda: product(left, right), Budget(_SECONDS, least=_LEAST))
-    return 2 * size**3 / min(seconds)
+def write_result(path: Path, result: dict[str, Any], *, long: str = "") -> None:
+    """Write a script's result as JSON, the machine added; print it without the entry ``long``."""
+    result = {**result, "machine": machine_line()}
+    write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
+    print(json.dumps({name: value for name, value in result.items() if name != long}, indent=1))
 
 
-def share_facts(
-    work: Flops, seconds: float, ceiling: float, *, model: ModelConfig, devices: int
-) -> dict[str, Any]:
-    """For a row: the work, and what share of the machine's ceiling it was done at.
+def start_small_run(run: Path, settings: dict[str, Any], **streams: Any) -> subprocess.Popen:
+    """Train the smallest possible agent, the ``tiny`` preset cut down, in a process of its own.
 
     Args:
-        work: useful FLOPs of one call.
-        seconds: of one call, all devices together.
-        ceiling: of one device, FLOP/s, from :func:`repeat_beside_ceiling`.
-        model: sizes; of a variant that is not counted only the time is known.
-        devices: how many worked on it; a CPU's virtual devices share its cores.
+        run: its directory.
+        settings: option of ``emerald-jax train`` -> value, besides the sizes.
+        streams: ``stdout`` and ``stderr`` of the process.
     """
-    if not counted(model):
-        return {"seconds": seconds}
-    if jax.default_backend() != "cpu":
-        ceiling *= devices
-    return {
-        "seconds": seconds,
-        "useful_flops": work.useful,
-        "least_flops": work.least,
-        "ceiling_flops_per_s": ceiling,
-        "share_of_ceiling": work.useful / seconds / ceiling,
-        "share_of_ceiling_least": work.least / seconds / ceiling,
+    settings = {
+        "--logdir": run,
+        "--steps": 10**9,
+        "--model.blocks": 1,
+        "--model.head-layers": 1,
+        "--behavior.horizon": 1,
+        "--behavior.decode-steps": 1,
+        **settings,
     }
+    pairs = [str(word) for pair in settings.items() for word in pair]
+    command = [sys.executable, "-m", "emerald_jax", "train", "tiny", *pairs]
+    return subprocess.Popen(command, **streams)

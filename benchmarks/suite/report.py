@@ -1,26 +1,17 @@
-"""What a benchmark leaves behind: rows of JSON that name the machine, the versions and the shapes.
+"""Results as JSON, as tables, and compared with older results.
 
 A report is one JSON object::
 
     format     "emerald-jax bench 1"
     created    UTC time, ISO 8601
-    command    the words it was started with
-    complete   false while measuring, and for ever when it was interrupted
+    command    the command line, without file names
+    complete   false while measuring, and after an interruption
     machine    processor, cores, memory, accelerator
     versions   of Python and of the packages that decide speed
-    rows       what was measured
+    rows       the measurements
     left_out   lines: what was not measured, and why
 
-A row is :class:`Row`. Its ``benchmark`` and ``case`` tell it from every other row; comparisons pair
-rows by them.
-
-Reports as tables: on a terminal, or as Markdown for a page.
-
-Two reports side by side: ratios, and what is slower by more than the noise.
-
-Two rows differ when their noise intervals (:attr:`Spread.noise`) do not overlap and the medians lie
-more than :data:`FLOOR` apart: repeats in one process do not see what changes from one process to
-the next, so tiny differences between tight repeats mean nothing.
+A row is :class:`Row`; ``benchmark`` and ``case`` identify it, and comparisons pair rows by them.
 """
 
 from __future__ import annotations
@@ -34,7 +25,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -45,17 +36,17 @@ from emerald_jax.run.machine import describe_machine, versions
 
 FORMAT = "emerald-jax bench 1"
 
-#: The parts of an update that ``train`` times, in their order; a row's facts name them so.
+#: The parts of an update that ``train`` times, in their order; a row's facts are named after them.
 PARTS = ("world_model", "imagination", "actor_critic", "optimizer")
 
 
 @dataclass(frozen=True)
-class Spread:
+class Repeats:
     """Repeated measurements of one number.
 
     Attributes:
         median, q1, q3, lowest, highest: of the repeats, in the row's unit.
-        repeats: how many there were, warm-up not counted.
+        repeats: their number, warm-up not counted.
     """
 
     median: float
@@ -66,41 +57,39 @@ class Spread:
     repeats: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of at least one value."""
-        low, high = min(values), max(values)
+    def of(cls, values: Sequence[float]) -> Repeats:
+        """Summarise at least one value."""
+        q1 = q3 = values[0]
         if len(values) > 1:
             q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        else:
-            q1 = q3 = values[0]
-        return cls(statistics.median(values), q1, q3, low, high, len(values))
+        return cls(statistics.median(values), q1, q3, min(values), max(values), len(values))
 
     @property
     def noise(self) -> tuple[float, float]:
-        """Where another measurement of the same thing is to be expected.
+        """Interval in which another measurement is expected.
 
-        Half of the repeats lie between the quartiles. Below eight repeats quartiles say little, and
-        the lowest and highest stand in.
+        The quartiles, between which half of the repeats lie; with fewer than eight repeats, for
+        which quartiles mean little, lowest and highest.
         """
         return (self.lowest, self.highest) if self.repeats < 8 else (self.q1, self.q3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured number and what belongs to it.
+    """One measured number.
 
     Attributes:
         benchmark: name, such as ``imagination``.
-        case: what was measured: sizes, types, devices. Scalars only.
-        unit: of the value, such as ``imagined states/s``; a higher value is better, always.
-        value: :class:`Spread` of the repeats.
+        case: the point that was measured: sizes, types, devices. Scalars only.
+        unit: of the value, such as ``imagined states/s``; higher is always better.
+        value: :class:`Repeats`.
         facts: everything else that was counted or measured, by name; units are in the names.
     """
 
     benchmark: str
     case: dict[str, Any]
     unit: str
-    value: Spread
+    value: Repeats
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,12 +100,12 @@ class Row:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Row:
         """The inverse of :func:`dataclasses.asdict`."""
-        return cls(**{**values, "value": Spread(**values["value"])})
+        return cls(**{**values, "value": Repeats(**values["value"])})
 
 
 @dataclass(kw_only=True)
 class Report:
-    """Everything one command measured; see the module docstring."""
+    """Everything that one command measured; see the module docstring."""
 
     command: str
     machine: dict[str, Any]
@@ -128,7 +117,7 @@ class Report:
 
     @classmethod
     def begin(cls, command: str) -> Report:
-        """An empty report of this machine, at this moment."""
+        """An empty report of this machine, created now."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return cls(command=command, machine=describe_machine(), versions=versions(), created=now)
 
@@ -138,12 +127,12 @@ class Report:
 
 
 def describe(case: dict[str, Any]) -> str:
-    """A case as words: ``preset=crafter S=3``."""
+    """A case in one line: ``preset=crafter S=3``."""
     return " ".join(f"{name}={value}" for name, value in case.items())
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write or replace a report; a reader sees the old one or the new one, whole.
+    """Write or replace a report atomically.
 
     Raises:
         ConfigError: when it cannot be written.
@@ -155,7 +144,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse now what :func:`write_report` would refuse after an hour of measuring.
+    """Check before an hour of measuring that :func:`write_report` will work.
 
     Raises:
         ConfigError: when there is no such folder, or no file can be made in it.
@@ -176,24 +165,24 @@ def read_report(path: Path) -> Report:
     """Read a report back.
 
     Raises:
-        ConfigError: when it cannot be read or is none.
+        ConfigError: when it cannot be read or is not a report.
     """
     try:
         values = json.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise ConfigError(f"{path} is no result of emerald-jax bench")
+        raise ConfigError(f"{path} is not a result of the benchmarks")
     try:
         rows = [Row.from_dict(row) for row in values.pop("rows")]
         return Report(**values, rows=rows)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} is no whole result of emerald-jax bench: {error}") from error
+        raise ConfigError(f"{path} is not a complete result of the benchmarks: {error}") from error
 
 
-#: Facts that earn a column, and how they are written.
+#: Facts that have a column: its head and format.
 _COLUMNS = {
     "share_of_ceiling": ("of ceiling", lambda x: f"{100 * x:.1f} %"),
     "temporaries_bytes": ("temporaries", lambda x: f"{x / 2**20:,.4g} MiB"),
@@ -211,75 +200,62 @@ _COLUMNS = {
     "start_seconds": ("start", lambda x: f"{x:.1f} s"),
 }
 
+#: A report's row with the report's machine: what tables and figures are made of.
+Measured = tuple[Report, Row]
 
-def report_tables(reports: Sequence[Report], *, markdown: bool = False) -> str:
-    """One table per benchmark over all reports; a column tells the machines apart if there are
-    several.
 
-    Args:
-        reports: in the order they shall be shown.
-        markdown: for a page instead of a terminal.
-    """
-    several = len({machine_words(report) for report in reports}) > 1
-    by_name: dict[str, list[tuple[Report, Row]]] = {}
+def by_benchmark(reports: Sequence[Report]) -> dict[str, list[Measured]]:
+    """All rows of all reports, by benchmark."""
+    found: dict[str, list[Measured]] = {}
     for report in reports:
         for row in report.rows:
-            by_name.setdefault(row.benchmark, []).append((report, row))
-    parts = [
-        f"{machine_words(report)}\n" for report in {machine_words(r): r for r in reports}.values()
-    ]
-    for name, rows in by_name.items():
-        head, body = benchmark_table(rows, several=several)
+            found.setdefault(row.benchmark, []).append((report, row))
+    return found
+
+
+def several_machines(rows: Sequence[Measured]) -> bool:
+    """Whether the rows come from different machines."""
+    return len({machine_name(report) for report, _ in rows}) > 1
+
+
+def report_tables(reports: Sequence[Report], *, markdown: bool = False) -> str:
+    """One table per benchmark over all reports, with a machine column if there are several.
+
+    Args:
+        reports: in the order of display.
+        markdown: Markdown instead of text for a terminal.
+    """
+    machines = list(dict.fromkeys(machine_name(report) for report in reports))
+    parts = [f"{machine}\n" for machine in machines]
+    for name, rows in by_benchmark(reports).items():
+        head, body = benchmark_table(rows, several=len(machines) > 1)
         parts.append(render(name, head, body, markdown=markdown))
     parts += [f"left out: {line}\n" for report in reports for line in report.left_out]
     return "\n".join(parts)
 
 
 def benchmark_table(
-    rows: Sequence[tuple[Report, Row]], *, several: bool
+    rows: Sequence[Measured], *, several: bool
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of one benchmark's table; columns that nobody fills are left out."""
+    """Head and lines of one benchmark's table; empty columns are left out."""
     cases = list(dict.fromkeys(name for _, row in rows for name in row.case))
     facts = [name for name in _COLUMNS if any(name in row.facts for _, row in rows)]
-    head = [*(["machine"] if several else []), *cases, "value", "spread", "unit"]
+    head = [*(["machine"] if several else []), *cases, "value", "noise (repeats)", "unit"]
     body = []
     for report, row in rows:
-        line = [machine_words(report)] if several else []
+        low, high = map(number, row.value.noise)
+        line = [machine_name(report)] if several else []
         line += [str(row.case.get(name, "")) for name in cases]
-        line += [number(row.value.median), spread_words(row), row.unit]
-        line += [fact_words(name, row.facts.get(name)) for name in facts]
+        line += [number(row.value.median), f"{low} - {high} ({row.value.repeats})", row.unit]
+        line += [_COLUMNS[name][1](row.facts[name]) if name in row.facts else "" for name in facts]
         body.append(line)
     return head + [_COLUMNS[name][0] for name in facts], body
-
-
-def comparison_table(comparison: Comparison, *, markdown: bool = False) -> str:
-    """Every paired row with its ratio and verdict, then what has no partner."""
-    head = ["benchmark", "case", "old", "new", "unit", "ratio", ""]
-    body = [
-        [
-            change.new.benchmark,
-            describe(change.new.case),
-            number(change.old.value.median),
-            number(change.new.value.median),
-            change.new.unit,
-            f"{change.ratio:.3f}",
-            {"slower": "SLOWER", "faster": "faster"}.get(change.verdict, ""),
-        ]
-        for change in comparison.changes
-    ]
-    lines = [f"{line}\n" for line in comparison.warnings]
-    lines.append(render("new against old", head, body, markdown=markdown))
-    lines += [f"only new: {name}\n" for name in comparison.only_new]
-    lines += [f"only old: {name}\n" for name in comparison.only_old]
-    count = len(comparison.regressions)
-    lines.append(f"{len(comparison.changes)} compared, {count} slower beyond the noise\n")
-    return "".join(lines)
 
 
 def render(
     title: str, head: Sequence[str], body: Sequence[Sequence[str]], *, markdown: bool
 ) -> str:
-    """A table as text; on a terminal long tables are as wide as they need to be."""
+    """A table as text; on a terminal its lines are never wrapped."""
     if markdown:
         rule = ["---"] * len(head)
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
@@ -295,8 +271,8 @@ def render(
     return "".join(line.rstrip() + "\n" for line in text.splitlines())
 
 
-def machine_words(report: Report) -> str:
-    """The machine in a few words."""
+def machine_name(report: Report) -> str:
+    """The machine of a report, in a few words."""
     m = report.machine
     device = "" if m.get("backend") == "cpu" else f", {m.get('devices')} x {m.get('device_kind')}"
     cores = f"{m.get('cores')} cores of {m.get('processor')}"
@@ -304,36 +280,26 @@ def machine_words(report: Report) -> str:
 
 
 def number(value: float) -> str:
-    """Three to four digits whatever the size."""
+    """Three to four digits, whatever the size."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def spread_words(row: Row) -> str:
-    """The noise interval and the number of repeats."""
-    low, high = row.value.noise
-    return f"{number(low)} - {number(high)} ({row.value.repeats})"
-
-
-def fact_words(name: str, value: Any) -> str:
-    """A fact as its column writes it; empty where there is none."""
-    return "" if value is None else _COLUMNS[name][1](value)
-
-
-#: Relative difference below which nothing is called a change, whatever the repeats say.
+#: Relative difference below which two rows are the same: repeats in one process do not show the
+#: differences between processes, so tiny differences between tight repeats mean nothing.
 FLOOR = 0.03
 
-#: Entries of ``machine`` that must agree for a ratio to speak of the program.
+#: Entries of ``machine`` that must agree for a ratio to describe the program.
 _MACHINE = ("processor", "cores", "device_kind", "devices")
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One row in both reports.
 
     Attributes:
         new, old: the rows.
         ratio: new median / old median; above 1 is faster.
-        verdict: ``faster``, ``slower`` or ``same``, the last one within the noise.
+        verdict: ``faster`` or ``slower`` where the noise intervals (:attr:`Repeats.noise`) do not
+            overlap and the medians differ by more than :data:`FLOOR`; otherwise ``same``.
     """
 
     new: Row
@@ -342,14 +308,13 @@ class Change:
     verdict: str
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All rows in both reports.
+class Comparison(NamedTuple):
+    """All rows of two reports.
 
     Attributes:
-        changes: in the order of the new report.
+        changes: the pairs, in the order of the new report.
         only_new, only_old: rows without a partner, by identity.
-        warnings: lines: what makes the two hard to compare.
+        warnings: lines: differences between the machines.
     """
 
     changes: list[Change]
@@ -359,7 +324,7 @@ class Comparison:
 
     @property
     def regressions(self) -> list[Change]:
-        """What became slower."""
+        """The rows that became slower."""
         return [change for change in self.changes if change.verdict == "slower"]
 
 
@@ -380,7 +345,7 @@ def compare_reports(new: Report, old: Report) -> Comparison:
 
 
 def compare_rows(new: Row, old: Row) -> Change:
-    """One row against its older self; values are rates, so higher is faster."""
+    """Compare a row with its older measurement; values are rates, so higher is faster."""
     ratio = new.value.median / old.value.median
     (new_low, new_high), (old_low, old_high) = new.value.noise, old.value.noise
     verdict = "same"
@@ -389,3 +354,28 @@ def compare_rows(new: Row, old: Row) -> Change:
     elif ratio > 1 + FLOOR and new_low > old_high:
         verdict = "faster"
     return Change(new, old, ratio, verdict)
+
+
+def comparison_table(comparison: Comparison, *, markdown: bool = False) -> str:
+    """Every pair with its ratio and verdict, then the rows without a partner."""
+    head = ["benchmark", "case", "old", "new", "unit", "ratio", ""]
+    marks = {"slower": "SLOWER", "faster": "faster", "same": ""}
+    body = [
+        [
+            new.benchmark,
+            describe(new.case),
+            number(old.value.median),
+            number(new.value.median),
+            new.unit,
+            f"{ratio:.3f}",
+            marks[verdict],
+        ]
+        for new, old, ratio, verdict in comparison.changes
+    ]
+    lines = [f"{line}\n" for line in comparison.warnings]
+    lines.append(render("new against old", head, body, markdown=markdown))
+    lines += [f"only new: {name}\n" for name in comparison.only_new]
+    lines += [f"only old: {name}\n" for name in comparison.only_old]
+    count = len(comparison.regressions)
+    lines.append(f"{len(comparison.changes)} compared, {count} slower beyond the noise\n")
+    return "".join(lines)

@@ -1,4 +1,4 @@
-"""Each benchmark on tiny shapes: what it would measure here, and that it measures it."""
+"""Each benchmark on tiny shapes: its grid on this machine, and one measurement."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHORT = Budget(0.01, least=2, most=3)
 
 @pytest.fixture(autouse=True)
 def _quickly():
-    """No ceiling, little optimisation, and compiled programs may come from the cache."""
+    """A fixed ceiling, little optimisation, and the compilation cache."""
     with (
         mock.patch.object(harness, "_rate", return_value=1e9),
         mock.patch.object(harness, "no_compilation_cache", nullcontext),
@@ -53,9 +53,9 @@ def test_a_cpu_changes_one_thing_at_a_time():
     assert {p.devices for p in points} == {1, 2, 4, 8}
 
 
-def test_the_whole_grid_and_named_points():
+def test_the_complete_grid_and_named_points():
     points = imagination.points(Options(full=True, devices=(1,)), PAPER)
-    assert points == [(3, 15, 256, "float32", 1)], "what is named is all that is measured"
+    assert points == [(3, 15, 256, "float32", 1)], "only the named points are measured"
     with mock.patch.object(imagination, "on_cpu", return_value=False):
         grid = imagination.points(Options(), PAPER)
     assert len(grid) == 4 * 3 * 4 * 2 * 4
@@ -68,7 +68,7 @@ def test_the_whole_grid_and_named_points():
     assert Options().config().preset == "crafter"
 
 
-def test_points_that_cannot_be_measured_say_why():
+def test_points_that_cannot_be_measured_have_a_reason():
     point = imagination.Point(3, 15, 256, "float32", 1)
     assert imagination.obstacle(PAPER, point) == ""
     assert "a multiple of 16" in imagination.obstacle(PAPER, point._replace(starts=100))
@@ -95,7 +95,7 @@ def test_imagination_is_measured():
 
 
 def test_starts_have_a_full_real_context():
-    """As an update makes them after a carry that is all valid, in shape and in what is visible."""
+    """In shape and visibility as an update makes them after a carry of valid tokens."""
     learner = small_learner()
     made = full_context_starts(learner, BATCH)
     batch = make_batch(learner)
@@ -144,11 +144,11 @@ def test_an_update_is_measured():
 
 
 @pytest.mark.slow
-def test_an_update_is_timed_whole_and_in_parts():
+def test_an_update_is_timed_completely_and_in_parts():
     row = train.measure_update(TINY, 1, Options(quick=True, seconds=0.01), parts=True)
     facts = row.facts
-    whole = sum(facts[f"{part}_seconds"] for part in PARTS) + facts["rest_seconds"]
-    assert whole == pytest.approx(facts["seconds"])
+    total = sum(facts[f"{part}_seconds"] for part in PARTS) + facts["rest_seconds"]
+    assert total == pytest.approx(facts["seconds"])
     assert facts["env_steps_per_s"] == pytest.approx(train.frames(TINY) / facts["seconds"])
     assert facts["parameters"] > 1000
 
@@ -188,7 +188,7 @@ def test_a_filled_store_holds_episodes():
     store = replay.filled_replay(800, 4, (16, 16, 3))
     assert len(store) == 800
     assert store.num_episodes >= 4
-    assert store.columns["image"].any(axis=(2, 3, 4)).all(), "every page is mapped"
+    assert store.columns["image"].any(axis=(2, 3, 4)).all(), "every page is in memory"
     ends = store.columns["is_last"][:-1]
     np.testing.assert_array_equal(ends, store.columns["is_first"][1:])
 
@@ -205,7 +205,7 @@ def test_environments_are_measured():
     assert reason.startswith("envs gymnax:Nothing: unknown environment")
 
 
-def test_environments_are_held_against_the_updates_they_hide_behind():
+def test_environments_are_compared_with_the_updates_that_hide_them():
     row = envs.Row(
         benchmark="envs",
         case={"env": PAPER.env, "count": 16, "way": "process"},
@@ -215,12 +215,12 @@ def test_environments_are_held_against_the_updates_they_hide_behind():
     )
     envs.add_hiding(row, PAPER, Options())
     assert "share_of_train_step" not in row.facts
-    # One update per vector step, 50 of them a second: 20 ms to hide 10 ms behind.
+    # One update per vector step, 50 updates per second: 20 ms, in which 10 ms are hidden.
     envs.add_hiding(row, PAPER, Options(found={"updates_per_s": 50.0}))
     assert row.facts["share_of_train_step"] == pytest.approx(0.5)
 
 
-def test_a_run_is_held_against_the_bare_update():
+def test_a_run_is_compared_with_the_bare_update():
     rows = [
         {
             "speed/env_steps_per_s": 160.0,
@@ -230,7 +230,7 @@ def test_a_run_is_held_against_the_bare_update():
     ] * 3
     facts = end_to_end.end_to_end_row(PAPER, rows, bare=10.0, env_seconds=0.04, minutes=1).facts
     assert facts["share_of_train_step"] == 0.9
-    # 0.1 s a vector step, 2 % of it waiting: 2 of the 40 ms show.
+    # 0.1 s per vector step, 2 % of it waiting: 2 of the 40 ms are not hidden.
     assert facts["env_seconds_waited"] == pytest.approx(0.002)
     assert facts["env_time_hidden"] == pytest.approx(0.95)
     assert facts["can_environments_keep_up"]

@@ -1,4 +1,4 @@
-"""What counts as a regression, and what is noise."""
+"""Which differences are regressions, and which are noise."""
 
 from __future__ import annotations
 

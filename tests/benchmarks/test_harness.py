@@ -1,4 +1,4 @@
-"""Repeats, compiled programs and the suite that keeps rows as they come."""
+"""Repeats, compiled programs, and rows that are written as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.suite.harness import (
     unless_memory_lacks,
 )
 from benchmarks.suite.report import read_report
-from emerald_jax.config import ConfigError, ModelConfig
+from emerald_jax.config import ConfigError
 from tests.benchmarks.report_cases import make_row
 
 
@@ -33,13 +33,13 @@ def test_repeats_fill_the_budget_and_leave_out_the_warm_up():
     assert len(repeat(lambda: None, Budget(60.0, least=1, most=7))) == 7
 
 
-def test_a_call_longer_than_the_budget_is_not_made_for_nothing():
+def test_a_call_longer_than_the_budget_counts():
     calls = []
     seconds = repeat(lambda: calls.append(time.sleep(0.01)), Budget(0.001, least=2))
     assert len(calls) == len(seconds) == 2
 
 
-def test_what_does_not_fit_is_left_out():
+def test_a_program_that_does_not_fit_is_left_out():
     def fail(message):
         raise jax.errors.JaxRuntimeError(message)
 
@@ -50,22 +50,22 @@ def test_what_does_not_fit_is_left_out():
     assert unless_memory_lacks("train", lambda: 3) == 3
 
 
-def test_what_compiling_found_out():
+def test_facts_of_a_compiled_program():
     x = jnp.ones((64, 64))
-    program = compile_for(jax.jit(lambda x: x @ x + 1), x)
-    assert program.arguments_bytes == program.results_bytes == 64 * 64 * 4
-    assert program.call(x)[0, 0] == 65
-    assert set(program.facts()) == {
+    program, facts = compile_for(jax.jit(lambda x: x @ x + 1), x)
+    assert facts["arguments_bytes"] == facts["results_bytes"] == 64 * 64 * 4
+    assert program(x)[0, 0] == 65
+    assert set(facts) == {
         "compile_seconds",
         "temporaries_bytes",
         "arguments_bytes",
         "results_bytes",
     }
-    donated = compile_for(jax.jit(lambda x: x + 1, donate_argnums=0), x)
-    assert donated.results_bytes == 0
+    _, donated = compile_for(jax.jit(lambda x: x + 1, donate_argnums=0), x)
+    assert donated["results_bytes"] == 0
 
 
-def test_compiling_is_never_read_from_the_cache():
+def test_compile_times_do_not_come_from_the_cache():
     assert jax.config.jax_enable_compilation_cache
     with no_compilation_cache():
         assert not jax.config.jax_enable_compilation_cache
@@ -73,18 +73,18 @@ def test_compiling_is_never_read_from_the_cache():
 
 
 def test_share_of_the_ceiling():
-    facts = harness.share_facts(Flops(150, 75), 3.0, 100.0, model=ModelConfig(), devices=4)
+    facts = harness.share_facts(Flops(150, 75), 3.0, 100.0, devices=4)
     assert (facts["share_of_ceiling"], facts["share_of_ceiling_least"]) == (0.5, 0.25)
     assert facts["ceiling_flops_per_s"] == 100, "virtual devices of a CPU share its cores"
 
 
-def test_the_ceiling_is_taken_on_both_sides():
+def test_the_ceiling_is_measured_before_and_after():
     rates = iter([70.0, 90.0])
     with (
         mock.patch.object(harness, "best_size", return_value=64),
         mock.patch.object(harness, "_rate", side_effect=lambda size, dtype: next(rates)),
     ):
-        seconds, found = harness.repeat_beside_ceiling(lambda: None, Budget(1, 3, 3), "float32")
+        seconds, found = harness.repeat_with_ceiling(lambda: None, Budget(1, 3, 3), "float32")
     assert (len(seconds), found) == (3, 90.0)
 
 
@@ -104,7 +104,7 @@ def test_devices():
         device_counts(Options(devices=(9,)))
 
 
-def test_rows_are_kept_as_they_come(tmp_path):
+def test_rows_are_written_as_soon_as_they_are_measured(tmp_path):
     path = tmp_path / "r.json"
 
     def measure(options):
@@ -114,15 +114,15 @@ def test_rows_are_kept_as_they_come(tmp_path):
         yield "something: a reason"
         raise KeyboardInterrupt
 
-    told = []
+    lines = []
     with (
         mock.patch.object(
             command.importlib, "import_module", return_value=SimpleNamespace(measure=measure)
         ),
         pytest.raises(KeyboardInterrupt),
     ):
-        command.run_benchmarks(["train"], Options(), command="c", out=path, tell=told.append)
+        command.run_benchmarks(["train"], Options(), command="c", out=path, log=lines.append)
     report = read_report(path)
     assert (len(report.rows), report.left_out) == (1, ["something: a reason"])
     assert not report.complete
-    assert any("1.5 things/s" in line for line in told)
+    assert any("1.5 things/s" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Reports: what they say, that they survive the disk, and which files are refused."""
+"""Reports: their content, writing and reading, and files that are refused."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import json
 
 import pytest
 
-from benchmarks.suite.report import Report, Spread, check_writable, read_report, write_report
+from benchmarks.suite.report import Repeats, Report, check_writable, read_report, write_report
 from emerald_jax.config import ConfigError
 from tests.benchmarks.report_cases import make_report, make_row
 
 
-def test_spread_by_hand():
-    spread = Spread.of([5, 1, 2, 4, 3])
+def test_repeats_by_hand():
+    spread = Repeats.of([5, 1, 2, 4, 3])
     assert (spread.median, spread.q1, spread.q3, spread.lowest, spread.highest) == (3, 2, 4, 1, 5)
     assert (spread.repeats, spread.noise) == (5, (1, 5))
-    assert Spread.of(list(range(1, 10))).noise == (3, 7)
-    assert Spread.of([2.0]).noise == (2, 2)
+    assert Repeats.of(list(range(1, 10))).noise == (3, 7)
+    assert Repeats.of([2.0]).noise == (2, 2)
 
 
-def test_a_report_survives_the_disk(tmp_path):
+def test_a_report_is_read_back_as_written(tmp_path):
     report = make_report(make_row([1, 2, 3], dtype="float32"), make_row([4], "train"))
     report.left_out.append("train on 3 devices: no")
     path = tmp_path / "r.json"
     write_report(path, report)
     assert read_report(path) == report
-    assert list(tmp_path.iterdir()) == [path], "no draft is left behind"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
 def test_the_schema_names_machine_versions_and_shapes():
-    report = Report.begin("emerald-jax bench train")
+    report = Report.begin("python -m benchmarks train")
     report.rows.append(make_row([1, 2]))
     values = json.loads(report.to_json())
     assert values["format"] == "emerald-jax bench 1"
@@ -46,12 +46,12 @@ def test_the_schema_names_machine_versions_and_shapes():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no json", "is no JSON"),
-        ("[1]", "is no result of emerald-jax bench"),
-        ('{"format": "other"}', "is no result of emerald-jax bench"),
-        ('{"format": "emerald-jax bench 1"}', "is no whole result"),
-        ('{"format": "emerald-jax bench 1", "rows": [{}]}', "is no whole result"),
-        ('{"format": "emerald-jax bench 1", "rows": 3}', "is no whole result"),
+        ("no json", "is not valid JSON"),
+        ("[1]", "is not a result of the benchmarks"),
+        ('{"format": "other"}', "is not a result of the benchmarks"),
+        ('{"format": "emerald-jax bench 1"}', "is not a complete result"),
+        ('{"format": "emerald-jax bench 1", "rows": [{}]}', "is not a complete result"),
+        ('{"format": "emerald-jax bench 1", "rows": 3}', "is not a complete result"),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, text, message):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from benchmarks.suite.figures import bars_figure, decode_figure, draw_figures, growth_lines
-from benchmarks.suite.report import PARTS, report_tables
+from benchmarks.suite.figures import (
+    bars_figure,
+    decode_figure,
+    draw_figures,
+    growth_lines,
+    split_figure,
+)
+from benchmarks.suite.report import PARTS, compare_reports, read_report, report_tables
 from emerald_jax.config import ConfigError
 from tests.benchmarks.report_cases import make_report, make_row
+
+ROOT = Path(__file__).parents[2]
 
 
 def trained():
@@ -30,7 +40,7 @@ def test_a_table_per_benchmark():
     assert "machine" not in text
 
 
-def test_several_machines_are_told_apart():
+def test_several_machines_have_a_column():
     text = report_tables([make_report(make_row([1])), make_report(make_row([2]), cores=64)])
     assert text.count("64 cores of abacus") == 2  # the heading and the row
     assert "machine" in text
@@ -59,8 +69,8 @@ def test_figures_are_written(tmp_path):
     assert [path.name for path in paths] == ["imagination.png", "train.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert draw_figures([make_report()], tmp_path) == []
-    whole = make_row([1], "train", dtype="float32")  # nothing of it was taken apart
-    assert draw_figures([make_report(whole)], tmp_path) == []
+    complete = make_row([1], "train", dtype="float32")  # not measured in parts
+    assert draw_figures([make_report(complete)], tmp_path) == []
     with pytest.raises(ConfigError, match="cannot be written"):
         draw_figures([report], tmp_path / "none")
 
@@ -88,3 +98,28 @@ def test_other_benchmarks_are_bars():
     assert [bar.get_width() for bar in axes.patches] == [3, 3]
     assert "count 4" in axes.get_title()
     assert axes.get_xlabel() == "things/s"
+
+
+def test_long_names_leave_room_for_the_axes():
+    """A long machine name or setting is wrapped; the axes keep at least a third of the figure."""
+    long = make_report(make_row([1]), processor="a processor with a very long name " * 4)
+    rows = [make_row([3], "envs", env=f"{name}{'-setting=value' * 8}") for name in "ab"]
+    pairs = [(make_report(), rows[0]), (long, rows[1])]
+    split = [(report, trained()) for report, _ in pairs]
+    decode = [(report, decoded([9], "linear", batch=4)) for report, _ in pairs]
+    for figure in (bars_figure(pairs), split_figure(split), decode_figure(decode)):
+        FigureCanvasAgg(figure).draw()
+        axes = figure.axes[0]
+        assert axes.get_position().width > 1 / 3, figure
+        assert axes.get_position().height > 1 / 3, figure
+
+
+def test_committed_results_are_readable():
+    """Results of earlier versions stay readable, comparable and drawable."""
+    paths = sorted((ROOT / "benchmarks/results").glob("*_cpu.json"))
+    reports = [read_report(path) for path in paths]
+    assert len(reports) >= 9
+    tables = report_tables(reports)
+    assert "imagined states/s" in tables
+    assert "of ceiling" in tables
+    assert not compare_reports(reports[0], reports[0]).regressions
