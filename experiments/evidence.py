@@ -96,13 +96,8 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
     """Train one seed in its own process, or resume its run, and read its result.
 
     Machine, commit and seconds of every process are kept in a file next to the run directory, so
-    they are those of the training whenever the result is written.
-
-    Args:
-        run: kind of run.
-        seed: of the run.
-        logdir: its run directory.
-        cores: CPU cores to pin to, such as ``0``; empty takes all.
+    they are those of the training whenever the result is written. ``cores`` are the CPU cores to
+    pin to, such as ``0``; empty takes all.
 
     Raises:
         SystemExit: the directory holds a run that this script did not start, or training ended

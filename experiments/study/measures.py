@@ -165,16 +165,10 @@ def moved_share(real: Array, shown: Array) -> Array:
 
 
 def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
-    """Microseconds to decode one latent, 256 decoded at once.
+    """Microseconds `[rounds]` that each world model needs to decode one of 256 latents.
 
     All programs are compiled first and then timed in turn, round by round, so that other load on
     the machine affects all of them equally.
-
-    Args:
-        worlds: trained world models by name; their settings choose how latents are decoded.
-
-    Returns:
-        `[repeats]` by name.
     """
     programs, times = {}, {name: [] for name in worlds}
     for name, world in worlds.items():
@@ -196,10 +190,7 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
 def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
     """Does the model remember the cue? All frames but the last are read, the last is imagined.
 
-    Args:
-        world: a trained world model; its settings choose how latents are decoded.
-        windows: :class:`Batch` `[W, T]`, complete episodes of the probe (``probe.py``).
-        seed: of the sampled latents.
+    The arguments are those of :func:`measure`; a window is a complete episode of ``probe.py``.
 
     Returns:
         ``recall`` `[W]`: 1 where the reward predicted for the imagined frame has the right sign;

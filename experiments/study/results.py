@@ -237,13 +237,7 @@ def _colours(rows: Mapping[str, Any]) -> list[str]:
 def write_results(
     study: Study, scale: Scale, rows: list[tuple[Variant, dict[str, Any]]], out: Path
 ) -> Path:
-    """Write ``result.json``, the figures and the page of finished cells.
-
-    Args:
-        study: the comparison.
-        scale: its size.
-        rows: variants with their cells, one per seed.
-        out: directory of the results.
+    """Write ``result.json``, the figures and the page of finished cells, one per variant and seed.
 
     Returns:
         The page's path.

@@ -34,17 +34,10 @@ from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import INTERRUPTED, train
 from emerald_jax.training.signals import StoppedError
 from emerald_jax.types import Array, Batch, Key, Params
-from experiments.study import measures, tiles
+from experiments.study import measures, tiles, worlds
 from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
 from experiments.study.results import TIMING_FILE, digits, row_label, write_results
-from experiments.study.worlds import (
-    Recorded,
-    World,
-    kept_world,
-    probe_play,
-    recorded_play,
-    whole_windows,
-)
+from experiments.study.worlds import Recorded, World
 
 #: Training episodes that count as an agent's score.
 _LAST_EPISODES = 100
@@ -149,17 +142,18 @@ class Work:
         if variant.data not in self._recorded:
             config = config_of(self.scale, variant)
             if variant.data:
-                found = probe_play(self.scale, config, variant.data)
+                found = worlds.probe_play(self.scale, config, variant.data)
             else:
                 folder, record = self.data or self.out / "data", self.data is None
-                found = recorded_play(self.scale, config, folder, record=record)
+                found = worlds.recorded_play(self.scale, config, folder, record=record)
             self._recorded = {variant.data: found}
         return self._recorded[variant.data]
 
     def trained(self, variant: Variant, seed: int) -> World:
         """The trained world model of a variant."""
         config, updates = config_of(self.scale, variant), updates_of(self.scale, variant)
-        return kept_world(self.kept, config, self.recorded(variant), updates=updates, seed=seed)
+        recorded = self.recorded(variant)
+        return worlds.kept_world(self.kept, config, recorded, updates=updates, seed=seed)
 
     def windows(self, variant: Variant) -> Batch:
         """Held-out windows: the same for all variants and seeds."""
@@ -167,18 +161,23 @@ class Work:
         if variant.data:
             length = int(variant.data.removeprefix(PROBE)) + 1
         held_out = self.recorded(variant).held_out
-        return whole_windows(held_out, self.scale.windows, length, seed=0)
+        return worlds.whole_windows(held_out, self.scale.windows, length, seed=0)
 
     def world(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train a world model and measure it in every reading."""
         world, windows = self.trained(variant, seed), self.windows(variant)
         env, readings = self.recorded(variant).env, {}
+        large = tiles.tile_size(windows.image.shape[2]) >= tiles.SMALLEST_TILE
+        pictures = large and env == "crafter" and "tile_accuracy" in self.study.metrics
         for label, read in _readings(world, variant):
             if variant.data:
                 values = measures.recall(read, windows, seed=seed)
             else:
-                details = "tile_accuracy" in self.study.metrics and env == "crafter"
-                values = _measured(read, windows, self.scale.context, seed, details)
+                context = self.scale.context
+                values = measures.measure(read, windows, context, seed=seed, pictures=pictures)
+            if pictures:
+                recon = values.pop("recon")
+                values |= tiles.details(windows.image[: len(recon)], recon)
             readings[label] = {name: digits(x) for name, x in values.items()}
         sizes = {n: sum(x.size for x in jax.tree.leaves(tree)) for n, tree in world.params.items()}
         updates = updates_of(self.scale, variant)
@@ -196,10 +195,11 @@ class Work:
     def finish(self, variants: Sequence[Variant]) -> None:
         """Draw dreams of the first seed's models and time their decoding, where still missing."""
         variants = [v for v in variants if not (v.agent or v.data)]
-        paths = {v.label: self.out / _strip_name(v.label) for v in variants}
+        names = {v.label: f"-{_file_name(v.label)}" if v.label else "" for v in variants}
+        paths = {label: self.out / f"strip{name}.png" for label, name in names.items()}
         timing_file = self.out / TIMING_FILE
         timed = "decode_us" in self.study.metrics and not timing_file.is_file()
-        worlds = {}
+        read = {}
         for variant in variants:
             missing = not paths[variant.label].exists()
             if not (timed or missing):
@@ -207,10 +207,9 @@ class Work:
             world = self.trained(variant, seed=0)
             if missing:
                 draw(world, self.windows(variant), self.scale.context, paths[variant.label])
-            for label, read in _readings(world, variant):
-                worlds[row_label(variant.label, label)] = read
-        if timed and worlds:
-            times = {k: digits(x) for k, x in measures.decoding_times(worlds).items()}
+            read |= {row_label(variant.label, k): w for k, w in _readings(world, variant)}
+        if timed:
+            times = {k: digits(x) for k, x in measures.decoding_times(read).items()}
             content = {"decode_us": times, "machine": machine_line()}
             write_atomic(timing_file, (json.dumps(content) + "\n").encode())
 
@@ -247,26 +246,11 @@ def _readings(world: World, variant: Variant) -> list[tuple[str, World]]:
     ]
 
 
-def _measured(
-    world: World, windows: Batch, context: int, seed: int, details: bool
-) -> dict[str, np.ndarray]:
-    """:func:`measures.measure`, with the details of Crafter's pictures if asked for."""
-    pictures = details and tiles.tile_size(windows.image.shape[2]) >= tiles.SMALLEST_TILE
-    values = measures.measure(world, windows, context, seed=seed, pictures=pictures)
-    if pictures:
-        recon = values.pop("recon")
-        values |= tiles.details(windows.image[: len(recon)], recon)
-    return values
-
-
 def draw(world: World, windows: Batch, context: int, path: Path) -> None:
     """Draw dreams beside reality and, of a MaskGIT, the decoding of one latent.
 
-    Args:
-        world: a trained world model.
-        windows: :class:`Batch` `[W, T]` within one episode each.
-        context: real frames read before the dream.
-        path: of the strip, ``strip-NAME.png``; the other is ``decoding-NAME.png`` next to it.
+    The dreams begin after ``context`` frames of ``windows`` `[W, T]`. ``path`` is that of the first
+    picture, ``strip-NAME.png``; the other is ``decoding-NAME.png`` next to it.
     """
     count, length = min(_SEQUENCES, len(windows.action)), min(_FRAMES, windows.action.shape[1])
     part = Batch(
@@ -310,7 +294,3 @@ def _settings(scale: Scale, variant: Variant, seed: int) -> dict[str, Any]:
 
 def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in label)
-
-
-def _strip_name(label: str) -> str:
-    return f"strip-{_file_name(label)}.png" if label else "strip.png"

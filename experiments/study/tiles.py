@@ -97,11 +97,7 @@ def cut(images: np.ndarray, columns: int, rows: int, top: int) -> np.ndarray:
 
 
 def nearest(tiles: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest template of each tile, and its distance.
-
-    Args:
-        tiles: `[N, unit, unit, 3]`.
-        templates: `[M, unit, unit, 3]`.
+    """Find the nearest of templates `[M, unit, unit, 3]` for tiles `[N, unit, unit, 3]`.
 
     Returns:
         `[N]` index and root mean square error in grey levels.
@@ -134,11 +130,9 @@ def read_items(images: np.ndarray) -> np.ndarray:
 
 
 def details(real: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
-    """Shares of the real frames' tiles and items that their reconstructions show.
+    """Shares of the tiles and items of real frames that their reconstructions show.
 
-    Args:
-        real: `[W, T, S, S, 3]` uint8.
-        shown: `[W, T, S, S, 3]` float in [0, 1].
+    Real frames are `[W, T, S, S, 3]` uint8, those shown `[W, T, S, S, 3]` float in [0, 1].
 
     Returns:
         ``tile_accuracy`` `[W]`, over certain tiles of the map that are not plain grass; absent

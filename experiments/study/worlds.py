@@ -37,15 +37,7 @@ _TRIES = 50
 
 
 class Recorded(NamedTuple):
-    """Recorded play of one kind.
-
-    Attributes:
-        train: records to train on.
-        held_out: records that no model is trained on.
-        num_actions: A.
-        env: name of the environment.
-        digest: identifies the recording.
-    """
+    """Recorded play: records to train on and others to measure on, and their origin."""
 
     train: Replay
     held_out: Replay
@@ -73,13 +65,7 @@ class World(NamedTuple):
 
 
 def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -> Recorded:
-    """Read a data set; record it first where ``record`` allows it and there is none.
-
-    Args:
-        scale: environment and number of steps to record.
-        config: environment and image size.
-        folder: of the data set.
-        record: play at random and write ``folder`` if it holds no data set.
+    """Read the data set ``folder``; with ``record``, play at random first if there is none.
 
     Raises:
         ConfigError: its images have another size than the model's.
@@ -112,13 +98,7 @@ def probe_play(scale: Scale, config: Config, data: str) -> Recorded:
 
 
 def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
-    """Windows within one episode each, drawn uniformly among all such windows.
-
-    Args:
-        replay: the records.
-        count: windows W.
-        length: records T of each.
-        seed: of the draw.
+    """Draw ``count`` windows W of ``length`` records T, uniformly among those within one episode.
 
     Returns:
         :class:`Batch` `[W, T]` of numpy arrays, without carry.
@@ -159,7 +139,7 @@ def train_world(
         num_actions: A.
         updates: gradient steps, at most.
         seed: of parameters, batches and sampled latents.
-        every: updates between two rows of the curve; 0 makes forty rows.
+        every: updates from one row of the curve to the next; 0 makes forty rows.
         stop: called with each row; True ends the training.
 
     Raises:
