@@ -84,11 +84,11 @@ def main() -> None:
 def write_overfit_page(folder: Path) -> Path:
     """Write the page of the result in ``folder``."""
     result = json.loads((folder / RESULT_FILE).read_text())
-    facts = [(name, str(value)) for name, value in result.items() if name != "curve"]
+    settings = [(name, str(value)) for name, value in result.items() if name != "curve"]
     curve = [(str(number), f"{error:.6f}") for number, error in result["curve"]]
     about = f"[`python -m experiments.overfit`](../../overfit.py): {__doc__.splitlines()[0]}"
     tables = (
-        Table(columns=("", "value"), rows=facts),
+        Table(columns=("", "value"), rows=settings),
         Table(columns=("updates", "pixel error"), rows=curve),
     )
     return write_page(folder, about, [table.markdown() for table in tables])

@@ -131,9 +131,9 @@ def test_evidence_reads_a_run(run, tmp_path):
     assert f"| seed_0 | 7 | {found['last_100']:.2f} |" in row
     evidence.draw(evidence.RUNS["quickstart"], tmp_path)
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    for asked in evidence.RUNS.values():
-        for words in asked.stages:
-            assert parse_train(words).preset == words[0]
+    for kind in evidence.RUNS.values():
+        for stage in kind.stages:
+            assert parse_train(stage).preset == stage[0]
 
 
 def test_evidence_resumes_a_run(run, tmp_path, monkeypatch):
@@ -146,21 +146,21 @@ def test_evidence_resumes_a_run(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evidence, "_wait", train)
     monkeypatch.setattr(evidence, "_machine", lambda: f"commit {len(commands)}")
-    asked = (evidence.RUNS["crafter"], 3, tmp_path / "crafter-3", "")
+    arguments = (evidence.RUNS["crafter"], 3, tmp_path / "crafter-3", "")
     with pytest.raises(SystemExit) as stopped:
-        evidence.run_seed(*asked)
+        evidence.run_seed(*arguments)
     assert stopped.value.code == 75
     notes = json.loads((tmp_path / "crafter-3.json").read_text())
     notes["sittings"][0]["seconds"] = 600.0
     (tmp_path / "crafter-3.json").write_text(json.dumps(notes))
-    found = evidence.run_seed(*asked)
+    found = evidence.run_seed(*arguments)
     assert commands[1][-4:-1] == ["--max-minutes", "15.00", "--logdir"], "only what is left"
     assert [sitting["machine"] for sitting in found["sittings"]] == ["commit 0", "commit 1"]
     assert found["seconds"] >= 600
     assert found["episodes"] == 20
     assert found["done"] == 1
     assert str(tmp_path) not in json.dumps(found["sittings"]), "no path of this machine"
-    evidence.run_seed(*asked)
+    evidence.run_seed(*arguments)
     assert len(commands) == 2, "a finished run is only read"
 
 
@@ -174,18 +174,18 @@ def test_evidence_in_stages(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evidence, "_wait", train)
     monkeypatch.setattr(evidence, "_machine", lambda: "here")
-    asked = (evidence.RUNS["minatar"], 0, tmp_path / "minatar-0", "")
+    arguments = (evidence.RUNS["minatar"], 0, tmp_path / "minatar-0", "")
     with pytest.raises(SystemExit):
-        evidence.run_seed(*asked)
-    evidence.run_seed(*asked)
+        evidence.run_seed(*arguments)
+    evidence.run_seed(*arguments)
     stages = evidence.RUNS["minatar"].stages
-    kinds = [next(i for i, words in enumerate(stages) if _has(c, words)) for c in commands]
+    kinds = [next(i for i, stage in enumerate(stages) if _has(c, stage)) for c in commands]
     assert kinds == [0, 1, 1, 2], "a stopped stage is resumed"
 
 
-def _has(command, words):
+def _has(command, stage):
     at = command.index("train") + 1
-    return tuple(command[at : at + len(words)]) == words
+    return tuple(command[at : at + len(stage)]) == stage
 
 
 def test_evidence_refuses_in_one_line(run, tmp_path, capsys):
@@ -195,8 +195,8 @@ def test_evidence_refuses_in_one_line(run, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit) as left:
             refused()
-        said = capsys.readouterr().err
+        message = capsys.readouterr().err
         assert left.value.code == 2
-        assert said.startswith("evidence: ")
-        assert why in said
-        assert said.count("\n") == 1
+        assert message.startswith("evidence: ")
+        assert why in message
+        assert message.count("\n") == 1

@@ -47,12 +47,12 @@ _SIZES = ("seeds", "updates", "windows", "horizon")
 _SEQUENCES, _FRAMES = 2, 24
 
 
-def main(study: Study, words: Sequence[str] | None = None) -> int:
+def main(study: Study, arguments: Sequence[str] | None = None) -> int:
     """Run a study from the command line.
 
     Args:
         study: of the experiment file.
-        words: arguments of the command line; None takes the process' own.
+        arguments: of the command line; None takes those of the process.
 
     Returns:
         The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, 75 when
@@ -66,7 +66,7 @@ def main(study: Study, words: Sequence[str] | None = None) -> int:
     add("--worlds", type=Path, help="shared folder of trained models (default: OUT/worlds)")
     for name in _SIZES:
         add(f"--{name}", type=int, help=f"replaces the scale's {name}")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     out = options.out or Path("runs/studies") / f"{study.name}-{options.scale}"
     sizes = {name: value for name in _SIZES if (value := getattr(options, name)) is not None}
     scale = dataclasses.replace(study.scales[options.scale], **sizes)

@@ -90,13 +90,13 @@ def test_figures_are_drawn(tmp_path):
             assert np.asarray(image.convert("L")).std() > 5
 
 
-def git(folder, *words):
+def git(folder, *arguments):
     """Git, with an identity of its own."""
     who = ["-c", "user.name=n", "-c", "user.email=n@localhost"]
-    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_commit_only_where_the_package_is_tracked(tmp_path):
     package = tmp_path / "package"
     package.mkdir()

@@ -121,13 +121,13 @@ def test_settings_are_changed_by_name():
 
 
 def test_a_refusal_is_one_line(tmp_path, computed, capsys):
-    words = ["--out", str(tmp_path)]
-    assert study.main(STUDY, words) == 0
-    assert study.main(STUDY, [*words, "--updates", "4"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("test: ")
-    assert said.endswith("is a cell of other settings: choose another --out\n")
-    assert said.count("\n") == 1
+    arguments = ["--out", str(tmp_path)]
+    assert study.main(STUDY, arguments) == 0
+    assert study.main(STUDY, [*arguments, "--updates", "4"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("test: ")
+    assert message.endswith("is a cell of other settings: choose another --out\n")
+    assert message.count("\n") == 1
 
 
 def test_a_stopped_agent_is_no_finished_cell(tmp_path, monkeypatch, capsys):
@@ -149,8 +149,8 @@ def test_a_stopped_agent_is_no_finished_cell(tmp_path, monkeypatch, capsys):
         curves={},
         points={"score": "return"},
     )
-    words = ["--out", str(tmp_path)]
-    assert study.main(agents, words) == INTERRUPTED
+    arguments = ["--out", str(tmp_path)]
+    assert study.main(agents, arguments) == INTERRUPTED
     assert not list(tmp_path.glob("cells/*"))
-    assert study.main(agents, words) == 0
+    assert study.main(agents, arguments) == 0
     assert json.loads((tmp_path / "cells" / "a-0.json").read_text())["episodes"] == 2
