@@ -1,6 +1,6 @@
-"""Pages that are read off the code when the documentation is built: settings, presets, the API.
+"""Fill pages from the code when the documentation is built: settings, presets, the API.
 
-A page asks with a line of its own: ``<!-- settings -->``, ``<!-- presets -->``, ``<!-- api -->``.
+A page has a line for each: ``<!-- settings -->``, ``<!-- presets -->``, ``<!-- api -->``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,17 @@ _SOURCES = {"P": "paper", "R": "release", "D": "DreamerV3", "O": "own"}
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """MkDocs calls this for every page."""
+    """Called by MkDocs for every page: replace the marks."""
     del kwargs
-    for mark, make in _MADE.items():
-        line = f"<!-- {mark} -->"
-        if line in markdown:
-            markdown = markdown.replace(line, make())
+    for make in (settings, presets, api):
+        mark = f"<!-- {make.__name__} -->"
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
     return markdown
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Sphinx's roles in docstrings, ``:class:`X```, become plain code."""
+    """Turn Sphinx's roles in docstrings, ``:class:`X```, into plain code."""
     del kwargs
     return re.sub(r":(?:attr|class|data|func|meth|mod):<code>", "<code>", html)
 
@@ -41,33 +40,34 @@ def settings() -> str:
     """Every setting, group by group, with default, meaning and source."""
     tree = ast.parse((ROOT / "emerald_jax" / "config.py").read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    # Group of settings -> its class, in the order of Config.
+    fields = [node for node in classes["Config"].body if isinstance(node, ast.AnnAssign)]
+    kinds = {field.target.id: ast.unparse(field.annotation) for field in fields}
+    groups = {name: kind for name, kind in kinds.items() if kind.endswith("Config")}
     parts = []
-    for name, group in (("Config", ""), *_groups(classes["Config"])):
+    for group, kind in {"": "Config", **groups}.items():
+        prefix, hidden = (f"{group}.", ()) if group else ("", ("preset", *groups))
         rows = [
-            f"| `--{group}{field.replace('_', '-')}` | {_cell(default)} | {_cell(text)} |"
-            for field, default, text in _fields(classes[name])
-            if field not in ("preset", *(g.rstrip(".") for _, g in _groups(classes["Config"])))
-            or group
+            f"| `--{(prefix + name).replace('_', '-')}` | {_cell(default)} | {_cell(text)} |"
+            for name, default, text in _fields(classes[kind])
+            if name not in hidden
         ]
-        title = f"`{group.rstrip('.')}`" if group else "The run"
-        about = ast.get_docstring(classes[name], clean=True) or ""
-        head = "| setting | default | meaning |\n|---|---|---|"
-        parts.append("\n".join([f"## {title}", "", " ".join(about.split()), "", head, *rows]))
+        about = " ".join((ast.get_docstring(classes[kind]) or "").split())
+        title = f"## `{group}`" if group else "## The run"
+        table = "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+        parts.append(f"{title}\n\n{about}\n\n{table}")
     return "\n\n".join(parts)
 
 
 def presets() -> str:
-    """What each preset changes."""
-    base = _flat(Config().to_dict())
-    parts = []
+    """The settings that each preset changes."""
+    base, parts = _flat(Config().to_dict()), []
     for name, (about, config) in PRESETS.items():
-        changed = {
-            k: v for k, v in _flat(config.to_dict()).items() if v != base[k] and k != "preset"
-        }
-        parts.append(f"### {name}\n\n{about[0].upper()}{about[1:]}.\n")
-        if changed:
-            rows = [f"| `--{k.replace('_', '-')}` | `{v}` |" for k, v in changed.items()]
-            parts.append("\n".join(["| setting | value |", "|---|---|", *rows, ""]))
+        values = _flat({**config.to_dict(), "preset": base["preset"]})
+        changed = {k: v for k, v in values.items() if v != base[k]}
+        rows = [f"| `--{k.replace('_', '-')}` | `{v}` |\n" for k, v in changed.items()]
+        table = "".join(["| setting | value |\n|---|---|\n", *rows]) if rows else ""
+        parts.append(f"### {name}\n\n{about[0].upper()}{about[1:]}.\n\n{table}")
     return "\n".join(parts)
 
 
@@ -83,42 +83,29 @@ def api() -> str:
     return "\n".join(parts)
 
 
-def _groups(config: ast.ClassDef) -> list[tuple[str, str]]:
-    """Class and prefix of every group of settings, in the order of ``Config``."""
-    return [
-        (field.annotation.id, f"{field.target.id}.")
-        for field in config.body
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.annotation, ast.Name)
-        and field.annotation.id.endswith("Config")
-    ]
-
-
 def _fields(node: ast.ClassDef) -> list[tuple[str, str, str]]:
     """Name, default and documentation of a dataclass' fields."""
     found = []
     for field, text in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            default = ast.unparse(field.value) if field.value else ""
+            default = f"`{ast.unparse(field.value)}`" if field.value else ""
             is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             about = " ".join(text.value.value.split()) if is_text else ""
-            found.append((field.target.id, f"`{default}`", about))
+            found.append((field.target.id, default, about))
     return found
 
 
 def _cell(text: str) -> str:
-    """Text that cannot end a table's cell; sources spelt out."""
+    """Text for a table's cell, with the sources in full."""
     for letter, source in _SOURCES.items():
         text = text.replace(f" ({letter})", f" *({source})*")
     return text.replace("|", "\\|")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
-
-
-_MADE: dict[str, Callable[[], str]] = {"settings": settings, "presets": presets, "api": api}

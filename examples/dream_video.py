@@ -1,38 +1,33 @@
-"""Let a trained agent look at real frames, dream on, and save the dream beside reality.
+"""Show real frames to a trained agent, let it dream on, and save the dream beside reality.
 
 python examples/dream_video.py runs/quickstart-0 --out dream.gif
 """
 
 from __future__ import annotations
 
-import argparse
-
 import jax
 import numpy as np
+import tyro
 
 import emerald_jax as ej
+from emerald_jax.look.film import FilmPlan, film_run, save_film
+from emerald_jax.run.recordings import Recordings
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run")
-    parser.add_argument("--out", default="dream.gif")
-    parser.add_argument("--horizon", type=int, default=20)
-    options = parser.parse_args()
+def main(run: str, /, out: str = "dream.gif", horizon: int = 20) -> None:
+    """Dream ``horizon`` steps with the agent of a run directory."""
+    agent = ej.load(run)
 
-    agent = ej.load(options.run)
-
-    # The arrays of a dream: four recorded frames are seen, then the agent's policy steers.
-    clip = ej.Recordings(options.run).draw(4, np.random.default_rng(0))
-    dream = agent.imagine(clip.image, clip.action, horizon=options.horizon, key=jax.random.key(0))
+    # Arrays: the agent reads four recorded frames, then follows its own policy in the dream.
+    clip = Recordings(run).draw(4, np.random.default_rng(0))
+    dream = agent.imagine(clip.image, clip.action, horizon=horizon, key=jax.random.key(0))
     print(f"frames {dream.frames.shape}, tokens {dream.tokens.shape}")
-    print(f"predicted return {dream.rewards.sum():.2f}, surest token {dream.confidence.max():.3f}")
+    print(f"predicted return {dream.rewards.sum():.2f}, best token {dream.confidence.max():.3f}")
 
-    # The film: the real environment takes the dreamt actions, so both can be compared.
-    plan = ej.FilmPlan(source="reset", actions="policy", horizon=options.horizon)
-    print(f"saved {ej.save_film(ej.film_run(agent, options.run, plan), options.out)}")
+    # A film: the real environment takes the dreamt actions, so the two can be compared.
+    plan = FilmPlan(source="reset", actions="policy", horizon=horizon)
+    print(f"saved {save_film(film_run(agent, run, plan), out)}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,6 +1,6 @@
-"""Train on an environment of your own: anything that is a Gymnasium environment with images.
+"""Train on your own environment: any Gymnasium environment with images and discrete actions.
 
-Here a dot must be steered onto a square. The same works from the command line, in this folder:
+Here a dot must be steered onto a square. The command line does the same, in this folder:
 ``emerald-jax train quickstart --env own_environment:Reach``.
 
     python examples/own_environment.py --logdir runs/reach
@@ -8,12 +8,12 @@ Here a dot must be steered onto a square. The same works from the command line, 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
+import tyro
 from gymnasium.spaces import Box, Discrete
 
 import emerald_jax as ej
@@ -23,13 +23,13 @@ SIDE, MOVES = 8, np.array([(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)])
 
 
 class Reach(gymnasium.Env):
-    """A dot, a square, five moves; reward 1 for reaching it, and thirty steps of time."""
+    """A dot, a square and five moves; reward 1 at the square, at most thirty steps."""
 
     observation_space = Box(0, 255, (2 * SIDE, 2 * SIDE, 3), np.uint8)
     action_space = Discrete(len(MOVES))
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
-        """Put dot and square on different places."""
+        """Put dot and square at different places."""
         super().reset(seed=seed)
         places = self.np_random.permutation(SIDE * SIDE)[:2]
         self.dot, self.square = (np.array(divmod(int(p), SIDE)) for p in places)
@@ -40,8 +40,8 @@ class Reach(gymnasium.Env):
         """Move the dot."""
         self.dot = np.clip(self.dot + MOVES[action], 0, SIDE - 1)
         self.left -= 1
-        there = bool((self.dot == self.square).all())
-        return self._image(), float(there), there, self.left == 0, {}
+        reached = bool((self.dot == self.square).all())
+        return self._image(), float(reached), reached, self.left == 0, {}
 
     def _image(self) -> np.ndarray:
         image = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -50,28 +50,16 @@ class Reach(gymnasium.Env):
         return image.repeat(2, axis=0).repeat(2, axis=1)
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--logdir", default="runs/reach")
-    parser.add_argument("--preset", default="quickstart")
-    parser.add_argument("--steps", type=int, default=30_000)
-    options = parser.parse_args()
-
+def main(logdir: str = "runs/reach", preset: str = "quickstart", steps: int = 30_000) -> None:
+    """Train an agent for ``steps`` steps."""
     register("reach", Reach)
-    preset = ej.get_preset(options.preset)
-    config = replace(
-        preset,
-        env="reach",
-        logdir=options.logdir,
-        steps=options.steps,
-        devices=1,
-        envs=replace(preset.envs, workers="inline"),
-    )
+    config = ej.get_preset(preset)
+    envs = replace(config.envs, workers="inline")
+    config = replace(config, env="reach", logdir=logdir, steps=steps, devices=1, envs=envs)
     config.validate()
     result = ej.train(config)
     print(f"{result.updates} updates, mean return {result.score:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,50 +1,48 @@
-"""The world model alone, on a recorded video: no rewards, no agent, actions if there are any.
+"""Train the world model alone on a video: no rewards, no agent, actions if there are any.
 
-Trains encoder, transformer and MaskGIT on a video's frames, then imagines how it goes on and says
-how far off that is. Without a video it records one of Catch played at random.
+Encoder, transformer and MaskGIT are trained on the frames, then the continuation of a window is
+imagined and compared with the real one. Without a video, random play of Catch is recorded.
 
     python examples/video_model.py [--video film.npz] [--updates 300] [--out next.png]
 
-The file holds ``image`` `[T, 16, 16, 3]` uint8 and may hold ``action`` `[T]`, what led into each.
+The file holds ``image`` `[T, 16, 16, 3]` uint8 and optionally ``action`` `[T]`, leading into each.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from PIL import Image
 
 import emerald_jax as ej
+from emerald_jax.run.pictures import report_strip
 
 CONTEXT = 4
 
 
-def main() -> None:
-    """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--video")
-    parser.add_argument("--updates", type=int, default=300)
-    parser.add_argument("--preset", default="quickstart")
-    parser.add_argument("--out", default="next.png")
-    options = parser.parse_args()
-
-    config = ej.get_preset(options.preset)
-    image, action, num_actions = video(options.video, config)
-    model = ej.build_world_model(config, num_actions)
-    params = ej.init_world_model(model, jax.random.key(0))
+def main(
+    video: str | None = None,
+    updates: int = 300,
+    preset: str = "quickstart",
+    out: str = "next.png",
+) -> None:
+    """Train on a video file, then save a picture of the imagined frames as ``out``."""
+    config = ej.get_preset(preset)
+    image, action, num_actions = read_video(video, config)
+    learner = ej.build_learner(config, num_actions)
+    params = ej.init_state(learner, jax.random.key(0)).params["world_model"]
     optimizer = optax.adam(config.optim.model_lr)
     opt_state = optimizer.init(params)
 
     def loss(params: dict, batch: ej.Batch, keys: jax.Array) -> tuple:
-        one = partial(ej.world_model_losses, params, model=model, config=config.loss)
+        one = partial(ej.world_model_losses, params, model=learner.model, config=config.loss)
         terms, (_, metrics) = jax.vmap(one)(batch, keys)
-        # A video has frames only: what ties the latents together stays, reward and end go.
+        # A video has no rewards and no episode ends.
         weights = {n: getattr(config.loss, n) for n in terms if n not in ("reward", "cont")}
         return sum(w * terms[n].mean() for n, w in weights.items()), metrics["pixel_error"].mean()
 
@@ -52,30 +50,27 @@ def main() -> None:
     def update(params: dict, opt_state: optax.OptState, batch: ej.Batch, key: jax.Array) -> tuple:
         keys = jax.random.split(key, len(batch.action))
         grads, error = jax.grad(loss, has_aux=True)(params, batch, keys)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state, error
+        change, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, change), opt_state, error
 
     random = np.random.default_rng(0)
-    for step in range(options.updates):
-        batch = windows(image, action, config, model, random)
-        params, opt_state, error = update(params, opt_state, batch, jax.random.key(step))
-    print(f"pixel error after {options.updates} updates: {error:.4f}")
+    draw = partial(windows, image, action, config, ej.init_carry(learner, config.replay.batch))
+    for step in range(updates):
+        params, opt_state, error = update(params, opt_state, draw(random), jax.random.key(step))
+    print(f"pixel error after {updates} updates: {error:.4f}")
 
-    # Imagine the end of one window from its beginning and its actions.
-    learner = ej.build_learner(config, num_actions)._replace(model=model)
-    dream = jax.jit(partial(ej.open_loop, learner=learner, context=CONTEXT))
-    batch = windows(image, action, config, model, random)
+    # Imagine the end of a window from its beginning and its actions.
+    batch, dream = draw(random), jax.jit(partial(ej.open_loop, learner=learner, context=CONTEXT))
     seen = dream({"world_model": params}, batch, jax.random.split(jax.random.key(1), len(batch[1])))
     recon, imagined = (np.round(255 * np.asarray(x)).astype(np.uint8) for x in seen[:2])
-    off = np.square((imagined[:, CONTEXT:] - batch.image[:, CONTEXT:].astype(float)) / 255).mean()
-    print(f"mean squared error of the imagined frames: {off:.4f}")
-    rows = slice(0, 3)
-    strip = ej.report_strip(batch.image[rows], recon[rows], imagined[rows], CONTEXT)
-    Image.fromarray(strip).save(options.out)
+    error = np.square((imagined[:, CONTEXT:] - batch.image[:, CONTEXT:].astype(float)) / 255).mean()
+    print(f"mean squared error of the imagined frames: {error:.4f}")
+    strip = report_strip(batch.image[:3], recon[:3], imagined[:3], CONTEXT)
+    Image.fromarray(strip).save(out)
 
 
-def video(path: str | None, config: ej.Config) -> tuple[np.ndarray, np.ndarray, int]:
-    """Frames, the action that led into each, and how many actions there are."""
+def read_video(path: str | None, config: ej.Config) -> tuple[np.ndarray, np.ndarray, int]:
+    """Frames `[T, ...]`, the action `[T]` that led into each, and the number of actions."""
     if path:
         file = np.load(path, allow_pickle=False)
         count = len(file["image"])
@@ -94,20 +89,17 @@ def windows(
     image: np.ndarray,
     action: np.ndarray,
     config: ej.Config,
-    model: ej.WorldModel,
+    carry: ej.Carry,
     random: np.random.Generator,
 ) -> ej.Batch:
-    """A batch of windows about whose past nothing is known."""
+    """A batch of windows with an unknown past."""
     count, length = config.replay.batch, config.replay.length
     at = random.integers(len(image) - length + 1, size=count)[:, None] + np.arange(length)
     flag = np.zeros((count, length), bool)
-    reset = flag.copy()
+    reset = action[at] < 0  # a cut in the film
     reset[:, 0] = True
-    reset |= action[at] < 0  # a cut in the film
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), ej.empty_carry(model))
-    reward = np.zeros((count, length), np.float32)
-    return ej.Batch(image[at], action[at], reward, flag, flag, flag, reset, carry)
+    return ej.Batch(image[at], action[at], np.float32(flag), flag, flag, flag, reset, carry)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

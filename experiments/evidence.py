@@ -1,13 +1,15 @@
-"""Does the agent learn? Whole runs as a user would start them, seed by seed, and their curves.
+"""Does the agent learn? Complete runs with the commands of a user, seed by seed.
 
 Claim: quickstart and minatar reach their goal on every seed; crafter and pong have no goal here,
-    ``emerald-jax report`` puts their run directories beside the published numbers.
-Source: own goals, below in ``RUNS``.
-Command: python experiments/evidence.py quickstart|minatar|crafter|pong [--seeds 0 1 2]
-    A run that was stopped goes on; a seed whose result is there is not run again.
-Cost: quickstart three minutes a seed on two CPU cores, minatar 80 minutes a seed on one; crafter
-    and pong ask for a GPU: 25 minutes and some hours (estimated).
-Result: experiments/results/NAME/: seed_N.json and seed_N.png of every seed, curve.png of all
+    ``emerald-jax report`` compares their run directories with the published numbers (DreamerV3
+    on Crafter: 14.5 % at 1 M steps).
+Source: own goals, in ``RUNS`` below.
+Command: python -m experiments.evidence quickstart|minatar|crafter|pong [--seeds 0 1 2]
+    The same command resumes a stopped run, and skips seeds that have a result.
+Hardware and time: quickstart 3 minutes a seed on two CPU cores, minatar 80 minutes a seed on one;
+    crafter 25 minutes and pong some hours on a GPU (estimated).
+Seeds: quickstart 5, minatar 3, the others 1.
+Result: results/quickstart and results/minatar: both reach their goal; the others are not run.
 """
 
 from __future__ import annotations
@@ -25,27 +27,41 @@ from typing import Any, NoReturn
 import numpy as np
 
 from emerald_jax.look.figures import learning_curve, seeds_figure
+from emerald_jax.reports.runs import Table
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
 from emerald_jax.run.files import write_atomic
 from emerald_jax.run.log import achievements_of, is_whole_row
 from emerald_jax.scores import crafter_score, success_rates
+from experiments.study.page import write_page
 
 HERE = Path(__file__).resolve().parent
-#: Training episodes that count as a run's score, and points of a curve that is kept.
+#: Training episodes that count as a run's score, and points of the curve in a result.
 LAST, POINTS = 100, 120
+#: Columns of a page's table: heading, key in a result, format.
+_COLUMNS = (
+    ("seed", "seed", "d"),
+    (f"last {LAST} episodes", "last_100", ".2f"),
+    (f"first {LAST} episodes", "first_100", ".2f"),
+    ("evaluation", "eval/return", ".2f"),
+    ("standard error", "eval/return_error", ".2f"),
+    ("episodes", "episodes", ",d"),
+    ("env steps", "env_steps", ",d"),
+    ("updates", "updates", ",d"),
+    ("wall time, s", "seconds", ",.0f"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is shown to learn.
+    """One kind of run.
 
     Attributes:
-        stages: words of ``emerald-jax train``, one command after another on the same directory.
+        stages: arguments of ``emerald-jax train``, command after command on the same directory.
         seeds: by default.
-        goal: mean score of the last 100 training episodes to reach; None where the return says
-            less than what ``emerald-jax report`` makes of the run directory.
+        goal: mean score of the last 100 training episodes to reach; None for benchmarks with a
+            score of their own, see ``emerald-jax report``.
         title: of the figure.
-        minutes: after which a run ends; 0 sets no limit.
+        minutes: time limit of a run; 0 for none.
     """
 
     stages: tuple[tuple[str, ...], ...]
@@ -55,11 +71,11 @@ class Run:
     minutes: float = 0.0
 
 
-#: A steady learning rate keeps the model of Breakout from becoming exact, and a wrong dream of the
-#: ball is a lost game; so learning rates, at last the entropy too, are lowered as the agent learns.
-#: After 600,000 steps it returns 6, and most games end at a few places that the model is sure to be
-#: the end, whatever is done there. So from then on chance gets longer arms, what it finds is shown
-#: more often than it happens, and a smaller replay shows it sooner.
+#: How these stages were found: docs/notes/breakout.md. In short, a steady learning rate keeps the
+#: model of Breakout inexact, so the rates fall. After 600,000 steps the agent returns 6 and most
+#: games end at a few places where the model predicts the end whatever the action. Stage two
+#: therefore uses temporally correlated exploration noise (noise_hold), over-samples high-return
+#: episodes (best_of) and takes a smaller replay; stage three also lowers the entropy.
 _SEARCH = ("--behavior.noise-hold", "3", "--replay.best-of", "16", "--replay.capacity", "100000")
 _LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4", *_SEARCH)
 _SURE = ("--behavior.entropy", "1e-3")
@@ -77,35 +93,30 @@ RUNS = {
 
 
 def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
-    """Train one seed in a process of its own, or finish its run, and read what it has written.
+    """Train one seed in its own process, or resume its run, and read its result.
 
-    What this script knows of a run lies beside its directory: machine, commit and the seconds of
-    every sitting. So they are those of the training, whenever the result is written.
-
-    Args:
-        run: what is shown to learn.
-        seed: of the run.
-        logdir: its run directory.
-        cores: CPU cores to pin to, such as ``0``; empty takes all.
+    Machine, commit and seconds of every process are kept in a file next to the run directory, so
+    they are those of the training whenever the result is written. ``cores`` are the CPU cores to
+    pin to, such as ``0``; empty takes all.
 
     Raises:
-        SystemExit: the directory holds a run that this script did not begin, or training ended
-            otherwise than by finishing.
+        SystemExit: the directory holds a run that this script did not start, or training ended
+            without finishing.
     """
     notes = logdir.with_name(f"{logdir.name}.json")
     if logdir.exists() and not notes.is_file():
         refuse(f"{logdir} was not begun by this script: choose another --runs")
     known = json.loads(notes.read_text()) if notes.is_file() else {"done": 0, "sittings": []}
     known["cores"] = cores or "all"
-    for words in run.stages[known["done"] :]:
-        command = ["train", *words, "--seed", str(seed)]
+    for stage in run.stages[known["done"] :]:
+        command = ["train", *stage, "--seed", str(seed)]
         if run.minutes:
             left = run.minutes - sum(s["seconds"] for s in known["sittings"]) / 60
             command += ["--max-minutes", f"{max(left, 0.1):.2f}"]
-        # Where the directory lies is nobody's business who reads the result.
+        # The result names no path of this machine.
         sitting = {"command": " ".join(["emerald-jax", *command]), "machine": _machine()}
         command += ["--logdir", str(logdir)]
-        # Every seed compiles by itself, as the first run of a user does.
+        # Every seed compiles by itself, like the first run of a user.
         env = {**os.environ, "XDG_CACHE_HOME": str(logdir.with_name(f"{logdir.name}-cache"))}
         pinned = ["taskset", "-c", cores] if cores else []
         began = time.monotonic()
@@ -120,13 +131,13 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
 
 
 def refuse(why: str) -> NoReturn:
-    """Leave with one line and exit code 2."""
+    """Exit with one line and code 2."""
     sys.stderr.write(f"evidence: {why}\n")
     sys.exit(2)
 
 
 def _wait(command: list[str], env: dict[str, str]) -> int:
-    """Run a command to its end; Ctrl-C reaches it too, and it may take its time to save."""
+    """Run a command to its end; Ctrl-C reaches it too, and it may need time to save."""
     with subprocess.Popen(command, env=env) as process:
         while True:
             try:
@@ -136,13 +147,13 @@ def _wait(command: list[str], env: dict[str, str]) -> int:
 
 
 def _machine() -> str:
-    """Where and with which code; asked in a process of its own, since a GPU is held by who asks."""
-    asked = "from emerald_jax.run.machine import machine_line; print(machine_line())"
-    return subprocess.check_output([sys.executable, "-c", asked], text=True).strip()
+    """Hardware and commit, from another process: the process that asks JAX holds the GPU."""
+    code = "from emerald_jax.run.machine import machine_line; print(machine_line())"
+    return subprocess.check_output([sys.executable, "-c", code], text=True).strip()
 
 
 def read_run(logdir: Path) -> dict[str, Any]:
-    """What a run directory tells: scores, curve, metrics in thirty points, configuration.
+    """Read scores, curve, metrics in thirty points and settings from a run directory.
 
     Raises:
         SystemExit: no episode has ended yet.
@@ -184,13 +195,13 @@ def _thinned(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """To four digits; what was not finite was logged as null and does not count."""
+    """Mean to four digits, without the nulls that stand for non-finite values."""
     finite = [value for value in values if value is not None]
     return float(f"{np.mean(finite):.4g}") if finite else None
 
 
 def main() -> None:
-    """Run the seeds and write one JSON each; seeds with a result are not run again."""
+    """Run the seeds without a result and write one JSON each; draw the curves and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=tuple(RUNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
@@ -204,7 +215,7 @@ def main() -> None:
     for seed in options.seeds or run.seeds:
         path = out / f"seed_{seed}.json"
         if path.exists():
-            print(f"{path} is there: seed {seed} is not run again", flush=True)
+            print(f"{path} exists: seed {seed} is not run again", flush=True)
             continue
         logdir = options.runs / f"{options.name}-{seed}"
         result = run_seed(run, seed, logdir, options.cores)
@@ -213,16 +224,37 @@ def main() -> None:
         shown = ("seed", "last_100", "evaluation", "env_steps", "updates", "seconds")
         print({name: result[name] for name in shown}, flush=True)
     draw(run, out)
+    print(write_seeds_page(out, run.goal))
 
 
 def draw(run: Run, folder: Path) -> None:
-    """``curve.png``: all seeds that have been run."""
+    """``curve.png``: all seeds with a result."""
     seeds = {}
     for path in sorted(folder.glob("seed_*.json")):
         curve = np.array(json.loads(path.read_text())["curve"], np.float64)
         seeds[path.stem] = (curve[:, 0], curve[:, 1])
     title = f"{run.title}: mean return, up to {LAST} episodes"
     seeds_figure(seeds, title=title, goal=run.goal).savefig(folder / "curve.png")
+
+
+def write_seeds_page(folder: Path, goal: float | None = None) -> Path:
+    """Write the page of a folder of results, one row per seed."""
+    about = f"[`python -m experiments.evidence`](../../evidence.py): {__doc__.splitlines()[0]}"
+    if goal is not None:
+        about += f"\n\nGoal: a mean of the last {LAST} training episodes of at least {goal:g}."
+    rows, sittings = [], []
+    for path in sorted(folder.glob("*_*.json")):
+        result = json.loads(path.read_text())
+        values = {**result, **result["evaluation"]}
+        cells = (f"{values[k]:{form}}" if k in values else "–" for _, k, form in _COLUMNS)
+        rows.append((path.stem, *cells))
+        sittings += result["sittings"]
+    table = Table(columns=("result", *(c[0] for c in _COLUMNS)), rows=rows).markdown()
+    lists = []
+    for heading, key in (("Commands", "command"), ("Hardware and commits", "machine")):
+        lines = "\n".join(f"- `{line}`" for line in dict.fromkeys(s[key] for s in sittings))
+        lists.append(f"{heading}:\n\n{lines}")
+    return write_page(folder, about, [table, *lists])
 
 
 if __name__ == "__main__":

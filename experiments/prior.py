@@ -4,13 +4,13 @@ Claim: a MaskGIT predictor beats a linear head, and comes near a sequential pred
     size at a fraction of its decoding time.
 Source: EMERALD, arXiv 2507.04075, ablations (linear head 51.6 %, MaskGIT S = 3 58.1 % on Crafter);
     the autoregressive baseline is our own.
-Command: python experiments/prior.py --scale smoke|cpu|minatar|paper [--out DIR] [--data DIR]
-Cost: smoke one to four minutes, nearly all of it compiling; cpu five minutes for two seeds on 2
-    cores, the MaskGIT models taken from decoding_steps.py (measured); paper a day on one GPU
-    (estimated).
-Result: table.md, result.json, curves.png, points.png in --out. All priors get the same compute:
-    updates in inverse proportion to the FLOPs of one, counted from its trace; result.json has
-    updates and seconds.
+Command: python -m experiments.prior --scale smoke|cpu|minatar|paper [--out DIR] [--data DIR]
+Hardware and time: cpu 5 minutes for two seeds on 2 cores, with the MaskGIT models of
+    decoding_steps.py; minatar 33 minutes; smoke 1 to 4 minutes; paper a day on a GPU (estimated).
+    All priors get the same compute: the updates are inversely proportional to the FLOPs of one.
+Seeds: cpu 2 in the committed result, minatar 1.
+Result: results/prior: MaskGIT beats the linear head on the latents; results/prior_minatar: in
+    rewards. The autoregressive prior decodes faster than three MaskGIT steps on a CPU.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.train import update_flops
-from experiments.study.plan import DREAM_CURVES, Scale, Study, Variant, config_of, standard_scales
-from experiments.study.study import main
+from experiments.study.plan import DREAM_METRICS, SCALES, Scale, Study, Variant, config_of
+from experiments.study.run import main
 
-#: Crafter's; other games have fewer, which changes the work by far less than one update.
+#: Crafter's; the work depends on it by far less than one update.
 ACTIONS = 17
-SCALES = standard_scales()
 
 
 def variants(scale: Scale) -> Sequence[Variant]:
@@ -49,14 +48,10 @@ STUDY = Study(
     metrics={
         "token_accuracy": "token accuracy",
         "nats": "nats per latent",
-        "dream_error": "dream error",
-        "moved": "moved pixels dreamt right",
-        "reward_error": "reward error",
+        **DREAM_METRICS,
         "decode_us": "decoding, us per latent",
     },
-    curves=DREAM_CURVES,
     points={"token_accuracy": "token accuracy", "nats": "nats per latent"},
-    timed=True,
     against="maskgit",
 )
 

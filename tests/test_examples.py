@@ -28,11 +28,11 @@ def _quickly() -> Iterator[None]:
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Run an example as ``python examples/NAME.py WORDS``; what it printed."""
+    """Run an example as ``python examples/NAME.py ARGUMENTS``; returns its output."""
 
-    def call(name: str, *words: object) -> str:
+    def call(name: str, *arguments: object) -> str:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return capsys.readouterr().out
 
@@ -46,7 +46,7 @@ def test_none_is_forgotten() -> None:
 
 
 def test_act(example, run: Path) -> None:
-    # Catch lasts nine steps and tells its first frame apart: three episodes end in thirty steps.
+    # Catch lasts nine steps, and its first frame is marked: three episodes end in thirty steps.
     out = example("act", run, "--steps", 30)
     assert out.count("an episode of 9 steps returned") == 3
 

@@ -1,9 +1,10 @@
-"""The experiment files: each runs at its smallest scale, and all scales can work."""
+"""The experiment files: each runs at its smallest scale, all scales are valid."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 from emerald_jax.commands.train import parse_train
 from emerald_jax.run.directory import EPISODES_FILE, read_rows
-from experiments.study.study import config_of
-from experiments.study.study import run as run_study
+from experiments import evidence, overfit
+from experiments.study import page
+from experiments.study.plan import config_of
+from experiments.study.run import run as run_study
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
+PAGES = [FOLDER / "README.md", *sorted(FOLDER.glob("results/*/README.md"))]
 STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon", "memory", "agents")
 
 #: Pictures that a study draws.
@@ -25,10 +29,7 @@ EXPECTED = {"horizon": PICTURES - {"points"}, "memory": {"points"}, "agents": {"
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.STUDY
+    return importlib.import_module(f"experiments.{name}").STUDY
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -47,6 +48,47 @@ def test_every_scale_can_work(name):
         assert study.claim.endswith((".", "?"))
 
 
+def test_every_result_has_a_page():
+    text = PAGES[0].read_text()
+    assert len(text.splitlines()) <= 60
+    for folder in (FOLDER / "results").iterdir():
+        assert f"(results/{folder.name}/README.md)" in text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.parent.name)
+def test_pages_can_be_read(path):
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (path.parent / target).exists(), target
+    for row in re.findall(r"^\|(.+)\|$", text, re.MULTILINE):
+        # A link's target is not read; a mean and its interval are one number.
+        cells = [re.sub(r"\]\([^)]+\)", "]", cell).strip() for cell in row.split(" | ")]
+        assert max(map(len, cells)) <= 60, row
+    if path != PAGES[0]:
+        reading = text.split("## Reading")[1].split("## Numbers")[0].strip()
+        assert 1 <= len(reading.split("\n\n")[0].splitlines()) <= 5
+
+
+def test_a_page_is_its_result(tmp_path):
+    committed = FOLDER / "results" / "memory"
+    folder = tmp_path / "memory"
+    shutil.copytree(committed, folder)
+    page.write_study_page(folder)
+    assert (folder / "README.md").read_text() == (committed / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_overfit_stops_at_its_target(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(overfit, "TARGET", 1.0)
+    monkeypatch.setattr(sys, "argv", ["overfit", "--preset", "tiny", "--out", str(tmp_path)])
+    overfit.main()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["updates"] == 20, "the target is checked every 20 updates"
+    assert result["reached"]
+    assert "20 updates  pixel error" in capsys.readouterr().out
+    assert f"| pixel_error | {result['pixel_error']} |" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_smoke(name, tmp_path):
@@ -54,7 +96,7 @@ def test_smoke(name, tmp_path):
     run_study(study, study.scales["smoke"], tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["tables"][0]["rows"]
-    assert (tmp_path / "table.md").is_file()
+    assert (tmp_path / "README.md").is_file()
     drawn = {path.name.split(".")[0].split("-")[0] for path in tmp_path.glob("*.png")}
     assert drawn == EXPECTED.get(name, PICTURES)
     cells = sorted((tmp_path / "cells").glob("*.json"))
@@ -68,16 +110,7 @@ def test_smoke(name, tmp_path):
     assert [path.stat().st_mtime_ns for path in cells] == before
 
 
-@pytest.fixture
-def evidence(monkeypatch):
-    spec = importlib.util.spec_from_file_location("evidence", FOLDER / "evidence.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evidence", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_evidence_reads_a_run(evidence, run, tmp_path):
+def test_evidence_reads_a_run(run, tmp_path):
     found = evidence.read_run(Path(run))
     rows = read_rows(Path(run) / EPISODES_FILE)
     scores = [row["score"] for row in rows]
@@ -93,15 +126,17 @@ def test_evidence_reads_a_run(evidence, run, tmp_path):
     assert len(lengths) == 1
     assert found["metrics"]["loss/image"] == [9.0, 4.5, 3.0, 2.25, 1.8]
     assert found["metrics"]["model/pixel_error"][2] is None
-    (tmp_path / "seed_0.json").write_text(json.dumps(found))
+    (tmp_path / "seed_0.json").write_text(json.dumps({"seed": 7, "sittings": [], **found}))
+    row = evidence.write_seeds_page(tmp_path, 0.9).read_text().split("## Numbers")[1]
+    assert f"| seed_0 | 7 | {found['last_100']:.2f} |" in row
     evidence.draw(evidence.RUNS["quickstart"], tmp_path)
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    for asked in evidence.RUNS.values():
-        for words in asked.stages:
-            assert parse_train(words).preset == words[0]
+    for kind in evidence.RUNS.values():
+        for stage in kind.stages:
+            assert parse_train(stage).preset == stage[0]
 
 
-def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
+def test_evidence_resumes_a_run(run, tmp_path, monkeypatch):
     codes, commands = [75, 0], []
 
     def train(command, env):
@@ -111,25 +146,25 @@ def test_evidence_of_a_run_that_goes_on(evidence, run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evidence, "_wait", train)
     monkeypatch.setattr(evidence, "_machine", lambda: f"commit {len(commands)}")
-    asked = (evidence.RUNS["crafter"], 3, tmp_path / "crafter-3", "")
+    arguments = (evidence.RUNS["crafter"], 3, tmp_path / "crafter-3", "")
     with pytest.raises(SystemExit) as stopped:
-        evidence.run_seed(*asked)
+        evidence.run_seed(*arguments)
     assert stopped.value.code == 75
     notes = json.loads((tmp_path / "crafter-3.json").read_text())
     notes["sittings"][0]["seconds"] = 600.0
     (tmp_path / "crafter-3.json").write_text(json.dumps(notes))
-    found = evidence.run_seed(*asked)
+    found = evidence.run_seed(*arguments)
     assert commands[1][-4:-1] == ["--max-minutes", "15.00", "--logdir"], "only what is left"
     assert [sitting["machine"] for sitting in found["sittings"]] == ["commit 0", "commit 1"]
     assert found["seconds"] >= 600
     assert found["episodes"] == 20
     assert found["done"] == 1
     assert str(tmp_path) not in json.dumps(found["sittings"]), "no path of this machine"
-    evidence.run_seed(*asked)
-    assert len(commands) == 2, "what is done is only read"
+    evidence.run_seed(*arguments)
+    assert len(commands) == 2, "a finished run is only read"
 
 
-def test_evidence_in_stages(evidence, run, tmp_path, monkeypatch):
+def test_evidence_in_stages(run, tmp_path, monkeypatch):
     commands = []
 
     def train(command, env):
@@ -139,29 +174,29 @@ def test_evidence_in_stages(evidence, run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evidence, "_wait", train)
     monkeypatch.setattr(evidence, "_machine", lambda: "here")
-    asked = (evidence.RUNS["minatar"], 0, tmp_path / "minatar-0", "")
+    arguments = (evidence.RUNS["minatar"], 0, tmp_path / "minatar-0", "")
     with pytest.raises(SystemExit):
-        evidence.run_seed(*asked)
-    evidence.run_seed(*asked)
+        evidence.run_seed(*arguments)
+    evidence.run_seed(*arguments)
     stages = evidence.RUNS["minatar"].stages
-    kinds = [next(i for i, words in enumerate(stages) if _has(c, words)) for c in commands]
-    assert kinds == [0, 1, 1, 2], "a stage that was stopped is gone on with"
+    kinds = [next(i for i, stage in enumerate(stages) if _has(c, stage)) for c in commands]
+    assert kinds == [0, 1, 1, 2], "a stopped stage is resumed"
 
 
-def _has(command, words):
+def _has(command, stage):
     at = command.index("train") + 1
-    return tuple(command[at : at + len(words)]) == words
+    return tuple(command[at : at + len(stage)]) == stage
 
 
-def test_evidence_refuses_in_one_line(evidence, run, tmp_path, capsys):
+def test_evidence_refuses_in_one_line(run, tmp_path, capsys):
     for why, refused in (
         ("was not begun by", lambda: evidence.run_seed(evidence.RUNS["quickstart"], 0, run, "")),
         ("no episode of", lambda: evidence.read_run(tmp_path)),
     ):
         with pytest.raises(SystemExit) as left:
             refused()
-        said = capsys.readouterr().err
+        message = capsys.readouterr().err
         assert left.value.code == 2
-        assert said.startswith("evidence: ")
-        assert why in said
-        assert said.count("\n") == 1
+        assert message.startswith("evidence: ")
+        assert why in message
+        assert message.count("\n") == 1

@@ -1,1 +1,1 @@
-"""What studies share: plans, trained worlds, measures, results."""
+"""The machinery of the studies: plans, trained world models, measures, results."""

@@ -1,11 +1,10 @@
-"""What a trained world model makes of play it has not seen: numbers, window by window."""
+"""Measure trained world models on held-out play, window by window."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +23,20 @@ from experiments.study.worlds import World
 
 #: Windows measured at a time, which bounds the memory.
 _AT_ONCE = 16
-#: Up to this distance, on the unit scale, a colour passes for the real one.
+#: Largest difference of two colours that count as equal, on the unit scale.
 _SAME = 0.25
-#: States decoded at once where the speed of decoding is measured, and how often.
+#: Latents decoded at once where decoding is timed, and rounds of timing.
 _DECODED, _REPEATS = 256, 15
 
 
 def joint_log_prob(
     params: Params, h: Array, z: Array, key: Key, *, model: WorldModel, steps: int
 ) -> Array:
-    """Log-likelihood of whole latents under the configured prior, in nats.
+    """Log-likelihood of complete latents under the configured prior, in nats.
 
-    The linear and the autoregressive prior have one. For the MaskGIT it is that of revealing the
-    tokens in a uniformly random order, as many in each of the S steps as its schedule does: log p
-    of the tokens revealed in a step given those revealed before, summed over steps. Averaged over
+    It is exact for the linear and the autoregressive prior. For the MaskGIT it is the likelihood of
+    revealing the tokens in a uniformly random order, in each of the S steps as many as its schedule
+    reveals: the sum over steps of log p(tokens revealed | tokens revealed before). Averaged over
     orders this is a lower bound (Jensen); decoding itself picks the order by confidence.
 
     Args:
@@ -46,7 +45,7 @@ def joint_log_prob(
         z: `[..., P, G]` int32.
         key: consumed; draws the order.
         model: the world model.
-        steps: S; 0 asks the dynamics head.
+        steps: S; 0 takes the dynamics head.
 
     Returns:
         `[...]` float32.
@@ -61,46 +60,43 @@ def joint_log_prob(
     tokens = c.positions * c.groups
     order = jnp.argsort(jax.random.uniform(key, (*z.shape[:-2], tokens)), axis=-1)
     order = order.reshape(z.shape)
-    counts = (*mask_counts(tokens, steps), 0)
     total = jnp.zeros(z.shape[:-2])
-    for now, then in itertools.pairwise(counts):
-        asked = jnp.where(order < now, c.classes, z)
-        log_probs = take_class(net.masked_prior(features, asked), z)
-        total = total + jnp.where((order < now) & (order >= then), log_probs, 0).sum((-2, -1))
+    for now, then in itertools.pairwise((*mask_counts(tokens, steps), 0)):
+        masked = jnp.where(order < now, c.classes, z)
+        log_probs = take_class(net.masked_prior(features, masked), z)
+        total += jnp.where((order < now) & (order >= then), log_probs, 0).sum((-2, -1))
     return total
 
 
 def measure(
     world: World, windows: Batch, context: int, *, seed: int, pictures: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read ``context`` frames of every window, then judge the next latents and the open loop.
+    """Read ``context`` frames of every window; measure the next latents and the open loop.
 
     Args:
-        world: a trained world model; its settings say how latents are decoded.
+        world: a trained world model; its settings choose how latents are decoded.
         windows: :class:`Batch` `[W, T]` within one episode each.
         context: real frames read first, 1 <= context < T.
         seed: of the sampled latents.
-        pictures: hand out the reconstructions too, ``recon`` `[W, T, height, width, 3]`.
+        pictures: also return the reconstructions, ``recon`` `[W, T, height, width, 3]`.
 
     Returns:
-        By name, one value per window or per window and imagined step:
+        By name, one value per window, or per window and imagined step:
 
         * ``pixel_error`` `[W]`: squared error of reconstructions, mean over pixels, unit scale;
-        * ``token_accuracy`` `[W]`: share of decoded tokens that are the posterior's likeliest, h_t
-          read from real frames;
+        * ``token_accuracy`` `[W]`: share of decoded tokens that equal the posterior's likeliest,
+          h_t read from real frames;
         * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
         * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
-        * ``moved`` `[W, T - context]`: of the pixels that differ from the frame before, the share
-          that the dream shows, each channel to a quarter of the scale; 1 where nothing moved;
+        * ``moved`` `[W, T - context]`: see :func:`moved_share`;
         * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
-        * ``still_error``, ``still_moved`` and ``zero_error``, the same of who takes the last frame
-          read for all that follow, and of who never expects a reward.
+        * ``still_error``, ``still_moved``: the same for a dream that repeats the last frame read;
+        * ``zero_error``: the same for a model that never predicts a reward.
     """
     count = windows.action.shape[0]
     keys = jax.random.split(jax.random.key(seed), count)
-    run = jax.jit(partial(_judge, learner=world.learner, context=context, pictures=pictures))
-    parts, at_once = [], min(_AT_ONCE, count)
-    program = None
+    run = jax.jit(partial(_measure_batch, learner=world.learner, context=context, recon=pictures))
+    parts, at_once, program = [], min(_AT_ONCE, count), None
     for start in range(0, count - count % at_once, at_once):
         part = jax.tree.map(lambda x, s=start: x[s : s + at_once], windows)
         part = part._replace(carry=init_carry(world.learner, at_once))
@@ -110,8 +106,8 @@ def measure(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _judge(
-    params: Params, batch: Batch, key: Key, *, learner: Learner, context: int, pictures: bool
+def _measure_batch(
+    params: Params, batch: Batch, key: Key, *, learner: Learner, context: int, recon: bool
 ) -> dict[str, Array]:
     """:func:`measure` of a batch of windows."""
     model, steps = learner.model, learner.config.behavior.decode_steps
@@ -135,7 +131,7 @@ def _judge(
     def square(predicted: Array) -> Array:
         return jnp.square(predicted - real).mean((-3, -2, -1))
 
-    return ({"recon": seen.recon} if pictures else {}) | {
+    return ({"recon": seen.recon} if recon else {}) | {
         "pixel_error": square(seen.recon).mean(-1),
         "token_accuracy": accuracy,
         "nats": nats,
@@ -149,18 +145,18 @@ def _judge(
 
 
 def moved_share(real: Array, shown: Array) -> Array:
-    """How much of what happens is shown: on a board, its moving pieces.
+    """Share of the pixels that changed since the last frame and are shown right.
 
-    A mean over pixels hardly sees a ball of one pixel. Where a piece has left counts as much as
-    where it went, so a dream that forgot the ball still has half of it right. Of pictures with
-    noise (Crafter's nights) it says nothing: there every pixel moves.
+    A mean over all pixels hardly depends on a ball of one pixel. Both the place that a piece left
+    and its new place count, so a dream without the ball still has half of it right. The measure is
+    useless for noisy pictures (Crafter's nights), where every pixel changes.
 
     Args:
         real: `[W, T, height, width, 3]` in [0, 1].
-        shown: the same shape.
+        shown: the same shape. A pixel is right if each channel is within a quarter of the scale.
 
     Returns:
-        `[W, T - 1]`, of the second frame on: see ``moved`` of :func:`measure`.
+        `[W, T - 1]`, from the second frame on; 1 where nothing changed.
     """
     moved = jnp.any(real[:, 1:] != real[:, :-1], axis=-1)
     right = jnp.all(jnp.abs(shown - real)[:, 1:] < _SAME, axis=-1)
@@ -169,30 +165,20 @@ def moved_share(real: Array, shown: Array) -> Array:
 
 
 def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
-    """Microseconds of decoding one latent, many decoded at once.
+    """Microseconds `[rounds]` that each world model needs to decode one of 256 latents.
 
-    All are compiled first and then timed in turn, round by round, so that what else the machine
-    does meets all of them alike.
-
-    Args:
-        worlds: trained world models by name; their settings say how latents are decoded.
-
-    Returns:
-        `[repeats]` by name.
+    All programs are compiled first and then timed in turn, round by round, so that other load on
+    the machine affects all of them equally.
     """
-    programs = {}
+    programs, times = {}, {name: [] for name in worlds}
     for name, world in worlds.items():
         model, steps = world.learner.model, world.learner.config.behavior.decode_steps
         h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
-
-        def run(params: Params, h: Array, key: Key, model: WorldModel, steps: int) -> Array:
-            return decode(params, h, key, model=model, steps=steps).z
-
-        arguments: tuple[Any, ...] = (world.params, h, jax.random.key(1))
-        lowered = jax.jit(partial(run, model=model, steps=steps)).lower(*arguments)
+        arguments = (world.params, h, jax.random.key(1))
+        draw = partial(decode, model=model, steps=steps)
+        lowered = jax.jit(lambda *inputs, draw=draw: draw(*inputs).z).lower(*arguments)
         programs[name] = partial(compile_program(lowered), *arguments)
         jax.block_until_ready(programs[name]())
-    times: dict[str, list[float]] = {name: [] for name in worlds}
     for _ in range(_REPEATS):
         for name, program in programs.items():
             began = time.perf_counter()
@@ -202,36 +188,28 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
 
 
 def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
-    """Can the model imagine the last frame, which only the first one tells? See ``probe.py``.
+    """Does the model remember the cue? All frames but the last are read, the last is imagined.
 
-    All frames but the last are read, the latent of the last is decoded from its h_t.
-
-    Args:
-        world: a trained world model; its settings say how latents are decoded.
-        windows: :class:`Batch` `[W, T]`, whole episodes of the probe.
-        seed: of the sampled latents.
+    The arguments are those of :func:`measure`; a window is a complete episode of ``probe.py``.
 
     Returns:
-        ``recall`` `[W]`: 1 where the sign of the reward predicted for the imagined frame is right;
+        ``recall`` `[W]`: 1 where the reward predicted for the imagined frame has the right sign;
         ``recall_pixels`` `[W]`: 1 where the imagined frame is nearer to the right colour.
     """
     learner, count = world.learner, windows.action.shape[0]
     model, steps = learner.model, learner.config.behavior.decode_steps
     batch = windows._replace(carry=init_carry(learner, count))
 
-    @jax.jit
-    def imagined(params: Params, batch: Batch, key: Key) -> tuple[Array, Array]:
-        def one(sequence: Batch, key: Key) -> tuple[Array, Array]:
-            pass_key, decode_key = jax.random.split(key)
-            net = model.bind({"params": params})
-            h = net(sequence, pass_key).state.h[-1:]
-            z = decode(params, h, decode_key, model=model, steps=steps).z
-            return two_hot_mean(net.reward(z, h))[0], net.reconstruct(z, h)[0]
-
-        return jax.vmap(one)(batch, key)
+    def imagined(params: Params, sequence: Batch, key: Key) -> tuple[Array, Array]:
+        pass_key, decode_key = jax.random.split(key)
+        net = model.bind({"params": params})
+        h = net(sequence, pass_key).state.h[-1:]
+        z = decode(params, h, decode_key, model=model, steps=steps).z
+        return two_hot_mean(net.reward(z, h))[0], net.reconstruct(z, h)[0]
 
     keys = jax.random.split(jax.random.key(seed), count)
-    reward, frame = (np.asarray(x) for x in imagined(world.params, batch, keys))
+    found = jax.jit(jax.vmap(imagined, in_axes=(None, 0, 0)))(world.params, batch, keys)
+    reward, frame = (np.asarray(x) for x in found)
     real = np.sign(windows.reward[:, -1])
     # The cues are red and blue.
     redder = frame[..., 0].mean((1, 2)) - frame[..., 2].mean((1, 2))

@@ -1,25 +1,45 @@
-"""What an experiment file declares: variants, scales and what is measured."""
+"""What an experiment file declares: variants, scales and metrics."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import field, replace
 from typing import Any
 
 from emerald_jax.config import Config
 from emerald_jax.presets import get_preset
 
-#: ``data`` of a variant that is the memory probe, with its delay.
+#: Prefix of ``Variant.data`` for the memory probe; its delay follows.
 PROBE = "probe:"
+
+#: Metrics of imagined frames, with their headings in tables.
+DREAM_METRICS = {
+    "dream_error": "dream error",
+    "moved": "moved pixels dreamt right",
+    "reward_error": "reward error",
+}
+#: The same, with their headings in figures over imagined steps.
+DREAM_CURVES = {
+    "dream_error": "squared pixel error of the dream",
+    "moved": "moved pixels dreamt right",
+    "reward_error": "error of the imagined reward",
+}
+#: Metric -> the same metric without a model: its name, label and line style.
+BASELINES = {
+    "dream_error": ("still_error", "the last frame read", "--"),
+    "moved": ("still_moved", "the last frame read", "--"),
+    "reward_error": ("zero_error", "no reward ever", ":"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a study is.
+    """The size of a study.
 
     Attributes:
         preset: the configuration that variants change.
-        env: what is recorded; empty takes the preset's.
+        env: environment to record; empty takes the preset's.
         records: environment steps to record, where no data set is given.
         updates: gradient steps of a world model.
         seeds: seeds of every variant.
@@ -39,27 +59,27 @@ class Scale:
     windows: int
     context: int
     horizon: int
-    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     agent_preset: str = ""
-    agent_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    agent_changes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One thing that is compared.
+    """One row, or several, of a comparison.
 
     Attributes:
-        label: as tables and figures call it.
+        label: its name in tables and figures.
         changes: dotted settings, such as ``{"model.latent": "vector"}``.
         readings: label -> dotted settings with which one trained model is measured.
         data: empty for the scale's data set, ``probe:K`` for the memory probe.
         agent: train an agent for its score, instead of a world model.
-        updates: gradient steps, where they are not the scale's.
+        updates: gradient steps; None takes the scale's.
     """
 
     label: str
-    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    readings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
+    changes: dict[str, Any] = field(default_factory=dict)
+    readings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     data: str = ""
     agent: bool = False
     updates: int | None = None
@@ -70,17 +90,16 @@ class Study:
     """What an experiment file declares.
 
     Attributes:
-        name: of its results.
+        name: of its file and its results.
         claim: one line, the docstring's first.
         scales: by name.
         variants: the variants at a scale.
-        metrics: metric -> heading of its column.
-        curves: metrics over imagined steps that are drawn, with their headings.
-        points: metrics that are drawn as points, with their headings.
-        timed: whether decoding is timed as well.
-        swept: labels end in ``, SWEPT = NUMBER``, and points are drawn against that number.
-        against: row that the others are told apart from, window by window; empty compares none.
-        samples: what the numbers of a cell are of, for the notes below tables.
+        metrics: metric -> heading of its column; ``decode_us`` also times the decoding.
+        curves: metrics drawn over imagined steps -> heading; absent ones are not drawn.
+        points: metrics drawn as points -> heading.
+        swept: labels end in ``, SWEPT = NUMBER``; points are drawn against that number.
+        against: label of the baseline row; paired differences from it are tabulated. Empty: none.
+        samples: the samples behind a number, for the notes below tables.
     """
 
     name: str
@@ -88,9 +107,8 @@ class Study:
     scales: dict[str, Scale]
     variants: Callable[[Scale], Sequence[Variant]]
     metrics: dict[str, str]
-    curves: dict[str, str] = dataclasses.field(default_factory=dict)
-    points: dict[str, str] = dataclasses.field(default_factory=dict)
-    timed: bool = False
+    curves: dict[str, str] = field(default_factory=lambda: DREAM_CURVES)
+    points: dict[str, str] = field(default_factory=dict)
     swept: str = ""
     against: str = ""
     samples: str = "held-out windows"
@@ -116,21 +134,14 @@ def change(config: Config, settings: dict[str, Any]) -> Config:
     """
     values = config.to_dict()
     for name, value in settings.items():
-        group, _, field = name.rpartition(".")
-        (values[group] if group else values)[field] = value
+        group, _, last = name.rpartition(".")
+        (values[group] if group else values)[last] = value
     return Config.from_dict(values)
 
 
-#: What is drawn against imagined steps.
-DREAM_CURVES = {
-    "dream_error": "squared pixel error of the dream",
-    "moved": "moved pixels dreamt right",
-    "reward_error": "error of the imagined reward",
-}
-
-#: Settings of the small world model that studies train at ``cpu``: Crafter at 32 x 32 pixels.
-#: Loss weights and floors are the quickstart's reasoning: an image of a quarter of the pixels
-#: weighs four times as much, and below the paper's floor of one nat a small prior learns nothing.
+#: Settings of the small world model of ``cpu``: Crafter at 32 x 32 pixels. Its images have a
+#: quarter of the pixels, so their loss weighs four times as much. Below the paper's floor of one
+#: nat a small prior learns nothing, so the floors are lower.
 CPU_WORLD: dict[str, Any] = {
     "envs.image_size": 32,
     "model.width": 128,
@@ -146,74 +157,45 @@ CPU_WORLD: dict[str, Any] = {
     "optim.model_lr": 1e-3,
     "replay.length": 16,
 }
-
-
-def smoke_scale(**changes: Any) -> Scale:
-    """Shows in a minute that a study works, and nothing else."""
-    sizes: dict[str, Any] = dict(
-        preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5
-    )
-    return Scale(**{**sizes, **changes})
-
-
-def cpu_scale(**changes: Any) -> Scale:
-    """A small model on a CPU; what is measured where is the same for all studies."""
-    sizes: dict[str, Any] = dict(
-        preset="crafter-small",
-        records=24_000,
-        updates=600,
-        seeds=3,
-        windows=32,
-        context=8,
-        horizon=50,
-        changes=CPU_WORLD,
-    )
-    return Scale(**{**sizes, **changes})
-
-
-def minatar_scale(**changes: Any) -> Scale:
-    """A board at one pixel a cell, of which a CPU learns a model that dreams what happens.
-
-    Random play of Breakout loses the ball before there is anything to learn, so a data set of a
-    trained agent's play is to be given.
-    """
-    sizes: dict[str, Any] = dict(
-        preset="minatar",
-        records=100_000,
-        updates=4000,
-        seeds=1,
-        windows=128,
-        context=8,
-        horizon=16,
-        changes={
-            "optim.model_lr": 1e-3,
-            # As the committed results have them; the preset's own are a tenth of these since.
-            "loss.free_nats": 0.1,
-            "loss.mask_free_nats": 0.1,
-        },
-    )
-    return Scale(**{**sizes, **changes})
-
-
-def paper_scale(**changes: Any) -> Scale:
-    """The published sizes, for a GPU."""
-    sizes: dict[str, Any] = dict(
-        preset="crafter",
-        records=200_000,
-        updates=50_000,
-        seeds=3,
-        windows=256,
-        context=16,
-        horizon=50,
-    )
-    return Scale(**{**sizes, **changes})
+#: One minute, to show that a study works; its numbers mean nothing.
+SMOKE = Scale(preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5)
+#: A small model of Crafter on a CPU.
+CPU = Scale(
+    preset="crafter-small",
+    records=24_000,
+    updates=600,
+    seeds=3,
+    windows=32,
+    context=8,
+    horizon=50,
+    changes=CPU_WORLD,
+)
+#: Breakout-MinAtar at one pixel a cell: a CPU learns a model whose dreams can be read as a game.
+#: Give a data set of a trained agent: random play loses the ball too early to learn anything.
+#: The floors are those of the committed results; the preset's are a tenth of them since.
+MINATAR = Scale(
+    preset="minatar",
+    records=100_000,
+    updates=4000,
+    seeds=1,
+    windows=128,
+    context=8,
+    horizon=16,
+    changes={"optim.model_lr": 1e-3, "loss.free_nats": 0.1, "loss.mask_free_nats": 0.1},
+)
+#: The published sizes, for a GPU.
+PAPER = replace(
+    CPU, preset="crafter", records=200_000, updates=50_000, windows=256, context=16, changes={}
+)
+#: The scales of all studies of recorded play, by the name that ``--scale`` takes.
+SCALES = {"smoke": SMOKE, "cpu": CPU, "minatar": MINATAR, "paper": PAPER}
 
 
 def latent_changes(scale: Scale, kind: str) -> dict[str, Any]:
     """Settings of a spatial or a vector latent at a scale.
 
-    Both have the preset's groups, as the paper's have, but for ``minatar``: 4 groups of 8 classes
-    can name 4,096 pictures, and a board of 30 bricks has more. The vector has 32 groups there.
+    Both have the preset's groups, as in the paper. At ``minatar`` the vector has 32 groups: 4
+    groups of 8 classes distinguish 4,096 pictures, fewer than 30 bricks can form.
 
     Args:
         scale: of the study.
@@ -221,13 +203,3 @@ def latent_changes(scale: Scale, kind: str) -> dict[str, Any]:
     """
     more = {"model.groups": 32} if kind == "vector" and scale.preset == "minatar" else {}
     return {"model.latent": kind, **more}
-
-
-def standard_scales() -> dict[str, Scale]:
-    """The scales of all studies of recorded play, by the name that ``--scale`` takes."""
-    return {
-        "smoke": smoke_scale(),
-        "cpu": cpu_scale(),
-        "minatar": minatar_scale(),
-        "paper": paper_scale(),
-    }

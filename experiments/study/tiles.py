@@ -1,10 +1,9 @@
-"""What a picture of Crafter shows, read back tile by tile: the local map and the inventory.
+"""Read Crafter's pictures back, tile by tile: the local map and the inventory.
 
-A reconstruction may have a small pixel error and yet lose what matters: an ore, a creature, a digit
-of the inventory. So tiles of the real frame and of its reconstruction are both named after the
-nearest of Crafter's own textures, and compared. The real frame's names are certain: only tiles that
-match a texture almost exactly count, which leaves out noisy nights and overlapping creatures. The
-player's own tile is left out too.
+A reconstruction may have a small pixel error and still lose an ore, a creature or a digit of the
+inventory. So each tile of the real frame and of its reconstruction is named after the nearest of
+Crafter's textures, and the names are compared. Only real tiles that match a texture almost exactly
+count, which excludes noisy nights and overlapping creatures. The player's tile is excluded too.
 """
 
 from __future__ import annotations
@@ -20,15 +19,9 @@ MATERIALS = (
     "water", "grass", "stone", "path", "sand", "tree", "lava", "coal", "iron", "diamond", "table",
     "furnace",
 )  # fmt: skip
-#: Creatures and plants, and what they stand on.
-OBJECTS = {
-    "cow": "grass",
-    "zombie": "grass",
-    "skeleton": "path",
-    "plant": "grass",
-    "plant-ripe": "grass",
-    "sapling": "grass",
-}
+#: Creatures and plants, and the material below them.
+OBJECTS = dict.fromkeys(("cow", "zombie", "skeleton", "plant", "plant-ripe", "sapling"), "grass")
+OBJECTS["skeleton"] = "path"
 INVENTORY = (
     "health", "food", "drink", "energy", "sapling", "wood", "stone", "coal", "iron", "diamond",
     "wood_pickaxe", "stone_pickaxe", "iron_pickaxe", "wood_sword", "stone_sword", "iron_sword",
@@ -37,7 +30,7 @@ INVENTORY = (
 _DAYLIGHT = np.linspace(1.0, 0.5, 11)
 #: Largest root mean square error, in grey levels, of a real tile and its texture.
 _CERTAIN = 6.0
-#: Sides of the smallest tiles, in pixels, that the map's and the inventory's names are told from.
+#: Sides of the smallest tiles of map and inventory that can be read, in pixels.
 SMALLEST_TILE, _SMALLEST_ITEM = 3, 5
 
 
@@ -48,13 +41,13 @@ def tile_size(image_size: int) -> int:
 
 @cache
 def _texture(name: str, size: int) -> np.ndarray:
-    """`[size, size, 4]` float32: a texture as Crafter draws it, row by row."""
+    """`[size, size, 4]` float32: a texture of Crafter, scaled as the game scales it."""
     import crafter
     from PIL import Image
 
     path = Path(crafter.__file__).parent / "assets" / f"{name}.png"
     with Image.open(path) as image:
-        # Crafter keeps pictures with their axes swapped, and swaps the canvas back at the end.
+        # Crafter transposes textures, and transposes the canvas back at the end: not done here.
         small = image.convert("RGBA").resize((size, size), resample=Image.Resampling.NEAREST)
         return np.asarray(small, np.float32)
 
@@ -74,7 +67,7 @@ def map_templates(unit: int) -> np.ndarray:
     tiles = {name: _texture(name, unit)[..., :3] for name in MATERIALS}
     tiles |= {name: _over(tiles[ground], _texture(name, unit)) for name, ground in OBJECTS.items()}
     day = np.stack(list(tiles.values()))[:, None]
-    # Crafter's light: a share of the night, which is pale and blue.
+    # Crafter blends day and night; the night is pale and blue.
     grey = (day @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     night = 0.5 * (0.4 * day + 0.6 * grey) + 0.5 * np.array([0, 16, 64], np.float32)
     light = _DAYLIGHT[None, :, None, None, None]
@@ -94,7 +87,7 @@ def item_templates(unit: int) -> np.ndarray:
 
 
 def cut(images: np.ndarray, columns: int, rows: int, top: int) -> np.ndarray:
-    """`[N, S, S, 3]` -> `[N, rows * columns, unit, unit, 3]` float32, ``top`` tiles down."""
+    """`[N, S, S, 3]` -> `[N, rows * columns, unit, unit, 3]` float32, from tile row ``top``."""
     unit = tile_size(images.shape[1])
     border = (images.shape[1] - 9 * unit) // 2
     high = border + top * unit
@@ -104,11 +97,7 @@ def cut(images: np.ndarray, columns: int, rows: int, top: int) -> np.ndarray:
 
 
 def nearest(tiles: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of ``M`` templates each tile is nearest to, and how far it is.
-
-    Args:
-        tiles: `[N, unit, unit, 3]`.
-        templates: `[M, unit, unit, 3]`.
+    """Find the nearest of templates `[M, unit, unit, 3]` for tiles `[N, unit, unit, 3]`.
 
     Returns:
         `[N]` index and root mean square error in grey levels.
@@ -121,7 +110,7 @@ def nearest(tiles: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def read_map(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the map's tiles, as indices, and whether they are certain; both `[N, 63]`."""
+    """`[N, 63]` indices of the names of the map's tiles; `[N, 63]` bool, certain or not."""
     tiles = cut(images, *MAP, top=0)
     templates = map_templates(tile_size(images.shape[1]))
     names, hours = templates.shape[:2]
@@ -141,24 +130,21 @@ def read_items(images: np.ndarray) -> np.ndarray:
 
 
 def details(real: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
-    """How much of the real frames can be read off their reconstructions.
+    """Shares of the tiles and items of real frames that their reconstructions show.
 
-    Args:
-        real: `[W, T, S, S, 3]` uint8.
-        shown: `[W, T, S, S, 3]` float in [0, 1].
+    Real frames are `[W, T, S, S, 3]` uint8, those shown `[W, T, S, S, 3]` float in [0, 1].
 
     Returns:
-        ``tile_accuracy`` `[W]`, over certain tiles of the map that are not plain grass, and
-        ``item_accuracy`` `[W]`, over items that the player has. Digits of less than three pixels
-        cannot be told apart: of small images (below 45 pixels) the inventory is left out, and below
-        27 nothing can be read.
+        ``tile_accuracy`` `[W]`, over certain tiles of the map that are not plain grass; absent
+        below 27 pixels. ``item_accuracy`` `[W]`, over items that the player has; absent below 45
+        pixels, where digits are too small to be distinguished.
     """
     found: dict[str, np.ndarray] = {}
     frames = [x.reshape(-1, *x.shape[2:]) for x in (real, 255 * np.asarray(shown))]
     if tile_size(real.shape[2]) >= SMALLEST_TILE:
         (names, certain), (guessed, _) = read_map(frames[0]), read_map(frames[1])
-        told = certain & (names != MATERIALS.index("grass"))
-        found["tile_accuracy"] = _share(names == guessed, told, len(real))
+        counted = certain & (names != MATERIALS.index("grass"))
+        found["tile_accuracy"] = _share(names == guessed, counted, len(real))
     if tile_size(real.shape[2]) >= _SMALLEST_ITEM:
         amounts, seen = read_items(frames[0]), read_items(frames[1])
         found["item_accuracy"] = _share(amounts == seen, amounts > 0, len(real))
@@ -166,7 +152,7 @@ def details(real: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _share(right: np.ndarray, counted: np.ndarray, windows: int) -> np.ndarray:
-    """`[W]` share of what is counted that is right; 1 where nothing is."""
+    """`[W]` share of right ones among the counted; 1 where none is counted."""
     right, counted = ((x.reshape(windows, -1)) for x in (right & counted, counted))
     total = counted.sum(1)
     return np.where(total, right.sum(1) / np.maximum(total, 1), 1.0)

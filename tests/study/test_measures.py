@@ -1,4 +1,4 @@
-"""Likelihoods against what they must equal; what a world model is asked about held-out play."""
+"""Likelihoods against hand-made sums; measures of world models on held-out play."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ P, G, K, D = 16, 3, 5, 24
 
 @pytest.fixture(scope="module")
 def judged():
-    """Likelihoods of random latents under each S, beside the pieces they are made of."""
+    """Likelihoods of random latents under each S, and their parts."""
     model = small_learner().model
     params = make_state(small_learner()).params["world_model"]
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_moved_share_counts_what_changed_alone():
     shown = real.copy()
     shown[0, 2, 1, 2] = (0.5, 0.5, 0.5)  # the ball is lost, where it was is right
     shown[0, 1, 1, 1] = (0.8, 0.2, 0.2)  # a pale ball is a ball
-    shown[0, :, 0, 0] = 0.0  # of a pixel that does not move nobody asks
+    shown[0, :, 0, 0] = 0.0  # a pixel that does not move does not count
     np.testing.assert_allclose(moved_share(real, shown), [[1.0, 0.5, 1.0]])
 
 

@@ -1,4 +1,4 @@
-"""The memory probe: only the first frame tells the last reward."""
+"""The memory probe: only the first frame determines the last reward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from experiments.study.worlds import whole_windows
 
 
 @pytest.mark.parametrize("delay", [2, 5])
-def test_an_episode_asks_for_its_cue(delay):
+def test_an_episode_repeats_its_cue(delay):
     replay = probe_replay(delay, 400, 4, seed=0)
     windows = whole_windows(replay, 40, delay + 1, seed=0)
     np.testing.assert_array_equal(windows.is_first[:, 0], True)
@@ -22,7 +22,7 @@ def test_an_episode_asks_for_its_cue(delay):
     np.testing.assert_array_equal(windows.reward[:, -1], np.where(red, 1, -1))
     assert not windows.reward[:, :-1].any()
     np.testing.assert_array_equal(windows.image[:, -1], windows.image[:, 0])
-    # Grey in between says nothing of the cue.
+    # The grey frames between are independent of the cue.
     later = windows.image[:, 1:-1]
     np.testing.assert_array_equal(later, later[..., :1].repeat(3, -1))
     # One bar, from the middle on where the actions move it.

@@ -1,4 +1,4 @@
-"""Crafter's pictures are read back as what the game itself says is there."""
+"""Tiles read from Crafter's pictures equal the state of the game."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.study import tiles
 
 @pytest.fixture(scope="module", params=[64, 32])
 def played(request):
-    """Frames of random play, and what the game holds under every tile and in the inventory."""
+    """Frames of random play, with the content of every tile and of the inventory."""
     rng = np.random.default_rng(0)
     frames, names, items = [], [], []
     for step in range(120):
@@ -35,14 +35,14 @@ def played(request):
     return np.stack(frames), np.array(names, object), np.array(items)
 
 
-def test_certain_tiles_are_what_the_game_says(played):
+def test_certain_tiles_equal_the_game(played):
     frames, names, _ = played
     found, certain = tiles.read_map(frames)
     order = [*tiles.MATERIALS, *tiles.OBJECTS]
-    told = np.array(order, object)[found]
+    read = np.array(order, object)[found]
     assert certain.mean() > 0.5
-    assert (told == names)[certain].mean() > 0.999
-    assert len(set(told[certain])) >= 4
+    assert (read == names)[certain].mean() > 0.999
+    assert len(set(read[certain])) >= 4
     assert not certain[:, 31].any(), "the player's own tile"
 
 

@@ -1,4 +1,4 @@
-"""A study computes every cell once, refuses cells of other settings, and writes what it found."""
+"""A study computes every cell once, refuses cells of other settings, and writes its results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from emerald_jax.config import ConfigError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import EPISODES_FILE
 from emerald_jax.training.faults import INTERRUPTED
-from experiments.study import study
+from experiments.study import run as study
 from experiments.study.plan import Scale, Study, Variant, change, config_of
-from experiments.study.study import run
+from experiments.study.run import run
 
 SCALE = Scale(preset="tiny", records=400, updates=3, seeds=2, windows=4, context=3, horizon=4)
 VARIANTS = [
@@ -46,14 +46,14 @@ def computed(monkeypatch):
         return {
             "data": "crafter",
             "readings": dict.fromkeys(variant.readings, values),
-            "curve": [[3, {"loss/model": 1.0}]],
+            "curve": [[3, {"loss/model": 1.0, "model/pixel_error": 0.5}]],
             "parameters": {"total": 7},
             "updates": 3,
             "seconds_per_update": 0.1,
         }
 
-    monkeypatch.setattr(study._Maker, "world", fake)
-    monkeypatch.setattr(study._Maker, "finish", lambda maker, variants: None)
+    monkeypatch.setattr(study.Work, "world", fake)
+    monkeypatch.setattr(study.Work, "finish", lambda maker, variants: None)
     return seen
 
 
@@ -64,21 +64,30 @@ def test_every_cell_is_computed_once(tmp_path, computed):
     measured, differences = result["tables"]
     assert [row[0] for row in measured["rows"]] == ["a", "a S = 0", "b!"]
     assert measured["rows"][0][1].startswith("4.000 [")
-    # All variants measure the same here: nothing lies between them, whatever the seeds do.
+    # All variants have equal values here: their differences are 0, whatever the seeds are.
     assert differences["rows"] == [[name, "0.000 [0.000, 0.000]"] for name in ("a S = 0", "b!")]
     assert result["parameters"] == {"a": 7, "b!": 7}
     assert [(row["variant"], row["seed"]) for row in result["training"]] == computed
     # Seed 1 is 1 above seed 0, whose windows' means are 3 and 4 at its two steps.
     assert result["means"]["a"]["error"]["mean"] == [3.5, 4.5]
     assert result["means"]["a"]["error"]["seeds"] == [3.5, 4.5]
-    assert (tmp_path / "table.md").read_text().startswith("A claim.\n\n|")
+    page = (tmp_path / "README.md").read_text()
+    title, about, numbers, *_ = page.split("\n\n")
+    assert (title, numbers) == (f"# {tmp_path.name}", "## Numbers")
+    assert about == "[`python -m experiments.test`](../../test.py): A claim."
+    assert "| a S = 0 | 0.000 [0.000, 0.000] |" in page
+    assert "![curves.png](curves.png)" in page
+    assert "| b! | 1 | 3 | 0.100 | 7 | 0.5 |" in page
     assert (tmp_path / "curves.png").is_file()
     assert (tmp_path / "points.png").is_file()
-    # Stopped and continued: only what is missing.
+    # Stopped and resumed: only the missing cell. What was written by hand stays.
+    page = page.replace("## Numbers", "## Reading\n\nBy hand.\n\n## Numbers")
+    (tmp_path / "README.md").write_text(page)
     (tmp_path / "cells" / "a-1.json").unlink()
     run(STUDY, SCALE, tmp_path)
     assert computed[4:] == [("a", 1)]
-    # Asked for another seed: that one alone.
+    assert (tmp_path / "README.md").read_text() == page
+    # One more seed: that one alone.
     run(STUDY, dataclasses.replace(SCALE, seeds=3), tmp_path)
     assert computed[5:] == [("a", 2), ("b!", 2)]
 
@@ -111,14 +120,14 @@ def test_settings_are_changed_by_name():
     assert config_of(agent, VARIANTS[1]).model.prior == "linear"
 
 
-def test_bad_words_are_one_line(tmp_path, computed, capsys):
-    words = ["--out", str(tmp_path)]
-    assert study.main(STUDY, words) == 0
-    assert study.main(STUDY, [*words, "--updates", "4"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("test: ")
-    assert said.endswith("is a cell of other settings: choose another --out\n")
-    assert said.count("\n") == 1
+def test_a_refusal_is_one_line(tmp_path, computed, capsys):
+    arguments = ["--out", str(tmp_path)]
+    assert study.main(STUDY, arguments) == 0
+    assert study.main(STUDY, [*arguments, "--updates", "4"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("test: ")
+    assert message.endswith("is a cell of other settings: choose another --out\n")
+    assert message.count("\n") == 1
 
 
 def test_a_stopped_agent_is_no_finished_cell(tmp_path, monkeypatch, capsys):
@@ -140,8 +149,8 @@ def test_a_stopped_agent_is_no_finished_cell(tmp_path, monkeypatch, capsys):
         curves={},
         points={"score": "return"},
     )
-    words = ["--out", str(tmp_path)]
-    assert study.main(agents, words) == INTERRUPTED
+    arguments = ["--out", str(tmp_path)]
+    assert study.main(agents, arguments) == INTERRUPTED
     assert not list(tmp_path.glob("cells/*"))
-    assert study.main(agents, words) == 0
+    assert study.main(agents, arguments) == 0
     assert json.loads((tmp_path / "cells" / "a-0.json").read_text())["episodes"] == 2

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from emerald_jax.run import machine
-from experiments.study.outcome import (
+from experiments.study.results import (
     bootstrap,
     difference_table,
+    draw_figure,
     means,
-    point_figure,
-    step_figure,
-    sweep_figure,
+    points,
+    steps,
+    sweep,
     table,
 )
 
@@ -45,7 +47,7 @@ RESULTS = {
 
 
 def test_table_by_hand():
-    made = table(RESULTS, {"error": "the error", "nothing": "nobody has it", "speed": "us"})
+    made = table(RESULTS, {"error": "the error", "nothing": "absent everywhere", "speed": "us"})
     assert made.columns == ("", "the error", "us")
     assert made.rows[0] == ("one", "0.2500 [0.2500, 0.2500]", "1234 [1234, 1234]")
     assert made.rows[1][1].startswith("5.500 [")
@@ -56,11 +58,11 @@ def test_table_by_hand():
 
 
 def test_what_all_windows_share_is_no_difference():
-    # Windows differ by far more than the rows do; of the pairs only the rows' difference is left.
+    # Windows differ by far more than rows; paired, only the difference of the rows is left.
     rng = np.random.default_rng(0)
     windows = [rng.normal(0, 10, (50, 3)) for _ in range(2)]
     results = {"one": {"error": windows}, "two": {"error": [x + 0.5 for x in windows]}}
-    made = difference_table(results, {"error": "the error", "nothing": "nobody"}, "one")
+    made = difference_table(results, {"error": "the error", "nothing": "absent"}, "one")
     assert made.columns == ("", "the error")
     ((label, text),) = made.rows
     assert label == "two"
@@ -78,22 +80,23 @@ def test_means_by_hand():
 
 
 def test_figures_are_drawn(tmp_path):
-    drawn = step_figure(RESULTS, {"error": "error"}, tmp_path / "a" / "curves.png")
-    points = point_figure(RESULTS, {"error": "error", "speed": "us"}, tmp_path / "points.png")
+    error = {"error": "error"}
+    drawn = draw_figure(steps, RESULTS, error, tmp_path / "a" / "curves.png")
+    dots = draw_figure(points, RESULTS, error | {"speed": "us"}, tmp_path / "points.png")
     swept = {f"{name}, k = {k}": RESULTS["two"] for name in ("x", "y, z") for k in (4, 16)}
-    sweep = sweep_figure(swept, {"error": "error"}, "k", tmp_path / "sweep.png")
-    for path in (drawn, points, sweep):
+    lines = draw_figure(partial(sweep, swept="k"), swept, error, tmp_path / "sweep.png")
+    for path in (drawn, dots, lines):
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 5
 
 
-def git(folder, *words):
-    """Git, as nobody in particular."""
+def git(folder, *arguments):
+    """Git, with an identity of its own."""
     who = ["-c", "user.name=n", "-c", "user.email=n@localhost"]
-    subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_commit_only_where_the_package_is_tracked(tmp_path):
     package = tmp_path / "package"
     package.mkdir()
@@ -118,4 +121,4 @@ def test_commit_only_where_the_package_is_tracked(tmp_path):
     deep.mkdir(parents=True)
     (deep / "__init__.py").touch()
     git(tmp_path, "add", "lib")
-    assert machine.commit(deep) == "", "a copy that somebody else keeps"
+    assert machine.commit(deep) == "", "a copy in another repository"

@@ -1,0 +1,297 @@
+"""Run a study: every variant with every seed is a cell, and each cell is computed once.
+
+A cell is a world model, trained on recorded play and measured in one or more readings (with other
+decoding steps, for instance), or an agent, trained in its environment. A finished cell is a JSON
+file; a study that was stopped resumes with the missing cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from emerald_jax.agent.dream import open_loop
+from emerald_jax.agent.state import init_carry
+from emerald_jax.config import ConfigError
+from emerald_jax.envs.base import EnvError
+from emerald_jax.look.figures import decoding_strip, png_of
+from emerald_jax.look.inside import decoding_trace
+from emerald_jax.replay.store import ReplayError
+from emerald_jax.run.directory import EPISODES_FILE, read_rows
+from emerald_jax.run.files import CheckpointError, write_atomic
+from emerald_jax.run.machine import machine_line, prepare_jax
+from emerald_jax.run.pictures import report_strip
+from emerald_jax.training.faults import RunError
+from emerald_jax.training.loop import INTERRUPTED, train
+from emerald_jax.training.signals import StoppedError
+from emerald_jax.types import Array, Batch, Key, Params
+from experiments.study import measures, tiles, worlds
+from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
+from experiments.study.results import TIMING_FILE, digits, row_label, write_results
+from experiments.study.worlds import Recorded, World
+
+#: Training episodes that count as an agent's score.
+_LAST_EPISODES = 100
+#: Sizes of a scale that the command line can change.
+_SIZES = ("seeds", "updates", "windows", "horizon")
+#: Sequences and frames of a strip.
+_SEQUENCES, _FRAMES = 2, 24
+
+
+def main(study: Study, arguments: Sequence[str] | None = None) -> int:
+    """Run a study from the command line.
+
+    Args:
+        study: of the experiment file.
+        arguments: of the command line; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, 75 when
+        a signal stopped an agent's run. Finished cells are kept; the same command resumes.
+    """
+    parser = argparse.ArgumentParser(description=study.claim)
+    add = parser.add_argument
+    add("--scale", choices=tuple(study.scales), default="smoke")
+    add("--out", type=Path, help="results (default: runs/studies/NAME-SCALE)")
+    add("--data", type=Path, help="a recorded data set to train on")
+    add("--worlds", type=Path, help="shared folder of trained models (default: OUT/worlds)")
+    for name in _SIZES:
+        add(f"--{name}", type=int, help=f"replaces the scale's {name}")
+    options = parser.parse_args(arguments)
+    out = options.out or Path("runs/studies") / f"{study.name}-{options.scale}"
+    sizes = {name: value for name in _SIZES if (value := getattr(options, name)) is not None}
+    scale = dataclasses.replace(study.scales[options.scale], **sizes)
+    try:
+        prepare_jax()
+        run(study, scale, out, options.data, options.worlds)
+    except StoppedError:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{study.name}: interrupted; the same command resumes\n")
+        return 130
+    except (ConfigError, EnvError, ReplayError, CheckpointError, RunError) as error:
+        sys.stderr.write(f"{study.name}: {error}\n")
+        return 2
+    return 0
+
+
+def run(
+    study: Study, scale: Scale, out: Path, data: Path | None = None, kept: Path | None = None
+) -> Path:
+    """Compute the missing cells, then write the page, its figures and ``result.json``.
+
+    Args:
+        study: the comparison.
+        scale: its size.
+        out: directory of the results.
+        data: a data set to train on; None records one into ``out`` first.
+        kept: folder of trained models; None keeps them in ``out``.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: a variant's settings are invalid, or ``out`` holds cells of other settings.
+    """
+    variants, rows = study.variants(scale), []
+    cells = [(variant, seed) for variant in variants for seed in range(scale.seeds)]
+    for variant in variants:
+        config_of(scale, variant).validate()
+    work = Work(study, scale, out, data, kept or out / "worlds")
+    for number, (variant, seed) in enumerate(cells, start=1):
+        path = out / "cells" / f"{_file_name(variant.label)}-{seed}.json"
+        settings = _settings(scale, variant, seed)
+        found = json.loads(path.read_text()) if path.is_file() else None
+        if found is not None and found["settings"] != settings:
+            raise ConfigError(f"{path} is a cell of other settings: choose another --out")
+        if found is None:
+            label = variant.label or study.name
+            print(f"cell {number} of {len(cells)}: {label}, seed {seed}", flush=True)
+            began = time.monotonic()
+            measured = work.agent(variant, seed) if variant.agent else work.world(variant, seed)
+            seconds = round(time.monotonic() - began, 1)
+            found = {"settings": settings, "seconds": seconds, "machine": machine_line()}
+            found |= measured
+            write_atomic(path, (json.dumps(found) + "\n").encode())
+        rows.append((variant, found))
+    work.finish(variants)
+    print(write_results(study, scale, rows, out).read_text(), flush=True)
+    return out
+
+
+class Work:
+    """Computes the cells of one study, and its pictures."""
+
+    def __init__(
+        self, study: Study, scale: Scale, out: Path, data: Path | None, kept: Path
+    ) -> None:
+        self.study, self.scale, self.out, self.data, self.kept = study, scale, out, data, kept
+        self._recorded: dict[str, Recorded] = {}
+
+    def recorded(self, variant: Variant) -> Recorded:
+        """The recorded play of a variant; only the newest kind stays in memory."""
+        if variant.data not in self._recorded:
+            config = config_of(self.scale, variant)
+            if variant.data:
+                found = worlds.probe_play(self.scale, config, variant.data)
+            else:
+                folder, record = self.data or self.out / "data", self.data is None
+                found = worlds.recorded_play(self.scale, config, folder, record=record)
+            self._recorded = {variant.data: found}
+        return self._recorded[variant.data]
+
+    def trained(self, variant: Variant, seed: int) -> World:
+        """The trained world model of a variant."""
+        config, updates = config_of(self.scale, variant), updates_of(self.scale, variant)
+        recorded = self.recorded(variant)
+        return worlds.kept_world(self.kept, config, recorded, updates=updates, seed=seed)
+
+    def windows(self, variant: Variant) -> Batch:
+        """Held-out windows: the same for all variants and seeds."""
+        length = self.scale.context + self.scale.horizon
+        if variant.data:
+            length = int(variant.data.removeprefix(PROBE)) + 1
+        held_out = self.recorded(variant).held_out
+        return worlds.whole_windows(held_out, self.scale.windows, length, seed=0)
+
+    def world(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Train a world model and measure it in every reading."""
+        world, windows = self.trained(variant, seed), self.windows(variant)
+        env, readings = self.recorded(variant).env, {}
+        large = tiles.tile_size(windows.image.shape[2]) >= tiles.SMALLEST_TILE
+        pictures = large and env == "crafter" and "tile_accuracy" in self.study.metrics
+        for label, read in _readings(world, variant):
+            if variant.data:
+                values = measures.recall(read, windows, seed=seed)
+            else:
+                context = self.scale.context
+                values = measures.measure(read, windows, context, seed=seed, pictures=pictures)
+            if pictures:
+                recon = values.pop("recon")
+                values |= tiles.details(windows.image[: len(recon)], recon)
+            readings[label] = {name: digits(x) for name, x in values.items()}
+        sizes = {n: sum(x.size for x in jax.tree.leaves(tree)) for n, tree in world.params.items()}
+        updates = updates_of(self.scale, variant)
+        return {
+            "data": env,
+            "readings": readings,
+            "curve": world.curve,
+            "parameters": {**sizes, "total": sum(sizes.values())},
+            "updates": updates,
+            "seconds_per_update": round(world.seconds / updates, 5),
+            # The training's, which another study may have done.
+            "machine": world.machine or machine_line(),
+        }
+
+    def finish(self, variants: Sequence[Variant]) -> None:
+        """Draw dreams of the first seed's models and time their decoding, where still missing."""
+        variants = [v for v in variants if not (v.agent or v.data)]
+        names = {v.label: f"-{_file_name(v.label)}" if v.label else "" for v in variants}
+        paths = {label: self.out / f"strip{name}.png" for label, name in names.items()}
+        timing_file = self.out / TIMING_FILE
+        timed = "decode_us" in self.study.metrics and not timing_file.is_file()
+        read = {}
+        for variant in variants:
+            missing = not paths[variant.label].exists()
+            if not (timed or missing):
+                continue
+            world = self.trained(variant, seed=0)
+            if missing:
+                draw(world, self.windows(variant), self.scale.context, paths[variant.label])
+            read |= {row_label(variant.label, k): w for k, w in _readings(world, variant)}
+        if timed:
+            times = {k: digits(x) for k, x in measures.decoding_times(read).items()}
+            content = {"decode_us": times, "machine": machine_line()}
+            write_atomic(timing_file, (json.dumps(content) + "\n").encode())
+
+    def agent(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Train an agent, or resume its run, and read the returns of its training episodes.
+
+        ``score`` has the returns of the last ones; ``score_over_run`` the means of equal parts of
+        all of them, which distinguishes the faster of two agents with the same end.
+
+        Raises:
+            RunError: no episode ended.
+            StoppedError: a signal stopped the run.
+        """
+        logdir = self.out / "runs" / f"{_file_name(variant.label)}-{seed}"
+        settings = {"seed": seed, "logdir": str(logdir), "log.quiet": True}
+        result = train(change(config_of(self.scale, variant), settings))
+        if result.exit_code:
+            raise StoppedError(result.stopped)
+        scores = [row["score"] for row in read_rows(logdir / EPISODES_FILE)]
+        if not scores:
+            raise RunError(f"no episode of {logdir} has ended: train its agent for longer")
+        parts = np.array_split(scores, min(_LAST_EPISODES, len(scores)))
+        over_run = digits(np.array([part.mean() for part in parts]))
+        found = {"score": scores[-_LAST_EPISODES:], "score_over_run": over_run}
+        return {"readings": {"": found}, "episodes": len(scores)}
+
+
+def _readings(world: World, variant: Variant) -> list[tuple[str, World]]:
+    """The trained model with the settings of every reading."""
+    config = world.learner.config
+    return [
+        (label, world._replace(learner=world.learner._replace(config=change(config, changes))))
+        for label, changes in variant.readings.items()
+    ]
+
+
+def draw(world: World, windows: Batch, context: int, path: Path) -> None:
+    """Draw dreams beside reality and, of a MaskGIT, the decoding of one latent.
+
+    The dreams begin after ``context`` frames of ``windows`` `[W, T]`. ``path`` is that of the first
+    picture, ``strip-NAME.png``; the other is ``decoding-NAME.png`` next to it.
+    """
+    count, length = min(_SEQUENCES, len(windows.action)), min(_FRAMES, windows.action.shape[1])
+    part = Batch(
+        *(x[:count, :length] for x in windows[:-1]), carry=init_carry(world.learner, count)
+    )
+    keys = jax.random.split(jax.random.key(0), count)
+    dream = jax.jit(partial(open_loop, learner=world.learner, context=context))
+    seen = jax.device_get(dream({"world_model": world.params}, part, keys))
+    recon, dreamt = (np.round(255 * x).astype(np.uint8) for x in (seen.recon, seen.dream))
+    write_atomic(path, png_of(report_strip(np.asarray(part.image), recon, dreamt, context)))
+    model = world.learner.config.model
+    if model.prior == "maskgit" and model.positions > 1:
+        other = path.with_name(path.name.replace("strip", "decoding", 1))
+        write_atomic(other, png_of(_decoding(world, part, context)))
+
+
+def _decoding(world: World, part: Batch, context: int) -> np.ndarray:
+    """The first imagined latent of the first sequence, decoding step by decoding step."""
+    learner, steps = world.learner, world.learner.config.behavior.decode_steps
+    side = learner.config.model.grid
+
+    def trace(params: Params, sequence: Batch, key: Key) -> tuple[Array, Array, Array]:
+        pass_key, decode_key = jax.random.split(key)
+        h = learner.model.apply({"params": params}, sequence, pass_key).state.h[context]
+        made = decoding_trace({"world_model": params}, h, decode_key, learner=learner, steps=steps)
+        return made.frame, made.masked, made.confidence
+
+    first = jax.tree.map(lambda x: x[0], part)
+    made = jax.device_get(jax.jit(trace)(world.params, first, jax.random.key(0)))
+    masked, sure = (x.astype(np.float32).mean(-1).reshape(steps, side, side) for x in made[1:])
+    return decoding_strip(made[0], masked, sure, np.asarray(part.image)[0, context])
+
+
+def _settings(scale: Scale, variant: Variant, seed: int) -> dict[str, Any]:
+    """Everything that decides a cell, as JSON; the number of seeds may grow later."""
+    sizes = dataclasses.asdict(scale)
+    del sizes["seeds"]
+    settings = {"scale": sizes, "variant": dataclasses.asdict(variant), "seed": seed}
+    return json.loads(json.dumps(settings))
+
+
+def _file_name(label: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in label)
