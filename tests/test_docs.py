@@ -6,11 +6,14 @@ import re
 import runpy
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import emerald_jax as ej
+from emerald_jax.run.checkpoint import Store
 from tests.model_cases import little_optimisation
+from tests.run_cases import catch_config, record
 
 ROOT = Path(__file__).resolve().parents[1]
 README = "README.md"
@@ -79,7 +82,8 @@ def test_an_environment(page: dict) -> None:
 
 @pytest.mark.parametrize("page", ["docs/library.md"], indirect=True)
 def test_the_library(page: dict) -> None:
-    assert page["forced"].actions.tolist() == 8 * [0]
+    assert page["dream"].actions.tolist() == 5 * [0]
+    assert page["observation"].shape == page["agent"].spec.image_shape
     c = page["config"].model
     assert page["decoded"].z.shape == (2, c.positions, c.groups)
     trajectory = page["trajectory"]
@@ -88,13 +92,22 @@ def test_the_library(page: dict) -> None:
     np.testing.assert_allclose(trajectory.state[-1], last, rtol=1e-6)
 
 
-@pytest.mark.parametrize("page", ["docs/train.md"], indirect=True)
-def test_a_checkpoint_without_the_package(page: dict, run: Path) -> None:
-    """``tests/run/test_weights.py`` does so in a process that never imports the package."""
-    assert page["metadata"]["run"]["env_steps"] > 0
-    assert page["actor"]
-    spec = ej.load(run).spec
-    assert page["rows"]["image"].shape[2:] == spec.image_shape
+def test_a_checkpoint_without_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """``tests/run/test_weights.py`` reads one in a process that never imports the package."""
+    replay = record(tmp_path / "recorded", rows=8)
+    metadata = {"env_steps": 16, "config": catch_config().to_dict()}
+    with Store(tmp_path / "runs" / "quickstart-0") as store:
+        tree = {"state": {"params": {"actor": {"bias": jnp.arange(3.0)}}}}
+        assert store.save(4, tree, metadata, replay)
+        assert store.wait()
+    monkeypatch.chdir(tmp_path)
+    Path("page.py").write_text("\n".join(blocks_of("docs/train.md")), encoding="utf-8")
+    page = runpy.run_path("page.py")
+    assert capsys.readouterr().out == "16 gymnax:Catch-bsuite\n"
+    assert page["actor"]["bias"].tolist() == [0, 1, 2]
+    assert page["rows"]["image"].shape == (8, 2, 16, 16, 3)
 
 
 def test_no_page_is_forgotten() -> None:
