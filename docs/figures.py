@@ -18,9 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import emerald_jax as ej
-from emerald_jax.agent.dream import decoding_trace
 from emerald_jax.look.figures import decoding_strip, png_of
 from emerald_jax.look.film import FilmPlan, film_run, save_film
+from emerald_jax.look.inside import decoding_trace
 from emerald_jax.models.tssm import episode_mask
 from emerald_jax.ops.maskgit import mask_counts
 from emerald_jax.run.recordings import Recordings

@@ -34,13 +34,13 @@ def test_agreement_by_hand(script):
 
 
 def test_the_documentation_shows_what_was_measured(script, rows):
-    text = (ROOT / "docs/environments.md").read_text()
+    text = (ROOT / "docs/results.md").read_text()
     for row in rows:
         if row["env"].startswith("atari:"):
             judged = script.against_atari(row["env"], row)
             assert judged == {name: row[name] for name in judged}
             verdict = "yes" if row["agrees"] else "**no**"
-        line = f"{row['return']:.2f} ± {row['standard_error']:.2f}"
+        line = f"| {row['return']:.2f} | {row['standard_error']:.2f} |"
         slow = "frame_skip" in row["settings"]
         lines = [x for x in text.splitlines() if x.startswith(f"| {row['env']}") and line in x]
         lines = [x for x in lines if ("6th frame" in x) == slow]
