@@ -71,7 +71,7 @@ def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
         ({"behavior__start_stride": 0}, r"behavior\.start_stride is 0"),
         ({"replay__batch": 0}, r"replay\.batch is 0"),
         ({"replay__best_of": 0}, r"replay\.best_of is 0"),
-        ({"replay__best_of": 2, "replay__sampler": "windows"}, "windows know no episodes"),
+        ({"replay__best_of": 2, "replay__sampler": "windows"}, "windows ignore episodes"),
         ({"replay__best_of": 2, "replay__batch": 3}, "fewer than four"),
         ({"behavior__noise_hold": 0}, r"behavior\.noise_hold is 0"),
         ({"behavior__noise_hold": 10_001}, r"behavior\.noise_hold is 10001"),

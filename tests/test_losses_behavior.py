@@ -45,13 +45,13 @@ def behavior(params, trajectory):
 
     def both(params, slow, trajectory):
         judged = evaluate_trajectory(
-            params, trajectory, cont_0, model=model, agent=agent, config=config
+            params, trajectory, cont_0, model=model, actor_critic=agent, config=config
         )
         actor, extra = actor_losses(
-            params["actor"], trajectory, judged, scale, agent=agent, config=config
+            params["actor"], trajectory, judged, scale, actor_critic=agent, config=config
         )
         critic = critic_losses(
-            params["critic"], slow, trajectory, judged, agent=agent, config=config
+            params["critic"], slow, trajectory, judged, actor_critic=agent, config=config
         )
         return (actor, critic), (judged, extra)
 

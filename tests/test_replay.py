@@ -259,7 +259,7 @@ def test_empty_or_too_short_a_store_says_so():
 def test_append_refuses_another_shape_or_type():
     replay = Replay(60, 3, SHAPE)
     step = World([[5]]).step()
-    with pytest.raises(ReplayError, match="takes images"):
+    with pytest.raises(ReplayError, match="expects images"):
         replay.append(step)  # one environment would broadcast over three
     step = World([[5]] * 3).step()
     step.image = step.image.astype(np.float32)

@@ -103,7 +103,7 @@ def test_a_posterior_that_sees_h_cannot_encode_alone():
     learner = build_learner(small_config(model=dict(sequence="rssm")), NUM_ACTIONS)
     params = state_shapes(learner).params["world_model"]
     image = jax.ShapeDtypeStruct((3, IMAGE, IMAGE, 3), jnp.uint8)
-    with pytest.raises(ValueError, match="sees h_t too"):
+    with pytest.raises(ValueError, match="also depends on h_t"):
         jax.eval_shape(
             lambda p, x: learner.model.apply({"params": p}, x, method=WorldModel.encode),
             params,
