@@ -1,7 +1,4 @@
-"""The command ``emerald-jax``: finds the command, turns the library's errors into one line.
-
-Each command is a file in ``commands/``, imported when it is called.
-"""
+"""The command ``emerald-jax``: finds the command and turns the library's errors into one line."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from emerald_jax.commands.words import COMMANDS, complain, table, tell
+from emerald_jax.commands.shared import COMMANDS, table, write_error, write_out
 from emerald_jax.config import ConfigError
 
-#: Errors that are a message to the user. Named, not imported: their modules are heavy, and one that
-#: was never imported cannot have raised.
+#: Errors that are a message to the user. Listed by name: importing their modules would be slow, and
+#: a module that was never imported cannot have raised.
 _USER_ERRORS = (
     ("emerald_jax.config", "ConfigError"),
     ("emerald_jax.envs.base", "EnvError"),
@@ -29,48 +26,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after ``emerald-jax``; those of the process when None.
+        argv: arguments after ``emerald-jax``; None uses those of the process.
 
     Returns:
-        The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, or what a
-        training run ended with.
+        The exit code: 0 success, 2 refused with one line on standard error, 130 interrupted, or the
+        exit code of a training run.
     """
     return guarded(_run, list(sys.argv[1:] if argv is None else argv))
 
 
-def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
-    """Call ``run(words)``; turn an error meant for the user into one line and an exit code."""
+def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Call ``run(arguments)``; turn an error meant for the user into one line and an exit code."""
     try:
         try:
-            return run(words)
+            return run(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # `emerald-jax presets | head`: who has read enough wants no traceback. A training run's
-        # broken pipe is another matter.
-        if words[:1] in (["train"], ["eval"]) and not {"-h", "--help"} & set(words):
+        # `emerald-jax presets | head` must not end in a traceback; a run that loses its output may.
+        if arguments[:1] in (["train"], ["eval"]) and not {"-h", "--help"} & set(arguments):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        complain("interrupted")
+        write_error("interrupted")
         return 130
     except Exception as error:
         if not isinstance(error, _user_errors()):
             raise
-        complain(str(error))
+        write_error(str(error))
         return 2
 
 
-def _run(words: list[str]) -> int:
-    if not words:
+def _run(arguments: list[str]) -> int:
+    if not arguments:
         sys.stderr.write(_overview())
         return 2
-    command, rest = words[0], words[1:]
+    command, *rest = arguments
     if command in ("-h", "--help", "help"):
-        return tell(_overview())
+        return write_out(_overview())
     if command == "--version":
         command = "version"
+    if command == "bench":
+        raise ConfigError("bench is not a command: run python -m benchmarks in a checkout")
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"nearest: {near[0]}" if near else f"commands: {', '.join(COMMANDS)}"
@@ -91,5 +89,5 @@ def _overview() -> str:
         "EMERALD, masked latent transformer world models in JAX. A first run, some minutes on a "
         "CPU:\n\n    emerald-jax train quickstart\n\n"
         + table({name: about for name, (_, about) in COMMANDS.items()})
-        + "\nemerald-jax COMMAND --help tells more.\n"
+        + "\nemerald-jax COMMAND --help lists its options.\n"
     )

@@ -16,6 +16,9 @@ import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+#: Seeds lie in 0 … SEEDS - 1.
+SEEDS = 2**63
+
 
 class ConfigError(ValueError):
     """A setting, or a combination of settings, that cannot work; the message names the remedy."""
@@ -372,6 +375,8 @@ def _bounds(config: Config) -> str | None:
     for name in _SHARES:
         if not 0 <= value(name) < 1:
             return f"{name} is {value(name)}: it must be at least 0 and below 1"
+    if not 0 <= config.seed < SEEDS:
+        return f"seed is {config.seed}: it must lie in 0 … {SEEDS - 1}"
     if config.behavior.noise_hold > 10_000:
         return f"behavior.noise_hold is {config.behavior.noise_hold}: it must be at most 10000"
     return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from benchmarks.suite.harness import Options, device_counts
 from benchmarks.suite.report import Report, Row, write_report
 from emerald_jax.cli import guarded
-from emerald_jax.commands.words import Parser, tell
+from emerald_jax.commands.shared import Parser, write_out
 from emerald_jax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -107,18 +107,18 @@ def run_bench(words: list[str]) -> int:
         reports = [_measure(options, words)]
     from benchmarks.suite.report import comparison_table, report_tables
 
-    tell(report_tables(reports, markdown=options.markdown))
+    write_out(report_tables(reports, markdown=options.markdown))
     if folder is not None:
         from benchmarks.suite.figures import draw_figures
 
         for path in draw_figures(reports, folder):
-            tell(f"{path}\n")
+            write_out(f"{path}\n")
     if old is None:
         return 0
     from benchmarks.suite.report import compare_reports
 
     comparison = compare_reports(reports[0], old)
-    tell("\n" + comparison_table(comparison, markdown=options.markdown))
+    write_out("\n" + comparison_table(comparison, markdown=options.markdown))
     return 1 if comparison.regressions else 0
 
 

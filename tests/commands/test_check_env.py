@@ -37,7 +37,7 @@ def test_a_broken_one_is_told_what_it_breaks(own, scripted_env, capsys):
         ("", "the following arguments are required: NAME"),
         ("craffter", "unknown environment craffter; nearest: crafter"),
         ("crafter --steps 1", "--steps is 1: it must be at least 2"),
-        ("crafter --time-limit -1", "--time-limit is -1: at least 0"),
+        ("crafter --time-limit -1", "--time-limit is -1: it must be at least 0"),
         ("crafter --image-key render", "crafter does not support envs.image_key"),
         ("gym:CartPole-v1", "gym:CartPole-v1 observes Box[4] float32, not a grey or RGB image"),
     ],

@@ -37,7 +37,10 @@ def test_random_play_becomes_a_data_set(tmp_path, capsys):
         (["--steps", "9"], "--out"),
         (["--steps", "9", "--out", "x"], "--env is missing"),
         (["--env", "crafter", "--steps", "0", "--out", "x"], "--steps is 0"),
-        (["--env", "crafter", "--steps", "9", "--out", "x", "--count", "-1"], "negative"),
+        (
+            ["--env", "crafter", "--steps", "9", "--out", "x", "--count", "-1"],
+            "--count is -1: it must be at least 0",
+        ),
         (["--policy", "nowhere", "--steps", "9", "--out", "x"], "nowhere does not exist"),
     ],
 )

@@ -1,7 +1,6 @@
 """``emerald-jax eval``: its words, its defaults, and play without a run."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from emerald_jax import cli
 from emerald_jax.commands.eval import default_episodes
 from emerald_jax.envs import Episode, registry
+from emerald_jax.envs.base import VectorStep
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import write_config
 from emerald_jax.training import evaluate
@@ -20,7 +20,7 @@ from emerald_jax.training import evaluate
         ("--random crafter --checkpoint 3", "--random ENV plays without a run"),
         ("nowhere --random crafter", "--random ENV plays without a run"),
         ("nowhere --image-size 64", "a run keeps the settings of its environment"),
-        ("--random crafter --image-size 0", "--image-size is 0: at least 1"),
+        ("--random crafter --image-size 0", "--image-size is 0: it must be at least 1"),
         ("--random craffter", "unknown environment craffter; nearest: crafter"),
         ("--random crafter --frame-skip 3", "crafter does not support envs.frame_skip"),
     ],
@@ -57,8 +57,9 @@ def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, 
     def evaluate_run(run, episodes, *, watch, **options):
         seen.update(options, episodes=episodes)
         image, no = np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, bool)
-        for last in (False, True):
-            watch(types.SimpleNamespace(image=image, is_last=~no if last else no))
+        action, reward = np.zeros(1, np.int32), np.zeros(1, np.float32)
+        for last in (no, ~no):
+            watch(VectorStep(image, action, reward, no, last, no))
         episode = Episode(env=0, score=1.0, length=9, terminal=True)
         facts = {"seed": options["seed"], "env_steps": 3}
         return evaluate.report_of("gymnax:Catch-bsuite", 5, options["mode"], (episode,), facts)
