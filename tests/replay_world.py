@@ -1,7 +1,7 @@
-"""A fake world whose images say which record they are, for the tests of the replay.
+"""A fake world whose images encode their record, for the tests of the replay.
 
 It writes (environment, row) into the pixels of every image, so a batch can be checked record by
-record whatever path it took through the ring or the disk.
+record, on any path through the ring or the disk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHAPE = (2, 2, 3)
 
 
 class World:
-    """E environments with given episode lengths in records, the last length repeated for ever."""
+    """E environments with given episode lengths in records, the last length repeated."""
 
     def __init__(self, lengths: list[list[int]]) -> None:
         self.lengths = [list(env) for env in lengths]
@@ -24,7 +24,7 @@ class World:
         self.age = [0] * len(lengths)
 
     def step(self) -> SimpleNamespace:
-        """The next row; odd environments die, even ones hit a time limit."""
+        """The next row; odd environments terminate, even ones reach a time limit."""
         num = len(self.lengths)
         age = np.array(self.age)
         last = np.array([a == env[0] - 1 for a, env in zip(self.age, self.lengths, strict=True)])

@@ -1,4 +1,4 @@
-"""The command line: what it accepts, and how it refuses the rest in one line."""
+"""The command line: accepted arguments, and one-line errors for the rest."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from emerald_jax.run.directory import write_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line on standard error with which ``words`` are refused."""
-    assert cli.main(words) == 2
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error with which ``arguments`` are refused."""
+    assert cli.main(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.endswith("\n")
@@ -32,7 +32,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("train crafter --model.widht 3", "unknown setting --model.widht; nearest: --model.width"),
         ("train crafter --modle.width=3", "unknown setting --modle.width; nearest: --model.width"),
@@ -70,19 +70,20 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("presets --all", "unrecognized arguments: --all"),
     ],
 )
-def test_wrong_words_end_in_one_line(
-    words: str, line: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_arguments_end_in_one_line(
+    arguments: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refusal(capsys, *words.split()).startswith(line)
+    assert refusal(capsys, *arguments.split()).startswith(line)
 
 
 @pytest.mark.parametrize(
-    "words", ["train crafter --model.widht 3", "train tiny --steps abc", "eval .", "presets"]
+    "arguments", ["train crafter --model.widht 3", "train tiny --steps abc", "eval .", "presets"]
 )
-def test_refused_before_jax_is_imported_and_nothing_written(words: str, tmp_path: Path) -> None:
+def test_refused_before_jax_is_imported_and_nothing_written(arguments: str, tmp_path: Path) -> None:
     program = (
         "import sys; from emerald_jax.cli import main; "
-        f"code = main({words.split()!r}); assert 'jax' not in sys.modules, 'jax'; sys.exit(code)"
+        f"code = main({arguments.split()!r}); "
+        "assert 'jax' not in sys.modules, 'jax'; sys.exit(code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -92,7 +93,7 @@ def test_refused_before_jax_is_imported_and_nothing_written(words: str, tmp_path
         text=True,
         timeout=60,
     )
-    assert done.returncode == (0 if words == "presets" else 2), done.stderr
+    assert done.returncode == (0 if arguments == "presets" else 2), done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -107,15 +108,15 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         "tiny --steps 3 --model.ff-ratio 4 --replay.sampler windows --log.quiet",
         "tiny --steps=3 --model.ff_ratio=4 --replay.sampler=windows --quiet",
         "--model.ff_ratio 4 --steps 3 --quiet tiny --replay.sampler windows",
     ],
 )
-def test_spellings_of_the_same_settings(words: str) -> None:
-    config = parse_train(words.split())
+def test_spellings_of_the_same_settings(arguments: str) -> None:
+    config = parse_train(arguments.split())
     assert (config.preset, config.steps, config.model.ff_ratio) == ("tiny", 3, 4)
     assert config.replay.sampler == "windows"
     assert config.log.quiet is True
@@ -137,10 +138,10 @@ def test_train_without_a_preset_lists_them(capsys: pytest.CaptureFixture[str]) -
     assert all(name in error for name in PRESETS)
 
 
-@pytest.mark.parametrize("words", [["train", "--help"], ["train", "tiny", "-h"]])
-def test_help_lists_every_setting(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "tiny", "-h"]])
+def test_help_lists_every_setting(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(words)
+        cli.main(arguments)
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for name in setting_types():
@@ -208,15 +209,15 @@ def test_user_errors_are_one_line_and_others_are_tracebacks(
         raise RunError("the loss is not finite:\n  look at metrics.jsonl")
 
     fake_module(monkeypatch, "emerald_jax.training.loop", train=train, RunError=RunError)
-    words = ["train", "tiny", "--logdir", str(tmp_path / "run")]
-    assert refusal(capsys, *words) == "the loss is not finite: look at metrics.jsonl"
+    arguments = ["train", "tiny", "--logdir", str(tmp_path / "run")]
+    assert refusal(capsys, *arguments) == "the loss is not finite: look at metrics.jsonl"
 
     def broken(config: Config) -> SimpleNamespace:
         raise RuntimeError("a bug")
 
     fake_module(monkeypatch, "emerald_jax.training.loop", train=broken, RunError=RunError)
     with pytest.raises(RuntimeError, match="a bug"):
-        cli.main(words)
+        cli.main(arguments)
 
 
 @pytest.mark.parametrize(("module", "name"), cli._USER_ERRORS)
@@ -256,7 +257,7 @@ def test_a_run_is_not_continued_at_another_size(
     assert "holds a run with model.width 16, not 32" in line
 
 
-def test_a_reader_that_leaves_gets_no_traceback() -> None:
+def test_a_closed_pipe_gives_no_traceback() -> None:
     # The pipe's reader is gone before the help is written.
     command = f"set -o pipefail; {sys.executable} -m emerald_jax train --help | true"
     done = subprocess.run(

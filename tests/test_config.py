@@ -1,4 +1,4 @@
-"""The settings: what is refused, what survives JSON, what the presets promise."""
+"""The settings: refusals, JSON round trips, presets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def change(config: Config, **settings: object) -> Config:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_named_after_themselves(name: str) -> None:
+def test_presets_are_valid_and_carry_their_name(name: str) -> None:
     config = get_preset(name)
     config.validate()
     assert config.preset == name
@@ -108,14 +108,14 @@ def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize("posterior", ["auto", "o", "oh"])
-def test_the_posterior_is_each_sequence_models_own(posterior: str) -> None:
+def test_the_default_posterior_depends_on_the_sequence_model(posterior: str) -> None:
     recurrent = change(Config(), model__sequence="rssm", model__posterior=posterior)
     recurrent.validate()
     assert recurrent.model.posterior_sees_h == (posterior != "o")
     assert not Config().model.posterior_sees_h
 
 
-def test_settings_that_a_variant_does_not_read_do_not_bind_it() -> None:
+def test_settings_unused_by_a_variant_do_not_restrict_it() -> None:
     # No heads divide 100: the GRU has none, and the linear prior no predictor.
     free = change(
         Config(),

@@ -1,4 +1,4 @@
-"""``emerald-jax eval``: its words, its defaults, and play without a run."""
+"""``emerald-jax eval``: arguments, defaults, and play without a run."""
 
 import json
 
@@ -15,7 +15,7 @@ from emerald_jax.training import evaluate
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("--random crafter --checkpoint 3", "--random ENV plays without a run"),
         ("nowhere --random crafter", "--random ENV plays without a run"),
@@ -25,14 +25,14 @@ from emerald_jax.training import evaluate
         ("--random crafter --frame-skip 3", "crafter does not support envs.frame_skip"),
     ],
 )
-def test_wrong_words_end_in_one_line(words, line, capsys):
-    assert cli.main(["eval", *words.split()]) == 2
+def test_wrong_arguments_end_in_one_line(arguments, line, capsys):
+    assert cli.main(["eval", *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"emerald-jax: {line}")
     assert error.count("\n") == 1
 
 
-def test_the_benchmarks_ask_for_their_own_numbers_of_episodes():
+def test_benchmarks_have_their_own_number_of_episodes():
     names = ("crafter", "atari:Pong", "gymnax:Catch-bsuite", "my_module:make_env")
     assert [default_episodes(name) for name in names] == [256, 100, 16, 16]
 
@@ -41,8 +41,8 @@ def test_random_play(tmp_path, scripted_env, monkeypatch, capsys):
     monkeypatch.setattr(registry, "_OWN", {})
     registry.register("scripted", scripted_env)
     file = tmp_path / "random.json"
-    words = "--random scripted --episodes 3 --image-size 4 --time-limit 2"
-    assert cli.main(["eval", *words.split(), "--json", str(file)]) == 0
+    arguments = "--random scripted --episodes 3 --image-size 4 --time-limit 2"
+    assert cli.main(["eval", *arguments.split(), "--json", str(file)]) == 0
     assert "scripted, 3 episodes, random actions" in capsys.readouterr().out
     result = json.loads(file.read_text())
     # Episodes of two steps with rewards 1 and 2.
@@ -50,7 +50,7 @@ def test_random_play(tmp_path, scripted_env, monkeypatch, capsys):
     assert (result["mode"], result["time_limit"], result["image_size"]) == ("random", 2, 4)
 
 
-def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, capsys):
+def test_a_run_is_evaluated_with_the_options_and_the_result_kept(tmp_path, monkeypatch, capsys):
     write_config(tmp_path, get_preset("tiny"))
     seen = {}
 
@@ -65,8 +65,18 @@ def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, 
         return evaluate.report_of("gymnax:Catch-bsuite", 5, options["mode"], (episode,), facts)
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
-    words = ["eval", str(tmp_path), "--seed", "4", "--checkpoint", "5", "--mode", "mode", "--video"]
-    assert cli.main(words) == 0
+    arguments = [
+        "eval",
+        str(tmp_path),
+        "--seed",
+        "4",
+        "--checkpoint",
+        "5",
+        "--mode",
+        "mode",
+        "--video",
+    ]
+    assert cli.main(arguments) == 0
     assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5}
     folder = tmp_path / "evals" / "5-4"
     assert f"written to {folder}" in capsys.readouterr().out
@@ -74,5 +84,5 @@ def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, 
     assert found == ["episode.mp4", "result.json", "stats.jsonl"]
     # An export is complete as it is.
     (tmp_path / "export.json").write_text("{}")
-    assert cli.main(words) == 2
+    assert cli.main(arguments) == 2
     assert "is an export" in capsys.readouterr().err
