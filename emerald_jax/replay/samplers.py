@@ -72,10 +72,14 @@ class StreamSampler(Sampler):
     A slot continues where its last chunk ended (``reset`` False: the model keeps its memory of that
     slot). When the episode ends, also in the middle of a chunk, the slot draws the next one, with
     ``reset`` True. An unfinished episode is read up to its newest record. If the ring has
-    overwritten an episode's head, it is read from its oldest record held; if it has overwritten a
-    slot's next record, the slot draws again. In both cases reading starts with ``is_first`` False
-    and the record's real action. A slot enters its very first episode at a random record below L,
-    so that chunk borders are spread.
+    overwritten an episode's head, it is read from its oldest record held, with ``is_first`` False
+    and the record's real action.
+
+    A slot enters its very first episode at a uniformly random record, not at its start. Otherwise,
+    with few long episodes, all slots would read near-copies of one window for thousands of updates.
+    A slot whose next record has been overwritten draws an episode and enters it in the same way:
+    a slot that reads more slowly than the ring is written would otherwise return to the oldest
+    record each time, and most records would never be read.
 
     ``best_of``: every fourth slot draws this many episodes and reads the one with the highest
     return. The paper has 1; larger values are our own, for games where progress begins with a lucky
@@ -125,15 +129,15 @@ class StreamSampler(Sampler):
     def _find_record(self, slot: int) -> bool:
         """Choose the next record of ``slot``; True if it does not continue the record before."""
         env, row = int(self._env[slot]), int(self._row[slot])
-        if row >= 0 and self.replay.continues_at(env, row):
+        if self.replay.continues_at(env, row):
             return False
         env, start = self.replay.draw_episode(self.rng)
         if self.best_of > 1 and slot % 4 == 0:
             others = [self.replay.draw_episode(self.rng) for _ in range(self.best_of - 1)]
             drawn = [(env, start), *others]
             env, start = max(drawn, key=lambda episode: self.replay.episode_return(*episode))
-        if row < 0:
-            start += int(self.rng.integers(self.replay.run(env, start, self.length)))
+        if row < self.replay.oldest:  # a new slot (-1), or its next record was overwritten
+            start += int(self.rng.integers(self.replay.run(env, start, self.replay.rows)))
         self._env[slot], self._row[slot] = env, start
         return True
 
