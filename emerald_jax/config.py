@@ -260,8 +260,8 @@ class Config:
     max_minutes: float = 0.0
     """Wall-clock minutes after which the run ends cleanly; 0 sets no limit."""
     train_ratio: float = 64.0
-    """Replayed steps per environment step; 64 at 16 x 64 batches and 16 environments is one update
-    per vector step. Atari 100k: 1024. (P)"""
+    """Replayed steps per environment step after prefill; 64 at 16 x 64 batches and 16 environments
+    is one update per vector step. Atari 100k: 1024. (P)"""
     seed: int = 0
     """Seed of parameters, sampling, replay and environments."""
     logdir: str = ""
@@ -293,6 +293,16 @@ class Config:
     def updates_per_vector_step(self) -> float:
         """Gradient updates per step of all environments."""
         return self.train_ratio * self.envs.count / (self.replay.batch * self.replay.length)
+
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates of the complete run, at least.
+
+        Environment steps during prefill owe no updates, and the updates owed for the last vector
+        step are not made. Episodes that end shortly before the end can add one vector step.
+        """
+        steps = self.steps - self.envs.count - self.replay.prefill
+        return max(0, int(steps * self.train_ratio // (self.replay.batch * self.replay.length)))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dict, JSON-compatible."""

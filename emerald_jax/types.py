@@ -44,6 +44,16 @@ Key = jax.Array
 Params = Any
 
 
+def key_of(seed: int) -> Key:
+    """Random key of a seed in 0 … 2**63 - 1, different for every seed.
+
+    ``jax.random.key`` reads only the lowest 32 bits (without 64-bit types), so the higher bits are
+    folded in. Below 2**32 both give the same key.
+    """
+    key = jax.random.key(np.uint32(seed & 0xFFFFFFFF))
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
 class Memory(NamedTuple):
     """Keys and values of past tokens, oldest first.
 

@@ -76,6 +76,34 @@ def test_wrong_arguments_end_in_one_line(
     assert refusal(capsys, *arguments.split()).startswith(line)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train tiny --steps 80 --logdir run",
+        "check-env gymnax:Catch-bsuite --steps 10",
+        "eval nowhere",
+        "eval --random gymnax:Catch-bsuite",
+        "collect --env gymnax:Catch-bsuite --steps 10 --out data",
+        "dream nowhere --out dream.gif",
+        "inspect nowhere --out report.html",
+        "play nowhere",
+    ],
+)
+def test_seeds_out_of_range_are_refused_and_nothing_is_written(
+    command: str,
+    seed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal(capsys, *command.split(), "--seed", str(seed))
+    assert f"seed is {seed}: it must " in line
+    assert str(2**63 - 1) in line
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments", ["train crafter --model.widht 3", "train tiny --steps abc", "eval .", "presets"]
 )

@@ -9,6 +9,7 @@ import pytest
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS, get_preset
+from emerald_jax.training.loop import Pace
 
 
 def change(config: Config, **settings: object) -> Config:
@@ -47,6 +48,21 @@ def test_the_paper_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(
+    ("preset", "updates"),
+    [("crafter", 624_935), ("atari100k", 98_975), ("quickstart", 1_217), ("tiny", 133)],
+)
+def test_the_number_of_updates_follows_from_the_pace(preset: str, updates: int) -> None:
+    config = get_preset(preset)
+    assert config.total_updates == updates
+    # The last updates are made for the environment steps before the last vector step.
+    steps = config.steps - config.envs.count
+    pace = Pace(config)
+    assert pace.owes(steps, updates - 1)
+    assert not pace.owes(steps, updates)
+    assert not pace.owes(config.replay.prefill, 0)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"modle": {}}, "unknown setting modle; nearest: model"),
@@ -78,6 +94,8 @@ def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
         ({"log__every": 0}, r"log\.every is 0"),
         ({"log__keep": 0}, r"log\.keep is 0"),
         ({"steps": 0}, "steps is 0"),
+        ({"seed": -1}, r"seed is -1: it must lie in 0 … 9223372036854775807"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: it must lie in 0"),
         ({"model__classes": 1}, r"model\.classes"),
         ({"replay__length": 1}, r"replay\.length"),
         ({"model__dropout": 1.0}, r"model\.dropout"),
