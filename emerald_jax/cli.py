@@ -52,9 +52,10 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
         write_error("interrupted")
         return 130
     except Exception as error:
-        if not isinstance(error, _user_errors()):
+        text = str(error) if isinstance(error, _user_errors()) else _platform_error()
+        if not text:
             raise
-        write_error(str(error))
+        write_error(text)
         return 2
 
 
@@ -81,6 +82,21 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     """The user errors whose modules have been imported."""
     modules = ((sys.modules.get(module), name) for module, name in _USER_ERRORS)
     return tuple(getattr(module, name) for module, name in modules if hasattr(module, name))
+
+
+def _platform_error() -> str:
+    """The line for a ``JAX_PLATFORMS`` that JAX cannot use; empty if JAX works."""
+    wanted, jax = os.environ.get("JAX_PLATFORMS"), sys.modules.get("jax")
+    if not wanted or jax is None:
+        return ""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):  # JAX asserts if a known platform has no plugin
+        return (
+            f"JAX has no platform for JAX_PLATFORMS={wanted}: unset it to use the best one, or "
+            'install the platform, such as pip install -e ".[cuda]"'
+        )
+    return ""
 
 
 def _overview() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from emerald_jax.presets import PRESETS, get_preset
 from emerald_jax.run.directory import write_config
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: Packages that give JAX its CUDA platform.
+CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -283,6 +287,29 @@ def test_a_run_is_not_continued_at_another_size(
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     line = refusal(capsys, "train", "tiny", "--model.width", "32", "--logdir", str(tmp_path))
     assert "holds a run with model.width 16, not 32" in line
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "nowhere"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["train tiny --steps 80 --logdir run", "eval --random gymnax:Catch-bsuite --episodes 1"],
+)
+def test_a_missing_platform_is_one_line(platform: str, arguments: str, tmp_path: Path) -> None:
+    if platform != "nowhere" and any(map(importlib.util.find_spec, CUDA)):
+        pytest.skip("this platform is installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "emerald_jax", *arguments.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("emerald-jax: JAX has no platform for JAX_PLATFORMS=" + platform)
+    assert 'pip install -e ".[cuda]"' in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_closed_pipe_gives_no_traceback() -> None:
