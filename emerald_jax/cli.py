@@ -1,7 +1,4 @@
-"""The command ``emerald-jax``: finds the command, turns the library's errors into one line.
-
-Each command is a file in ``commands/``, imported when it is called.
-"""
+"""The command ``emerald-jax``: finds the command and turns the library's errors into one line."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from emerald_jax.commands.words import COMMANDS, complain, table, tell
+from emerald_jax.commands.shared import COMMANDS, table, write_error, write_out
 from emerald_jax.config import ConfigError
 from emerald_jax.run.process import expand_home, machine_error, prepare_process, safe_output
 
-#: Errors that are a message to the user. Named, not imported: their modules are heavy, and one that
-#: was never imported cannot have raised.
+#: Errors that are a message to the user. Listed by name: importing their modules would be slow, and
+#: a module that was never imported cannot have raised.
 _USER_ERRORS = (
     ("emerald_jax.config", "ConfigError"),
     ("emerald_jax.envs.base", "EnvError"),
@@ -32,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after ``emerald-jax``; those of the process when None.
+        argv: arguments after ``emerald-jax``; None uses those of the process.
 
     Returns:
-        The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, or what a
-        training run ended with.
+        The exit code: 0 success, 2 refused with one line on standard error, 130 interrupted, or the
+        exit code of a training run.
     """
     return guarded(_run, list(sys.argv[1:] if argv is None else argv))
 
@@ -52,7 +49,7 @@ def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
         output.flush()
         lost = words[:1] and words[0] in _PRINTERS and output.error
         if code == 0 and lost and not isinstance(lost, BrokenPipeError):
-            complain(f"standard output cannot be written to: {lost}")
+            write_error(f"standard output cannot be written to: {lost}")
             code = 1
     return code
 
@@ -63,25 +60,31 @@ def _one_line(run: Callable[[list[str]], int], words: list[str]) -> int:
         prepare_process()
         return run(expand_home(words))
     except KeyboardInterrupt:
-        complain("interrupted")
+        write_error("interrupted")
         return 130
     except Exception as error:
-        text = str(error) if isinstance(error, _user_errors()) else machine_error(error)
+        text = (
+            str(error)
+            if isinstance(error, _user_errors())
+            else machine_error(error) or _platform_error()
+        )
         if not text:
             raise
-        complain(text)
+        write_error(text)
         return 2
 
 
-def _run(words: list[str]) -> int:
-    if not words:
+def _run(arguments: list[str]) -> int:
+    if not arguments:
         sys.stderr.write(_overview())
         return 2
-    command, rest = words[0], words[1:]
+    command, *rest = arguments
     if command in ("-h", "--help", "help"):
-        return tell(_overview())
+        return write_out(_overview())
     if command == "--version":
         command = "version"
+    if command == "bench":
+        raise ConfigError("bench is not a command: run python -m benchmarks in a checkout")
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"nearest: {near[0]}" if near else f"commands: {', '.join(COMMANDS)}"
@@ -96,11 +99,26 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     return tuple(getattr(module, name) for module, name in modules if hasattr(module, name))
 
 
+def _platform_error() -> str:
+    """The line for a ``JAX_PLATFORMS`` that JAX cannot use; empty if JAX works."""
+    wanted, jax = os.environ.get("JAX_PLATFORMS"), sys.modules.get("jax")
+    if not wanted or jax is None:
+        return ""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):  # JAX asserts if a known platform has no plugin
+        return (
+            f"JAX has no platform for JAX_PLATFORMS={wanted}: unset it to use the best one, or "
+            'install the platform, such as pip install -e ".[cuda]"'
+        )
+    return ""
+
+
 def _overview() -> str:
     return (
         "usage: emerald-jax COMMAND ...\n\n"
         "EMERALD, masked latent transformer world models in JAX. A first run, some minutes on a "
         "CPU:\n\n    emerald-jax train quickstart\n\n"
         + table({name: about for name, (_, about) in COMMANDS.items()})
-        + "\nemerald-jax COMMAND --help tells more.\n"
+        + "\nemerald-jax COMMAND --help lists its options.\n"
     )

@@ -1,13 +1,13 @@
 """Imagination: rollouts inside the world model, and the decoding of each imagined latent.
 
-Two pure functions, both meant to be compiled whole:
+Two pure functions, meant to be compiled:
 
-* :func:`decode` draws z_t from h_t: in S rounds of cosine-scheduled re-masking (section 4), or as
-  the configured prior wants it;
+* :func:`decode` samples z_t given h_t: with MaskGIT in S rounds of cosine-scheduled re-masking
+  (section 4), or with the other configured prior;
 * :func:`imagine` runs H steps in one ``lax.scan``: act, advance the sequence model, decode
   (section 5).
 
-``imagine`` knows neither network: it takes any policy and any step function, so a test passes a
+``imagine`` depends on no network: it takes any policy and any step function, so a test can pass a
 six-line fake and a user their own model. :func:`world_model_step` builds EMERALD's step.
 No gradient flows through a rollout (REINFORCE); losses evaluate heads on the finished trajectory.
 """
@@ -40,13 +40,12 @@ from emerald_jax.types import (
 
 
 class Decoded(NamedTuple):
-    """A decoded latent and how sure the model was.
+    """A decoded latent and its confidence.
 
     Attributes:
         z: `[..., P, G]` int32 class indices.
-        log_prob: `[..., P, G]` float32, of each token under the prediction it was drawn from.
-        masked: one array `[..., P, G]` bool per decoding step, the tokens that were unknown at its
-            start.
+        log_prob: `[..., P, G]` float32, of each token under the prediction it was sampled from.
+        masked: one array `[..., P, G]` bool per decoding step, the tokens masked at its start.
     """
 
     z: Array
@@ -58,8 +57,8 @@ def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int,
     """S-step MaskGIT decoding for any predictor (EMERALD; MaskGIT, arXiv 2202.04200).
 
     Step 0 samples every token from the all-MASK prediction. Each later step masks the n_s least
-    confident of the tokens predicted last, predicts again and redraws those alone. Confidence is
-    log p(drawn class) + Gumbel noise; tokens once kept stay kept.
+    confident of the tokens sampled in the step before, predicts again and resamples only those.
+    Confidence is log p(sampled class) + Gumbel noise; kept tokens never change again.
 
     Args:
         probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]` float32
@@ -72,7 +71,7 @@ def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int,
         :class:`Decoded`.
     """
     counts = mask_counts(shape[-2] * shape[-1], steps)
-    # All random numbers in one draw: a call of the generator costs more than its numbers do.
+    # One draw for all random numbers: a generator call costs more than the numbers.
     u = jax.random.uniform(key, (2 * steps - 1, *shape))
     probs = probs_fn(None)
     z = choose(u[0], probs)
@@ -95,14 +94,14 @@ def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int,
 def ordered_decode(
     probs_fn: OrderedFn, cache: Any, key: Key, *, shape: tuple, classes: int
 ) -> Decoded:
-    """One position after another in a ``lax.scan``, the G tokens of a position at once.
+    """Sample one position after another in a ``lax.scan``, the G tokens of a position at once.
 
     Args:
         probs_fn: see :data:`emerald_jax.types.OrderedFn`.
-        cache: what it wants to remember, empty.
+        cache: its empty cache, any pytree.
         key: consumed.
         shape: `(..., P, G)`.
-        classes: K, which also stands for the tokens before the first position.
+        classes: K, also the value of the tokens before the first position.
 
     Returns:
         :class:`Decoded`.
@@ -133,18 +132,18 @@ def decode(
     steps: int,
     temperature: Array | float | None = None,
 ) -> Decoded:
-    """Draw z_t ~ p(z_t | h_t).
+    """Sample z_t ~ p(z_t | h_t).
 
     Args:
         params: the world model's parameters.
         h: `[..., D]`.
         key: consumed; the same key gives the same tokens.
         model: the world model.
-        steps: S of the MaskGIT; 1 is one parallel sample, 0 samples the linear dynamics head
-            instead, whatever the prior. The linear prior always does, and the autoregressive one
-            takes as many steps as there are positions.
-        temperature: divides the log-probabilities (uniform mixed in) before each draw: below 1 the
-            likely tokens become likelier. Training never sets it; None costs nothing.
+        steps: S of MaskGIT; 1 is one parallel sample; 0 samples the linear dynamics head with any
+            prior. The linear prior always samples that head; the autoregressive prior always takes
+            P steps.
+        temperature: divides the log-probabilities (with the uniform share) before each draw; below
+            1 likely tokens become likelier. None (as in training) compiles to no operation.
 
     Returns:
         :class:`Decoded` with leading dimensions of ``h``.
@@ -200,12 +199,12 @@ def imagine(
     step: StepFn,
     horizon: int,
 ) -> Trajectory:
-    """Roll n states H steps forward: one ``lax.scan``, whatever the policy and the model.
+    """Roll n states H steps forward in one ``lax.scan``, with any policy and model.
 
     Args:
-        params: handed to ``policy`` and ``step`` untouched.
+        params: passed to ``policy`` and ``step`` unchanged.
         state: where the rollouts start: :class:`State` `[n]`, or any pytree of arrays `[n, ...]`.
-        carry: the step function's own memory (any pytree).
+        carry: the step function's memory (any pytree).
         key: consumed; one key per imagined step is split from it.
         policy: see :data:`emerald_jax.types.PolicyFn`.
         step: see :data:`emerald_jax.types.StepFn`.
@@ -232,17 +231,16 @@ def imagine(
 def world_model_step(
     model: WorldModel, starts: Starts, *, decode_steps: int, horizon: int
 ) -> tuple[Any, StepFn]:
-    """EMERALD's step function: cached transformer, then MaskGIT; or the variants configured.
+    """EMERALD's step function: cached sequence model, then the prior.
 
     Args:
         model: the world model.
-        starts: :class:`Starts`; every rollout looks back at its own part of the shared past.
+        starts: :class:`Starts`; every rollout attends to its own part of the shared past.
         decode_steps: S.
-        horizon: H, the imagined steps there must be room for.
+        horizon: H, size of the cache for imagined steps.
 
     Returns:
-        the empty memory to start from, and the step. Its ``params`` are a dict whose
-        ``"world_model"`` entry is used.
+        The empty cache, and the step; of its ``params`` it uses the entry ``"world_model"``.
     """
 
     def step(
@@ -264,10 +262,10 @@ def world_model_step(
 
 
 def starts_from(passed: Pass, positions: Int[AnyArray, " n"]) -> Starts:
-    """Starts at given steps of one real sequence, sharing that sequence's past.
+    """Imagination starts at given steps of one real sequence, sharing that sequence's past.
 
-    Keys, values, latents and h_t are those of the world-model loss' own forward pass; nothing is
-    computed twice and no gradient flows back.
+    Keys, values, latents and h_t come from the forward pass of the world-model loss: nothing is
+    computed twice. No gradient flows back.
 
     Args:
         passed: the forward pass over the sequence.

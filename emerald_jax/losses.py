@@ -1,7 +1,8 @@
-"""The three losses: world model (section 3), actor and critic (section 6).
+"""The losses of the world model (section 3), the actor and the critic (section 6).
 
-Losses stay `[L]` (one sequence) or `[H, n]` (one sequence's rollouts) until the caller takes the
-mean over everything, so that masks and weights are visible where they act. ``sg`` is stop_gradient.
+Losses keep their shape, `[L]` (one sequence) or `[H, n]` (one sequence's rollouts), until the
+caller takes the mean, so that masks and weights are visible where they are applied. ``sg`` is
+stop_gradient.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ def world_model_losses(
     config: LossConfig,
     deterministic: bool = False,
 ) -> tuple[dict[str, Float[Array, " L"]], tuple[Pass, dict[str, Float[Array, " L"]]]]:
-    """All loss terms of one sequence, unweighted, and the pass they came from.
+    """All unweighted loss terms of one sequence, and its forward pass.
 
     Args:
         params: the world model's parameters.
         sequence: :class:`Batch` without its leading B, ``carry`` included.
         key: consumed.
         model: the world model.
-        config: weights and floors; its weight names are the keys of the result.
+        config: weights and floors.
         deterministic: no dropout.
 
     Returns:
-        terms `[L]` named as the weights in :class:`LossConfig`; the :class:`Pass` and metrics
+        Terms `[L]`, keyed by the weight names of :class:`LossConfig`; the :class:`Pass` and metrics
         `[L]`.
     """
     latent_key, mask_key, dropout_key = jax.random.split(key, 3)
@@ -73,10 +74,10 @@ def world_model_losses(
 def latent_losses(
     net: WorldModel, out: Pass, key: Key, config: LossConfig, deterministic: bool
 ) -> dict[str, Array]:
-    """KL terms that tie posterior, dynamics head and predictor together.
+    """KL terms between posterior, dynamics head and predictor, in nats per position.
 
     The dynamics and representation KL is summed over a position's G groups and floored per
-    position. The predictor's term is in the same unit, nats per position, and floored as a whole.
+    position. The predictor's term is floored after its mean over positions.
 
     Args:
         net: the bound world model.
@@ -86,7 +87,7 @@ def latent_losses(
         deterministic: no dropout.
 
     Returns:
-        ``dyn``, ``rep`` and ``mask``, each `[L]`; ``mask`` is 0 where the dynamics head is the only
+        ``dyn``, ``rep`` and ``mask``, each `[L]`; ``mask`` is 0 if the dynamics head is the only
         prior.
     """
     prior = net.dynamics(out.features)
@@ -104,7 +105,7 @@ def latent_losses(
 
 
 def masked_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
-    """`[L]` G times the mean KL(sg(q) || p_mask) of randomly masked tokens, whatever their number.
+    """`[L]` G times the mean KL(sg(q) || p_mask) over the randomly masked tokens.
 
     Args:
         net: the bound world model.
@@ -125,15 +126,15 @@ def masked_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool)
 def ordered_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
     """`[L]` KL(sg(q) || p_ar), each position given the sampled tokens of those before it.
 
-    Summed over groups and averaged over positions: what MaskGIT's term is when all tokens are
-    masked. Arguments as :func:`masked_divergence`; no random numbers are needed.
+    Summed over groups and averaged over positions, as MaskGIT's term is when all tokens are masked.
+    Arguments as for :func:`masked_divergence`; ``key`` is unused.
     """
     del key
     predicted = net.ordered_prior(out.features, out.state.z, deterministic)
     return kl_divergence(sg(out.posterior), predicted).sum(-1).mean(-1)
 
 
-#: What trains each prior's predictor.
+#: Prior -> divergence that trains its predictor.
 _PREDICTORS = {
     "maskgit": masked_divergence,
     "autoregressive": ordered_divergence,
@@ -142,7 +143,11 @@ _PREDICTORS = {
 
 
 def weighted_sum(terms: dict[str, Array], config: LossConfig) -> Array:
-    """Sum of the terms times their weights; every weight of the config must have its term."""
+    """Sum of the terms times their weights.
+
+    Raises:
+        ValueError: if terms and weights have different names.
+    """
     weights = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -154,11 +159,11 @@ def weighted_sum(terms: dict[str, Array], config: LossConfig) -> Array:
 
 
 class Returns(NamedTuple):
-    """What the frozen world model and critic say of a trajectory; no gradient flows through it.
+    """Predictions of the frozen world model and critic for a trajectory, without gradients.
 
     Attributes:
         target: `[H, n]` lambda-returns R_0 .. R_{H-1}.
-        value: `[H, n]` critic's values of the same states.
+        value: `[H, n]` the critic's values of the same states.
         weight: `[H, n]` survival weights.
         reward: `[H, n]` imagined rewards r_1 .. r_H.
         cont: `[H, n]` imagined continuation c_1 .. c_H, 0 or 1.
@@ -177,7 +182,7 @@ def evaluate_trajectory(
     cont_0: Float[AnyArray, " n"],
     *,
     model: WorldModel,
-    agent: ActorCritic,
+    actor_critic: ActorCritic,
     config: BehaviorConfig,
 ) -> Returns:
     """Rewards, continuation, values and lambda-returns of all imagined states at once.
@@ -185,9 +190,9 @@ def evaluate_trajectory(
     Args:
         params: dict with ``world_model`` and ``critic``.
         trajectory: :class:`Trajectory`.
-        cont_0: `[n]` real continuation of the starts: 0 where the world had ended.
+        cont_0: `[n]` real continuation of the starts: 0 where the episode had terminated.
         model: the world model.
-        agent: actor and critic.
+        actor_critic: the networks.
         config: discount and lambda.
 
     Returns:
@@ -198,7 +203,7 @@ def evaluate_trajectory(
     reward = two_hot_mean(model.apply(frozen, reached.z, reached.h, method=WorldModel.reward))
     alive = model.apply(frozen, reached.z, reached.h, method=WorldModel.cont) > 0
     cont = alive.astype(jnp.float32)
-    value = two_hot_mean(agent.value_logits(params["critic"], state))
+    value = two_hot_mean(actor_critic.value_logits(params["critic"], state))
     target = lambda_returns(reward, cont, value, gamma=config.gamma, lam=config.lam)
     cont_t = jnp.concatenate([cont_0[None].astype(jnp.float32), cont])
     weight = survival_weights(cont_t, gamma=config.gamma)[:-1]
@@ -211,7 +216,7 @@ def actor_losses(
     returns: Returns,
     scale: Float[Array, ""] | float,
     *,
-    agent: ActorCritic,
+    actor_critic: ActorCritic,
     config: BehaviorConfig,
 ) -> tuple[Float[Array, "H n"], dict[str, Float[Array, "H n"]]]:
     """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
@@ -223,14 +228,14 @@ def actor_losses(
         trajectory: :class:`Trajectory`.
         returns: :class:`Returns`.
         scale: `[]` return scale, at least 1.
-        agent: actor and critic.
+        actor_critic: the networks.
         config: entropy weight.
 
     Returns:
         `[H, n]` loss and metrics of the same shape.
     """
     acted = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
-    log_probs = agent.policy(actor, acted)
+    log_probs = actor_critic.policy(actor, acted)
     advantage = (returns.target - returns.value) / scale
     spread = entropy(log_probs)
     taken = take_class(log_probs, trajectory.action)
@@ -244,24 +249,24 @@ def critic_losses(
     trajectory: Trajectory,
     returns: Returns,
     *,
-    agent: ActorCritic,
+    actor_critic: ActorCritic,
     config: BehaviorConfig,
 ) -> Float[Array, "H n"]:
     """Cross-entropy to the lambda-return and to the slow critic's mean, weighted by survival.
 
     Args:
         critic: the critic's parameters.
-        slow_critic: its slow copy's.
+        slow_critic: parameters of its slow copy.
         trajectory: :class:`Trajectory`.
         returns: :class:`Returns`.
-        agent: actor and critic.
+        actor_critic: the networks.
         config: weight of the slow critic.
 
     Returns:
         `[H, n]`.
     """
     seen = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
-    logits = agent.value_logits(critic, seen)
-    slow = sg(two_hot_mean(agent.value_logits(slow_critic, seen)))
+    logits = actor_critic.value_logits(critic, seen)
+    slow = sg(two_hot_mean(actor_critic.value_logits(slow_critic, seen)))
     loss = two_hot_loss(logits, returns.target) + config.slow_weight * two_hot_loss(logits, slow)
     return loss * returns.weight

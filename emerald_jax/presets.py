@@ -1,8 +1,8 @@
-"""The named configurations: what ``emerald-jax presets`` lists and ``train PRESET`` starts from.
+"""The named configurations of ``emerald-jax presets`` and ``emerald-jax train PRESET``.
 
-The paper's own values are the defaults of ``config.py``; a preset says only what differs. Small
-presets carry their own learning rates, entropy and KL floors: at their size the paper's values are
-slower or do not get there in minutes (own measurements).
+The defaults in ``config.py`` are the paper's values; a preset lists only the differences. Small
+presets have their own learning rates, entropy and KL floors: at their size the paper's values learn
+more slowly, or not within minutes (own measurements).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from emerald_jax.config import (
 
 
 def _small_model(**changes: Any) -> ModelConfig:
-    """The quickstart's networks: every mechanism of the paper at a hundredth of its size."""
+    """The quickstart's networks: every part of the paper's model at a hundredth of its size."""
     sizes: dict[str, Any] = dict(
         groups=4,
         classes=8,
@@ -50,8 +50,8 @@ _QUICKSTART = Config(
     train_ratio=8.0,
     envs=EnvsConfig(image_size=16),
     model=_small_model(),
-    # The image loss is a sum over pixels: 16 restores the weight it has at 64x64. The dynamics must
-    # grow with it, or the pixels alone decide what h_t learns and the dream loses the ball.
+    # The image loss is a sum over pixels: 16 restores its weight at 64x64. The dynamics weight must
+    # grow with it; otherwise only the pixels train h_t, and the dream loses the ball.
     loss=LossConfig(
         image=16.0, reward=4.0, cont=4.0, dyn=8.0, mask=8.0, free_nats=0.1, mask_free_nats=0.1
     ),
@@ -61,13 +61,13 @@ _QUICKSTART = Config(
     log=LogConfig(every=25, pictures=500, eval_episodes=64),
 )
 
-# One pixel a cell and one latent position for every 2 x 2 cells: on a canvas of 16 pixels the 10 x
-# 10 board has a border that costs more than half the work. The ball is one pixel: with fewer
-# channels, or a lighter image loss, dreams find it late. No dropout, since nothing here is chance,
-# and hardly any free nats: 0.1 at each of 25 positions is 2.5 nats a frame, and the ball has less.
-# The game costs next to nothing beside an update: a step of it is learned from once on average.
-# These settings come to about 6 and stay there; ``experiments/evidence.py`` goes on from them with
-# lower rates and a search for what is beyond.
+# One pixel per cell and one latent position per 2 x 2 cells: on a 16 pixel canvas the border around
+# the 10 x 10 board would take more than half of the compute. The ball is one pixel: with fewer
+# channels or a lighter image loss, dreams contain it late. No dropout, since the game is
+# deterministic, and few free nats: 0.1 at each of 25 positions is 2.5 nats per frame, more than the
+# ball's information. Environment steps are cheap compared with updates: train_ratio 1 reads each
+# step once on average. These settings reach a return of about 6 and stay there;
+# ``experiments/evidence.py`` continues from them with lower rates and more exploration.
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
     preset="minatar",
@@ -109,10 +109,10 @@ _ATARI_100K = Config(
     env="atari:Pong",
     steps=100_000,
     train_ratio=1024.0,
-    # The rest of the protocol (no sticky actions, minimal action set, idle frames at the start, no
-    # reward clipping, death only at game over, 108 000 frames) is what every `atari:` game does.
+    # The rest of the protocol (no sticky actions, minimal action set, no-op frames at the start, no
+    # reward clipping, termination only at game over, 108 000 frames) is the default of `atari:`.
     envs=EnvsConfig(count=1, frame_skip=4),
-    # A first frame is a record and not a step: room for 20 000 episodes.
+    # First frames are records but not steps: capacity for 20 000 episodes.
     replay=ReplayConfig(capacity=120_000),
 )
 
@@ -133,16 +133,16 @@ _TINY = Config(
 PRESETS: dict[str, tuple[str, Config]] = {
     "quickstart": ("learn Catch from 16x16 images on a CPU, in minutes", _QUICKSTART),
     "minatar": (
-        "learn Breakout-MinAtar on a CPU, to 6 bricks in 20 minutes; --env takes another game",
+        "learn Breakout-MinAtar on a CPU, to 6 bricks in 20 minutes; --env selects another game",
         _MINATAR,
     ),
     "crafter": ("the paper's Crafter run: 30 M parameters, 10 M steps, one GPU or more", Config()),
     "atari100k": (
-        "the paper's Atari 100k run; --env atari:GAME takes any of the 26 games",
+        "the paper's Atari 100k run; --env atari:GAME selects any of the 26 games",
         _ATARI_100K,
     ),
-    "crafter-small": ("the same run at a size that a CPU moves", _CRAFTER_SMALL),
-    "tiny": ("the smallest shapes that exercise everything; the tests run it", _TINY),
+    "crafter-small": ("the same run at a size for CPUs", _CRAFTER_SMALL),
+    "tiny": ("the smallest shapes that use every part of the code; for tests", _TINY),
 }
 
 
@@ -150,7 +150,7 @@ def get_preset(name: str) -> Config:
     """The named configuration.
 
     Raises:
-        ConfigError: when there is no such preset, naming the nearest one.
+        ConfigError: for an unknown preset, naming the nearest one.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)

@@ -1,12 +1,10 @@
-"""Scores of benchmarks, as plain numbers.
+"""Benchmark scores: Crafter's score, aggregates over Atari games, and published numbers.
 
 Crafter's score is Hafner's (arXiv 2109.06780). Aggregates over Atari games are those of Agarwal et
 al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (arXiv 2108.13264),
-section 4: mean, median and interquartile mean (IQM), with stratified bootstrap intervals.
-
-Published numbers, carried as package data: ``data/crafter.json`` and ``data/atari100k.json``.
-
-Each file says under ``about`` and ``sources`` what its numbers are and who published them.
+section 4: mean, median and interquartile mean (IQM), with stratified bootstrap intervals. The
+published numbers are package data, ``data/crafter.json`` and ``data/atari100k.json``, with their
+sources.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Bootstrap samples of an interval; the statistic's own error is then far below its width.
+#: Bootstrap samples per interval: enough that their own error is far below the interval's width.
 SAMPLES = 10_000
 #: Bootstrap samples computed at a time, which bounds the memory.
 _CHUNK = 500
@@ -59,17 +57,17 @@ def crafter_score(rates: Mapping[str, float]) -> float:
 
 
 def human_normalised(score: float, random: float, human: float) -> float:
-    """(score - random) / (human - random): 0 plays like chance, 1 like a person."""
+    """(score - random) / (human - random): 0 is random play, 1 human play."""
     return (score - random) / (human - random)
 
 
 class Interval(NamedTuple):
-    """A number and the bounds of its 95 % interval; NaN where there is none.
+    """A value and its 95 % interval.
 
     Attributes:
-        value: of the scores themselves.
-        low: lower bound.
-        high: upper bound.
+        value: the statistic of the given scores.
+        low: lower bound; NaN if there is no interval.
+        high: upper bound; NaN if there is no interval.
     """
 
     value: float
@@ -80,24 +78,21 @@ class Interval(NamedTuple):
 def aggregate(
     scores: Mapping[str, Sequence[float]], *, samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Aggregates over games, and how sure they are given so few runs.
+    """Mean, median and IQM over games, with stratified bootstrap intervals.
 
-    ``mean`` and ``median`` are those over games of each game's mean over runs; ``iqm`` is the mean
-    of the middle half of all runs of all games. An interval holds the middle 95 % of the aggregate
-    over bootstrap samples: in each, every game's runs are drawn anew from that game's own, with
-    replacement (stratified by game). With one run per game there is nothing to draw: no interval.
+    ``mean`` and ``median`` are over games, of each game's mean over runs; ``iqm`` is the mean of
+    the middle half of all runs of all games. Each bootstrap sample resamples every game's runs with
+    replacement; the interval is the middle 95 % over samples. With one run per game there is no
+    interval.
 
     Args:
-        scores: game -> one score per run. Games may differ in their number of runs; each run counts
-            the same in the IQM.
+        scores: game -> one score per run. The number of runs may differ between games; every run
+            has equal weight in the IQM.
         samples: bootstrap samples.
         seed: of the bootstrap.
 
-    Returns:
-        ``mean``, ``median`` and ``iqm``.
-
     Raises:
-        ValueError: without games, or with a game without runs.
+        ValueError: without games, or if a game has no runs.
     """
     if not scores or not all(len(runs) for runs in scores.values()):
         raise ValueError("an aggregate needs at least one run of every game")
@@ -121,14 +116,7 @@ def aggregate(
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half: the lowest and the highest quarter are left out, rounded down.
-
-    Args:
-        values: `[..., n]`.
-
-    Returns:
-        `[...]`.
-    """
+    """Mean of the middle half, `[..., n]` -> `[...]`; each dropped quarter is rounded down."""
     n = values.shape[-1]
     cut = n // 4
     return np.sort(values, axis=-1)[..., cut : n - cut].mean(-1)
@@ -162,13 +150,6 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def atari_game(env: str) -> dict[str, float] | None:
-    """Published returns of an environment's game by method.
-
-    Args:
-        env: such as ``atari:Pong``.
-
-    Returns:
-        None for anything but one of the 26 games.
-    """
+    """Published returns by method of ``env``, such as ``atari:Pong``; None outside the 26 games."""
     family, _, game = env.partition(":")
     return atari100k()["games"].get(game) if family == "atari" else None

@@ -1,6 +1,4 @@
-"""The dimension key, the pytrees and the function aliases every other room speaks in.
-
-Dimension key, used in every docstring:
+"""Pytrees, function aliases and the dimension key of all docstrings.
 
 ====== =========================================== =================
 symbol meaning                                     Crafter default
@@ -19,11 +17,16 @@ n      imagination starts per sequence             16
 
 Index convention, everywhere: the action, reward, ``is_last`` and ``is_terminal`` stored at index t
 are those that *led into* image t. ``is_first[t]`` marks an episode's first frame: no action led
-into it (stored as -1, fed as a zero vector) and its reward is 0. ``is_terminal`` means that the
-world ended; a time limit is ``is_last`` without ``is_terminal``.
+into it (stored as -1, fed as a zero vector) and its reward is 0. ``is_terminal`` is termination by
+the environment; a time limit is ``is_last`` without ``is_terminal``.
 
-The maths is written for one sequence (no B) and batched by ``jax.vmap``: one random key per
-sequence makes results independent of how many devices share the batch.
+Functions take one sequence (no B) and are batched by ``jax.vmap``, with one random key per
+sequence, so that results do not depend on the number of devices that share a batch.
+
+Names of the larger objects, from the networks up: :class:`~emerald_jax.models.heads.ActorCritic`
+(the two behaviour networks), :class:`~emerald_jax.agent.state.Learner` (all networks and
+optimisers, no arrays), :class:`~emerald_jax.agent.state.TrainState` (all arrays that training
+changes), :class:`~emerald_jax.agent.agent.Agent` (a trained agent: networks and parameters).
 """
 
 from __future__ import annotations
@@ -35,10 +38,20 @@ import jax
 import numpy as np
 
 Array = jax.Array
-#: JAX's arrays or NumPy's, where both may come in.
+#: A JAX or NumPy array.
 AnyArray = jax.Array | np.ndarray
 Key = jax.Array
 Params = Any
+
+
+def key_of(seed: int) -> Key:
+    """Random key of a seed in 0 … 2**63 - 1, different for every seed.
+
+    ``jax.random.key`` reads only the lowest 32 bits (without 64-bit types), so the higher bits are
+    folded in. Below 2**32 both give the same key.
+    """
+    key = jax.random.key(np.uint32(seed & 0xFFFFFFFF))
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
 
 
 class Memory(NamedTuple):
@@ -47,7 +60,7 @@ class Memory(NamedTuple):
     Attributes:
         keys: `[blocks, T, heads, D / heads]`.
         values: `[blocks, T, heads, D / heads]`.
-        valid: `[T]` bool, belongs to the episode of the newest token.
+        valid: `[T]` bool, True for tokens of the newest token's episode.
     """
 
     keys: Array
@@ -56,11 +69,11 @@ class Memory(NamedTuple):
 
 
 class Recurrent(NamedTuple):
-    """What a GRU remembers.
+    """Memory of a GRU.
 
     Attributes:
         h: `[..., D]` its newest state.
-        valid: `[...]` bool, False when nothing is known and ``h`` means nothing.
+        valid: `[...]` bool, False at the start of a sequence, where ``h`` is undefined.
     """
 
     h: Array
@@ -68,11 +81,11 @@ class Recurrent(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the world model hands from one chunk, or one acting step, of a sequence to the next.
+    """State of the world model between two chunks, or two acting steps, of a sequence.
 
     Attributes:
-        memory: what the sequence model remembers: :class:`Memory` of the last C tokens, or
-            :class:`Recurrent`. All zeros mean that nothing is known.
+        memory: memory of the sequence model: :class:`Memory` of the last C tokens, or
+            :class:`Recurrent`. All zeros are the empty memory.
         z: `[P, G]` int32, class indices of the newest latent.
     """
 
@@ -81,19 +94,19 @@ class Carry(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the replay hands to a training step. Shapes without the leading B are one sequence.
+    """A training batch from the replay. Without the leading B, one sequence.
 
     Attributes:
         image: `[B, L, height, width, 3]` uint8.
         action: `[B, L]` int32, the action that led into the image; -1 where none did.
         reward: `[B, L]` float32, the reward that came with the image.
         is_first: `[B, L]` bool, an episode's first frame.
-        is_last: `[B, L]` bool, an episode's last frame, for whatever reason.
-        is_terminal: `[B, L]` bool, the world ended (never a time limit).
+        is_last: `[B, L]` bool, an episode's last frame: termination or truncation.
+        is_terminal: `[B, L]` bool, termination (never a time limit).
         reset: `[B, L]` bool, the model must forget everything before this frame. True wherever
-            ``is_first`` is, and where a sequence is entered in the middle of an episode.
-        carry: :class:`Carry` with leading `[B]`, what the model remembers of each sequence's past;
-            the replay leaves it None and the training loop fills it in.
+            ``is_first`` is, and where a sequence starts in the middle of an episode.
+        carry: :class:`Carry` with leading `[B]`, the model's memory of each sequence's past; None
+            from the replay, set by the training loop.
     """
 
     image: Array
@@ -107,11 +120,11 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the agent sees, s_t = (z_t, h_t).
+    """The model state s_t = (z_t, h_t), input of the actor, the critic and the other heads.
 
     Attributes:
         z: `[..., P, G]` int32 class indices.
-        h: `[..., D]` what the sequence model knows from z_{1:t-1}, a_{1:t-1}.
+        h: `[..., D]` output of the sequence model for z_{1:t-1}, a_{1:t-1}.
     """
 
     z: Array
@@ -119,12 +132,12 @@ class State(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Where imagination starts: n states of one real sequence and the past they share.
+    """Starts of imagination: n states of one real sequence, and their shared past.
 
     Attributes:
         state: :class:`State` with leading `[n]`.
-        past: what the sequence model looks back at besides the state: ``models.tssm.SharedPast``,
-            or nothing where h is all there is to know.
+        past: context of the sequence model besides the state: ``models.tssm.SharedPast``, or the
+            empty ``models.sequence.NoPast``.
     """
 
     state: State
@@ -153,6 +166,6 @@ StepFn = Callable[[Params, Any, State, Array, Array, Key], tuple[Any, State]]
 #: tokens after those of the position before it, `[..., G]`; K stands before the first position.
 OrderedFn = Callable[[Array, Array, Any], tuple[Array, Any]]
 
-#: ``probs(tokens) -> [..., P, G, K]``: probabilities of every token given those that are known;
-#: tokens `[..., P, G]` may be MASK (= K), and None means that all are.
+#: ``probs(tokens) -> [..., P, G, K]``: probabilities of every token given the unmasked ones;
+#: tokens `[..., P, G]` may be MASK (= K); None means that all are.
 ProbsFn = Callable[[Array | None], Array]

@@ -95,7 +95,7 @@ def small_learner() -> Learner:
 
 
 def state_shapes(learner: Learner) -> TrainState:
-    """What :func:`init_state` would make, without making it."""
+    """The shapes of :func:`init_state`."""
     return jax.eval_shape(lambda key: init_state(learner, key), jax.random.key(0))
 
 
@@ -111,7 +111,7 @@ def make_state(learner: Learner, seed: int = 0) -> TrainState:
 
 
 def make_batch(learner: Learner, seed: int = 0, batch: int = BATCH) -> Batch:
-    """Synthetic sequences with episode borders, deaths, time limits, and memory for the odd ones.
+    """Synthetic sequences with episode boundaries, terminations, time limits, and memory.
 
     Even sequences begin with a reset, every fourth of them in the middle of an episode; odd ones
     carry on. Every second sequence holds a border at step 5, after a death or after a time limit.
@@ -182,7 +182,7 @@ def train_program(num_devices: int) -> Callable:
     devices, traces = jax.local_devices()[:num_devices], []
 
     def traced_once(*args: Any, **kwargs: Any) -> tuple:
-        # chex.assert_max_traces tells functions apart by their source, not their devices.
+        # chex.assert_max_traces identifies functions by their source, not their devices.
         traces.append(num_devices)
         assert len(traces) == 1, "the update was traced again"
         return train_step(*args, **kwargs)
@@ -199,7 +199,7 @@ def train_program(num_devices: int) -> Callable:
 
 @cache
 def fresh_state() -> TrainState:
-    """A state as a run begins with; copy it before it is donated."""
+    """The initial state of a run; copy it before it is donated."""
     learner = small_learner()
     key = jax.random.key(0)
     return compiled(lambda key: init_state(learner, key), key)(key)

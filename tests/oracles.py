@@ -1,4 +1,4 @@
-"""Layers in plain float64 NumPy, one example at a time: what the models are checked against."""
+"""Layers in plain float64 NumPy, one example at a time: oracles for the models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import scipy.special
 
 
 def dense(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    """x W + b, the bias where there is one."""
+    """x W + b; the bias is optional."""
     y = x @ np.asarray(params["kernel"], np.float64)
     return y + np.asarray(params["bias"], np.float64) if "bias" in params else y
 

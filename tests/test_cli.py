@@ -1,8 +1,9 @@
-"""The command line: what it accepts, and how it refuses the rest in one line."""
+"""The command line: accepted arguments, and one-line errors for the rest."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from emerald_jax.run.directory import write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: Packages that give JAX its CUDA platform.
+CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line on standard error with which ``words`` are refused."""
-    assert cli.main(words) == 2
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error with which ``arguments`` are refused."""
+    assert cli.main(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.endswith("\n")
@@ -32,7 +36,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("train crafter --model.widht 3", "unknown setting --model.widht; nearest: --model.width"),
         ("train crafter --modle.width=3", "unknown setting --modle.width; nearest: --model.width"),
@@ -43,8 +47,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train crafter --qqqq 3", "unknown setting --qqqq; emerald-jax train --help lists them"),
         ("train crafter --steps abc", "--steps takes an integer, got 'abc'"),
         ("train crafter --steps=1e6", "--steps takes an integer, got '1e6'"),
-        ("train crafter --steps", "--steps takes an integer, and none follows"),
-        ("train crafter --steps --seed 3", "--steps takes an integer, and none follows"),
+        ("train crafter --steps", "--steps takes an integer, got nothing"),
+        ("train crafter --steps --seed 3", "--steps takes an integer, got nothing"),
         ("train crafter --train_ratio x", "--train-ratio takes a number, got 'x'"),
         ("train crafter --optim.model-lr nan", "--optim.model-lr takes a number, got 'nan'"),
         (
@@ -60,6 +64,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("train tiny --devices 3", "replay.batch 4 does not divide over 3 devices"),
         ("trian crafter", "unknown command 'trian'; nearest: train"),
         ("zzzzz", "unknown command 'zzzzz'; commands: train, eval"),
+        ("bench", "bench is not a command: run python -m benchmarks in a checkout"),
+        ("bench decode --quick", "bench is not a command: run python -m benchmarks"),
         ("eval", "the following arguments are required: RUN"),
         ("eval nowhere", "nowhere does not exist: give the directory of a run"),
         ("eval nowhere --episodes few", "argument --episodes: invalid int value: 'few'"),
@@ -68,19 +74,48 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("presets --all", "unrecognized arguments: --all"),
     ],
 )
-def test_wrong_words_end_in_one_line(
-    words: str, line: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_arguments_end_in_one_line(
+    arguments: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refusal(capsys, *words.split()).startswith(line)
+    assert refusal(capsys, *arguments.split()).startswith(line)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train tiny --steps 80 --logdir run",
+        "check-env gymnax:Catch-bsuite --steps 10",
+        "eval nowhere",
+        "eval --random gymnax:Catch-bsuite",
+        "collect --env gymnax:Catch-bsuite --steps 10 --out data",
+        "dream nowhere --out dream.gif",
+        "inspect nowhere --out report.html",
+        "play nowhere",
+    ],
+)
+def test_seeds_out_of_range_are_refused_and_nothing_is_written(
+    command: str,
+    seed: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal(capsys, *command.split(), "--seed", str(seed))
+    assert f"seed is {seed}: it must " in line
+    assert str(2**63 - 1) in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "words", ["train crafter --model.widht 3", "train tiny --steps abc", "eval .", "presets"]
+    "arguments", ["train crafter --model.widht 3", "train tiny --steps abc", "eval .", "presets"]
 )
-def test_refused_before_jax_is_imported_and_nothing_written(words: str, tmp_path: Path) -> None:
+def test_refused_before_jax_is_imported_and_nothing_written(arguments: str, tmp_path: Path) -> None:
     program = (
         "import sys; from emerald_jax.cli import main; "
-        f"code = main({words.split()!r}); assert 'jax' not in sys.modules, 'jax'; sys.exit(code)"
+        f"code = main({arguments.split()!r}); "
+        "assert 'jax' not in sys.modules, 'jax'; sys.exit(code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -90,7 +125,7 @@ def test_refused_before_jax_is_imported_and_nothing_written(words: str, tmp_path
         text=True,
         timeout=60,
     )
-    assert done.returncode == (0 if words == "presets" else 2), done.stderr
+    assert done.returncode == (0 if arguments == "presets" else 2), done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -105,15 +140,15 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         "tiny --steps 3 --model.ff-ratio 4 --replay.sampler windows --log.quiet",
         "tiny --steps=3 --model.ff_ratio=4 --replay.sampler=windows --quiet",
         "--model.ff_ratio 4 --steps 3 --quiet tiny --replay.sampler windows",
     ],
 )
-def test_spellings_of_the_same_settings(words: str) -> None:
-    config = parse_train(words.split())
+def test_spellings_of_the_same_settings(arguments: str) -> None:
+    config = parse_train(arguments.split())
     assert (config.preset, config.steps, config.model.ff_ratio) == ("tiny", 3, 4)
     assert config.replay.sampler == "windows"
     assert config.log.quiet is True
@@ -135,10 +170,10 @@ def test_train_without_a_preset_lists_them(capsys: pytest.CaptureFixture[str]) -
     assert all(name in error for name in PRESETS)
 
 
-@pytest.mark.parametrize("words", [["train", "--help"], ["train", "tiny", "-h"]])
-def test_help_lists_every_setting(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "tiny", "-h"]])
+def test_help_lists_every_setting(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(words)
+        cli.main(arguments)
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for name in setting_types():
@@ -206,15 +241,15 @@ def test_user_errors_are_one_line_and_others_are_tracebacks(
         raise RunError("the loss is not finite:\n  look at metrics.jsonl")
 
     fake_module(monkeypatch, "emerald_jax.training.loop", train=train, RunError=RunError)
-    words = ["train", "tiny", "--logdir", str(tmp_path / "run")]
-    assert refusal(capsys, *words) == "the loss is not finite: look at metrics.jsonl"
+    arguments = ["train", "tiny", "--logdir", str(tmp_path / "run")]
+    assert refusal(capsys, *arguments) == "the loss is not finite: look at metrics.jsonl"
 
     def broken(config: Config) -> SimpleNamespace:
         raise RuntimeError("a bug")
 
     fake_module(monkeypatch, "emerald_jax.training.loop", train=broken, RunError=RunError)
     with pytest.raises(RuntimeError, match="a bug"):
-        cli.main(words)
+        cli.main(arguments)
 
 
 @pytest.mark.parametrize(("module", "name"), cli._USER_ERRORS)
@@ -254,7 +289,30 @@ def test_a_run_is_not_continued_at_another_size(
     assert "holds a run with model.width 16, not 32" in line
 
 
-def test_a_reader_that_leaves_gets_no_traceback() -> None:
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "nowhere"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["train tiny --steps 80 --logdir run", "eval --random gymnax:Catch-bsuite --episodes 1"],
+)
+def test_a_missing_platform_is_one_line(platform: str, arguments: str, tmp_path: Path) -> None:
+    if platform != "nowhere" and any(map(importlib.util.find_spec, CUDA)):
+        pytest.skip("this platform is installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "emerald_jax", *arguments.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("emerald-jax: JAX has no platform for JAX_PLATFORMS=" + platform)
+    assert 'pip install -e ".[cuda]"' in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_pipe_gives_no_traceback() -> None:
     # The pipe's reader is gone before the help is written.
     command = f"set -o pipefail; {sys.executable} -m emerald_jax train --help | true"
     done = subprocess.run(

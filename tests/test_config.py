@@ -1,4 +1,4 @@
-"""The settings: what is refused, what survives JSON, what the presets promise."""
+"""The settings: refusals, JSON round trips, presets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS, get_preset
+from emerald_jax.training.loop import Pace
 
 
 def change(config: Config, **settings: object) -> Config:
@@ -22,7 +23,7 @@ def change(config: Config, **settings: object) -> Config:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_named_after_themselves(name: str) -> None:
+def test_presets_are_valid_and_carry_their_name(name: str) -> None:
     config = get_preset(name)
     config.validate()
     assert config.preset == name
@@ -44,6 +45,21 @@ def test_the_paper_is_the_default() -> None:
     assert config.stages == 4  # 64 -> 32 -> 16 -> 8 -> 4
     # 16 environments x ratio 64 over 16 x 64 replayed steps: one update per vector step.
     assert config.updates_per_vector_step == 1.0
+
+
+@pytest.mark.parametrize(
+    ("preset", "updates"),
+    [("crafter", 624_935), ("atari100k", 98_975), ("quickstart", 1_217), ("tiny", 133)],
+)
+def test_the_number_of_updates_follows_from_the_pace(preset: str, updates: int) -> None:
+    config = get_preset(preset)
+    assert config.total_updates == updates
+    # The last updates are made for the environment steps before the last vector step.
+    steps = config.steps - config.envs.count
+    pace = Pace(config)
+    assert pace.owes(steps, updates - 1)
+    assert not pace.owes(steps, updates)
+    assert not pace.owes(config.replay.prefill, 0)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +87,15 @@ def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
         ({"behavior__start_stride": 0}, r"behavior\.start_stride is 0"),
         ({"replay__batch": 0}, r"replay\.batch is 0"),
         ({"replay__best_of": 0}, r"replay\.best_of is 0"),
-        ({"replay__best_of": 2, "replay__sampler": "windows"}, "windows know no episodes"),
+        ({"replay__best_of": 2, "replay__sampler": "windows"}, "windows ignore episodes"),
         ({"replay__best_of": 2, "replay__batch": 3}, "fewer than four"),
         ({"behavior__noise_hold": 0}, r"behavior\.noise_hold is 0"),
         ({"behavior__noise_hold": 10_001}, r"behavior\.noise_hold is 10001"),
         ({"log__every": 0}, r"log\.every is 0"),
         ({"log__keep": 0}, r"log\.keep is 0"),
         ({"steps": 0}, "steps is 0"),
+        ({"seed": -1}, r"seed is -1: it must lie in 0 … 9223372036854775807"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: it must lie in 0"),
         ({"model__classes": 1}, r"model\.classes"),
         ({"replay__length": 1}, r"replay\.length"),
         ({"model__dropout": 1.0}, r"model\.dropout"),
@@ -108,14 +126,14 @@ def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize("posterior", ["auto", "o", "oh"])
-def test_the_posterior_is_each_sequence_models_own(posterior: str) -> None:
+def test_the_default_posterior_depends_on_the_sequence_model(posterior: str) -> None:
     recurrent = change(Config(), model__sequence="rssm", model__posterior=posterior)
     recurrent.validate()
     assert recurrent.model.posterior_sees_h == (posterior != "o")
     assert not Config().model.posterior_sees_h
 
 
-def test_settings_that_a_variant_does_not_read_do_not_bind_it() -> None:
+def test_settings_unused_by_a_variant_do_not_restrict_it() -> None:
     # No heads divide 100: the GRU has none, and the linear prior no predictor.
     free = change(
         Config(),

@@ -35,7 +35,7 @@ DRAWS = 4000
 
 
 class Recorder:
-    """A predictor that writes down the tokens it was asked about."""
+    """A predictor that records the tokens of every call."""
 
     def __init__(self, shape, classes):
         self.classes, self.seen = classes, []
@@ -64,7 +64,7 @@ def test_kept_tokens_never_change(steps):
         np.testing.assert_array_equal(tokens == classes, masked)
         np.testing.assert_array_equal(masked.sum((1, 2)), counts[s])
         assert not (masked & ~decoded.masked[s - 1]).any(), "a kept token was masked again"
-        # What is kept now is what the end result says.
+        # Tokens kept now equal those of the result.
         np.testing.assert_array_equal(tokens[~masked], decoded.z[~masked])
     assert ((decoded.z >= 0) & (decoded.z < classes)).all()
 
@@ -104,7 +104,7 @@ def test_one_step_is_one_parallel_sample():
 
 
 def coin(tokens, shape):
-    """Eight copies of one fair coin: even odds at first, then what the first known token says."""
+    """Eight copies of one fair coin: even odds, then the value of the first known token."""
     if tokens is None:
         return jnp.full((*shape, 2), 0.5)
     flat = tokens.reshape(shape[0], -1)
@@ -131,7 +131,7 @@ def test_correlated_tokens_agree_as_steps_grow(steps, agree):
     assert z.mean() == pytest.approx(0.5, abs=0.05), "and the coin itself stays fair"
 
 
-def test_surer_tokens_are_kept_with_gumbel_odds():
+def test_confident_tokens_are_kept_with_gumbel_odds():
     # Two tokens, S = 2: one goes back to MASK. Token A is certain, token B one of four: with noise
     # of temperature one A is kept with odds p_A : p_B = 1 : 1/4, that is 80 %.
     shape = (DRAWS, 1, 2)
@@ -207,7 +207,7 @@ def random_policy(params, state, step, key):
 
 
 def dream(params, sequence, key, horizon=HORIZON):
-    """Read a sequence, start from every one of its steps, and see no dropout."""
+    """Read a sequence without dropout and start from each of its steps."""
     model = small_learner().model
     pass_key, dream_key = jax.random.split(key)
     passed = model.apply({"params": params}, sequence, pass_key)
@@ -232,8 +232,8 @@ def params():
 
 @pytest.mark.parametrize("index", [1, 3, 6], ids=["with-memory", "border", "death-no-memory"])
 def test_shared_past_equals_a_copy_for_every_start(params, dreamt, full, index):
-    # The oracle reads, for each start alone, its whole real past and then the imagined tokens, as
-    # if they were one real sequence. Window 7, horizon 9: real keys fall out of sight.
+    # For each start separately, the oracle reads its complete real past and the imagined tokens as
+    # one real sequence. Window 7, horizon 9: real keys leave the window.
     sequence = one_sequence(make_batch(small_learner()), index)
     passed, trajectory = to_numpy(dreamt(params, sequence, jax.random.key(index)))
     inputs = copied_inputs(sequence, passed.state.z, trajectory)
@@ -333,7 +333,7 @@ def test_decoding_samples_the_right_distribution(decoders, steps):
     assert 0.2 < np.mean(pvalues) < 0.8
 
 
-def test_decoding_is_decided_by_its_key(decoders):
+def test_the_same_key_decodes_the_same_latent(decoders):
     first, again, other = (decoders(seed)[0] for seed in (0, 0, 1))
     for steps in (0, 1, 3):
         np.testing.assert_array_equal(first[steps].z, again[steps].z)

@@ -1,7 +1,7 @@
-"""The losses against NumPy, and which parameters each of them may move.
+"""The losses against NumPy, and which parameters each of them may change.
 
-The oracles start from what the networks say (posterior, priors, pictures, head outputs) and do the
-arithmetic of the losses anew in float64.
+The oracles start from the networks' outputs (posterior, priors, images, heads) and recompute the
+losses in float64.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def world(params, masks):
-    """Losses of a sequence under given masks, beside everything that the oracle starts from."""
+    """Losses of a sequence under given masks, and all inputs of the oracle."""
     model = small_learner().model
     asked = []
 
@@ -71,7 +71,7 @@ def world(params, masks):
         )
         net = model.bind({"params": params})
         tokens = jnp.where(jnp.asarray(masks).reshape(z.shape), K, out.state.z)
-        said = {
+        outputs = {
             "prior": net.dynamics(out.features),
             "masked": net.masked_prior(out.features, tokens),
             "image": net.reconstruct(out.z, out.state.h),
@@ -80,7 +80,7 @@ def world(params, masks):
         }
         other = out._replace(state=State(z, out.state.h))
         replaced = latent_losses(net, other, key, FLOORS, True)["mask"]
-        return terms, out, metrics, said, replaced
+        return terms, out, metrics, outputs, replaced
 
     z = np.zeros((LENGTH, P, G), np.int32)
     args = (params["world_model"], one_sequence(make_batch(small_learner()), 1), jax.random.key(0))
@@ -107,29 +107,31 @@ def kl(log_p, log_q):
 
 
 def test_head_and_image_losses(case):
-    sequence, terms, _, metrics, said = case
+    sequence, terms, _, metrics, outputs = case
     target = sequence.image / 255 - 0.5
-    square = (said["image"].astype(np.float64) - target) ** 2
+    square = (outputs["image"].astype(np.float64) - target) ** 2
     np.testing.assert_allclose(terms["image"], square.sum((1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(metrics["pixel_error"], square.mean((1, 2, 3)), rtol=1e-5)
-    expected = oracles.two_hot_cross_entropy(said["reward"], sequence.reward)
+    expected = oracles.two_hot_cross_entropy(outputs["reward"], sequence.reward)
     np.testing.assert_allclose(terms["reward"], expected, rtol=1e-5)
 
 
-def test_time_limits_are_no_deaths(case):
-    sequence, terms, _, _, said = case
+def test_time_limits_are_not_terminations(case):
+    sequence, terms, _, _, outputs = case
     assert sequence.is_last[4]
-    # -log p(go on) = softplus(-logit) everywhere but where the world ended.
+    # -log p(continue) = softplus(-logit), except at terminal steps.
     expected = np.where(
-        sequence.is_terminal, np.logaddexp(0, said["cont"]), np.logaddexp(0, -said["cont"])
+        sequence.is_terminal, np.logaddexp(0, outputs["cont"]), np.logaddexp(0, -outputs["cont"])
     )
     np.testing.assert_allclose(terms["cont"], expected, rtol=1e-5)
-    assert abs(said["cont"][4]) > 1e-3, "the case cannot tell death from time limit"
+    assert abs(outputs["cont"][4]) > 1e-3, (
+        "the case cannot distinguish termination from a time limit"
+    )
 
 
 def test_dynamics_and_representation_losses(case):
-    _, terms, out, _, said = case
-    per_position = kl(out.posterior, said["prior"]).sum(-1)
+    _, terms, out, _, outputs = case
+    per_position = kl(out.posterior, outputs["prior"]).sum(-1)
     assert per_position.shape == (LENGTH, P)
     below = per_position < FLOORS.free_nats
     assert 0.1 < below.mean() < 0.9, "the floor must bite at some positions only"
@@ -139,8 +141,8 @@ def test_dynamics_and_representation_losses(case):
 
 
 def test_mask_loss_is_the_mean_of_the_masked_times_groups(case, masks):
-    _, terms, out, _, said = case
-    per_token = kl(out.posterior, said["masked"]).reshape(LENGTH, N)
+    _, terms, out, _, outputs = case
+    per_token = kl(out.posterior, outputs["masked"]).reshape(LENGTH, N)
     expected = np.array([G * per_token[t][masks[t]].mean() for t in range(LENGTH)])
     assert 0.05 < (expected < FLOORS.mask_free_nats).mean() < 0.95
     np.testing.assert_allclose(
@@ -149,13 +151,13 @@ def test_mask_loss_is_the_mean_of_the_masked_times_groups(case, masks):
 
 
 def test_metrics_are_entropies_per_position(case):
-    _, _, out, metrics, said = case
-    for name, log_probs in (("posterior", out.posterior), ("prior", said["prior"])):
+    _, _, out, metrics, outputs = case
+    for name, log_probs in (("posterior", out.posterior), ("prior", outputs["prior"])):
         entropy = scipy.stats.entropy(np.exp(log_probs.astype(np.float64)), axis=-1)
         np.testing.assert_allclose(metrics[f"{name}_entropy"], entropy.sum(-1).mean(-1), rtol=1e-5)
 
 
-def test_posterior_sees_the_image_alone(world):
+def test_the_posterior_depends_only_on_the_image(world):
     sequence = one_sequence(make_batch(small_learner()), 1)
     other = sequence._replace(action=sequence.action[::-1].copy())
     one, two = (world(s)[1] for s in (sequence, other))
@@ -254,7 +256,7 @@ def gradient(params):
         ("rep", {"encoder"}),
     ],
 )
-def test_every_loss_moves_its_own_modules(gradient, weight, moved):
+def test_every_loss_trains_its_own_modules(gradient, weight, moved):
     norms = gradient(**{weight: 1})
     assert set(MODULES) == norms.keys() - {"start"}
     assert {name for name in MODULES if norms[name] > 0} == moved
@@ -270,7 +272,7 @@ def test_without_a_past_only_rep_reaches_the_encoder(gradient, weight, reaches):
     assert (norms["start"] > 0) != reaches
 
 
-def test_below_the_floor_nothing_moves(gradient):
+def test_below_the_floor_there_is_no_gradient(gradient):
     norms = gradient(dyn=1, rep=1, mask=1, free_nats=1e6, mask_free_nats=1e6)
     assert all(norm == 0 for norm in norms.values())
     # Two floors: each silences its own losses alone.
@@ -278,7 +280,7 @@ def test_below_the_floor_nothing_moves(gradient):
     assert gradient(dyn=1, mask_free_nats=1e6)["dynamics_head"] > 0
 
 
-def test_dropout_is_on_in_training_alone(params):
+def test_dropout_is_on_only_in_training(params):
     model = small_learner().model
     sequence = jax.tree.map(jnp.asarray, one_sequence(make_batch(small_learner()), 1))
 

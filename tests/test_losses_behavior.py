@@ -1,4 +1,4 @@
-"""Actor and critic losses against NumPy, and that they move nothing but their own network.
+"""Actor and critic losses against NumPy, and that each trains only its own network.
 
 The oracles start from the heads' outputs over a random trajectory and do the rest in float64.
 """
@@ -44,22 +44,22 @@ def behavior(params, trajectory):
     slow = make_state(learner, seed=5).params["critic"]
 
     def both(params, slow, trajectory):
-        judged = evaluate_trajectory(
-            params, trajectory, cont_0, model=model, agent=agent, config=config
+        returns = evaluate_trajectory(
+            params, trajectory, cont_0, model=model, actor_critic=agent, config=config
         )
         actor, extra = actor_losses(
-            params["actor"], trajectory, judged, scale, agent=agent, config=config
+            params["actor"], trajectory, returns, scale, actor_critic=agent, config=config
         )
         critic = critic_losses(
-            params["critic"], slow, trajectory, judged, agent=agent, config=config
+            params["critic"], slow, trajectory, returns, actor_critic=agent, config=config
         )
-        return (actor, critic), (judged, extra)
+        return (actor, critic), (returns, extra)
 
     def run(params, slow, trajectory):
         (actor, critic), aux = both(params, slow, trajectory)
         frozen = {"params": params["world_model"]}
         state = trajectory.state
-        said = {
+        outputs = {
             "reward": model.apply(frozen, *state, method=WorldModel.reward),
             "cont": model.apply(frozen, *state, method=WorldModel.cont),
             "value": agent.value_logits(params["critic"], state),
@@ -74,29 +74,29 @@ def behavior(params, trajectory):
                 return both(params, slow, other)[0][which].mean()
 
             gradients.append(jax.grad(total, argnums=(0, 1, 2))(params, slow, state.h))
-        return actor, critic, *aux, said, gradients
+        return actor, critic, *aux, outputs, gradients
 
     return to_numpy(compiled(run, params, slow, trajectory)(params, slow, trajectory))
 
 
 def test_returns_of_a_trajectory(behavior):
-    judged, said = behavior[2], behavior[4]
-    assert isinstance(judged, Returns)
-    reward = two_hot_expectation(said["reward"])[1:]
-    cont = (said["cont"] > 0).astype(np.float64)[1:]
-    value = two_hot_expectation(said["value"])
+    returns, outputs = behavior[2], behavior[4]
+    assert isinstance(returns, Returns)
+    reward = two_hot_expectation(outputs["reward"])[1:]
+    cont = (outputs["cont"] > 0).astype(np.float64)[1:]
+    value = two_hot_expectation(outputs["value"])
     assert 0 < cont.mean() < 1
-    np.testing.assert_allclose(judged.reward, reward, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(judged.cont, cont)
-    np.testing.assert_allclose(judged.value, value[:-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(returns.reward, reward, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(returns.cont, cont)
+    np.testing.assert_allclose(returns.value, value[:-1], rtol=1e-4, atol=1e-4)
     ret, target = value[-1], []
     for k in reversed(range(H)):
         ret = reward[k] + 0.997 * cont[k] * (0.05 * value[k + 1] + 0.95 * ret)
         target.insert(0, ret)
-    np.testing.assert_allclose(judged.target, target, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(returns.target, target, rtol=1e-4, atol=1e-4)
     weight = np.array([1.0, 0, 1])  # the starts' own continuation, from the data
     for k in range(H):
-        np.testing.assert_allclose(judged.weight[k], weight, rtol=1e-5)
+        np.testing.assert_allclose(returns.weight[k], weight, rtol=1e-5)
         weight = weight * 0.997 * cont[k]
 
 
@@ -109,10 +109,10 @@ def policy_loss(logits, action, advantage, weight):
 
 
 def test_actor_loss(behavior, trajectory):
-    actor, _, judged, extra, said, _ = behavior
-    advantage = (judged.target - judged.value).astype(np.float64) / 2.5
+    actor, _, returns, extra, outputs, _ = behavior
+    advantage = (returns.target - returns.value).astype(np.float64) / 2.5
     expected, entropy = policy_loss(
-        said["policy"][:-1], trajectory.action, advantage, judged.weight
+        outputs["policy"][:-1], trajectory.action, advantage, returns.weight
     )
     np.testing.assert_allclose(actor, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(extra["policy_entropy"], entropy, rtol=1e-4)
@@ -120,21 +120,21 @@ def test_actor_loss(behavior, trajectory):
 
 
 def test_critic_loss(behavior):
-    _, critic, judged, _, said, _ = behavior
-    logits = said["value"][:-1]
-    slow = two_hot_expectation(said["slow"][:-1])
-    expected = two_hot_cross_entropy(logits, judged.target) + two_hot_cross_entropy(logits, slow)
-    np.testing.assert_allclose(critic, expected * judged.weight, rtol=1e-4, atol=1e-5)
+    _, critic, returns, _, outputs, _ = behavior
+    logits = outputs["value"][:-1]
+    slow = two_hot_expectation(outputs["slow"][:-1])
+    expected = two_hot_cross_entropy(logits, returns.target) + two_hot_cross_entropy(logits, slow)
+    np.testing.assert_allclose(critic, expected * returns.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_actor_gradient_is_the_policy_gradient(behavior, trajectory):
     # Central differences of the NumPy loss in the actor's last bias, the advantage held fixed.
-    _, _, judged, _, said, gradients = behavior
-    advantage = (judged.target - judged.value).astype(np.float64) / 2.5
+    _, _, returns, _, outputs, gradients = behavior
+    advantage = (returns.target - returns.value).astype(np.float64) / 2.5
 
     def loss(shift):
-        logits = said["policy"][:-1].astype(np.float64) + shift
-        return policy_loss(logits, trajectory.action, advantage, judged.weight)[0].mean()
+        logits = outputs["policy"][:-1].astype(np.float64) + shift
+        return policy_loss(logits, trajectory.action, advantage, returns.weight)[0].mean()
 
     expected = [(loss(d) - loss(-d)) / 2e-5 for d in 1e-5 * np.eye(NUM_ACTIONS)]
     ours = gradients[0][0]["actor"]["Dense_3"]["bias"]
@@ -143,13 +143,13 @@ def test_actor_gradient_is_the_policy_gradient(behavior, trajectory):
 
 
 def test_critic_gradient_holds_its_targets_fixed(behavior):
-    _, _, judged, _, said, gradients = behavior
-    slow = two_hot_expectation(said["slow"][:-1])
+    _, _, returns, _, outputs, gradients = behavior
+    slow = two_hot_expectation(outputs["slow"][:-1])
 
     def loss(shift):
-        logits = said["value"][:-1].astype(np.float64) + shift
-        both = two_hot_cross_entropy(logits, judged.target) + two_hot_cross_entropy(logits, slow)
-        return (both * judged.weight).mean()
+        logits = outputs["value"][:-1].astype(np.float64) + shift
+        both = two_hot_cross_entropy(logits, returns.target) + two_hot_cross_entropy(logits, slow)
+        return (both * returns.weight).mean()
 
     expected = [(loss(d) - loss(-d)) / 2e-5 for d in 1e-5 * np.eye(BINS)]
     ours = gradients[1][0]["critic"]["Dense_3"]["bias"]
@@ -157,7 +157,7 @@ def test_critic_gradient_holds_its_targets_fixed(behavior):
 
 
 @pytest.mark.parametrize(("which", "name"), [(0, "actor"), (1, "critic")])
-def test_behavior_losses_move_their_own_network_alone(behavior, which, name):
+def test_behavior_losses_train_only_their_own_network(behavior, which, name):
     # Although the returns were made from the world model and the critic inside the loss.
     params, slow, h = behavior[5][which]
     for group, tree in params.items():

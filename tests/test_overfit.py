@@ -1,4 +1,4 @@
-"""A world model that cannot learn one batch by heart cannot learn at all."""
+"""A world model must be able to overfit one batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEQUENCES, STEPS = 2, 400
 
 
 def pictures(shape):
-    """A coloured square in one of sixteen places on a coloured ground."""
+    """A coloured square in one of sixteen places on a coloured background."""
     rng = np.random.default_rng(0)
     images = np.zeros((*shape, IMAGE, IMAGE, 3), np.uint8)
     for index in np.ndindex(shape):
@@ -38,7 +38,7 @@ def pictures(shape):
 
 
 @pytest.mark.slow
-def test_a_batch_of_pictures_is_overfitted():
+def test_a_batch_of_images_is_overfitted():
     # 24 frames; their mean alone leaves an error of 0.06, the colours without the place 0.02.
     config = small_config(
         model=dict(channels=12, dropout=0.0), loss=dict(image=16.0), optim=dict(model_lr=5e-3)

@@ -1,4 +1,4 @@
-"""The numbers that reports compare with are there, and say where they are from."""
+"""The published numbers that reports compare with: complete, with sources."""
 
 from emerald_jax.commands.train import parse_train
 from emerald_jax.envs.registry import ATARI_100K

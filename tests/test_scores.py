@@ -71,7 +71,7 @@ def test_runs_are_drawn_within_their_own_game():
         assert interval.low == interval.value == interval.high
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_truth_at_their_level():
     # 200 studies of 4 games x 10 runs around known means: a percentile interval from ten runs is
     # known to be a little short, so between 85 and 99 % of them hold the true mean.
     rng = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 170 <= hits <= 198
 
 
-def test_one_run_a_game_has_no_interval():
+def test_one_run_per_game_has_no_interval():
     found = aggregate({"a": [1.0], "b": [3.0]})
     assert found["mean"].value == 2
     assert math.isnan(found["mean"].low)

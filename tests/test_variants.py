@@ -1,4 +1,4 @@
-"""Losses, decoding and imagination of the variants, each against what it must equal."""
+"""Losses, decoding and imagination of the variants, each against an equal computation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DRAWS = 4000
 
 
 def chain(previous, place, cache):
-    """Two fair coins at the first position, then what the position before showed."""
+    """Two fair coins at the first position, then the value of the position before."""
     even = jnp.full((*previous.shape, 2), 0.5)
     same = jax.nn.one_hot(previous, 2)
     return jnp.where(place == 0, even, same), cache
@@ -57,9 +57,9 @@ def test_positions_follow_one_another():
         assert not unknown[:, :place].any()
 
 
-def test_before_the_first_position_stands_the_extra_word():
+def test_the_extra_token_precedes_the_first_position():
     def asked(previous, place, cache):
-        # Class 1 is certain after the extra word, class 0 after class 1.
+        # Class 1 is certain after the extra token, class 0 after class 1.
         certain = jnp.where(previous == 3, 1, jnp.where(previous == 1, 0, 2))
         return jax.nn.one_hot(certain, 3), cache
 
@@ -69,7 +69,7 @@ def test_before_the_first_position_stands_the_extra_word():
 
 @pytest.fixture(scope="module")
 def ordered():
-    """A model with the autoregressive prior, its parameters, and what decoding makes of many h."""
+    """A model with the autoregressive prior, its parameters, and latents decoded from many h."""
     learner = build_learner(small_config(model=dict(prior="autoregressive")), NUM_ACTIONS)
     params = make_state(learner).params["world_model"]
     h = np.random.default_rng(0).normal(size=(2, 7, D)).astype(np.float32)

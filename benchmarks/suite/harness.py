@@ -28,7 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from benchmarks.suite.flops import Flops
 from benchmarks.suite.report import Repeats, Row
 from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
-from emerald_jax.commands.words import Parser as Parser  # the other files import it from here
+from emerald_jax.commands.shared import Parser as Parser  # the other files import it from here
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
 from emerald_jax.models.world_model import Pass

@@ -1,6 +1,6 @@
-"""One file per command of ``emerald-jax``; each has a ``run(words) -> exit code``.
+"""The commands of ``emerald-jax``: functions ``run_COMMAND(arguments) -> exit code``.
 
-A command reads its words, calls the library and tells what came of it. Heavy modules are imported
-inside ``run``, after the words have been read, so that a wrong one is answered at once, before JAX
-is imported and before anything is allocated or written.
+A command reads its arguments, calls the library and prints the result. Heavy modules are imported
+after the arguments have been checked, so that a wrong argument is reported at once, before JAX is
+imported and before anything is allocated or written.
 """

@@ -1,11 +1,4 @@
-"""``emerald-jax eval RUN [--episodes N] [--checkpoint STEP] [--mode sample|mode] [--video] …``.
-
-``emerald-jax checkpoints RUN``.
-
-``emerald-jax export RUN --to DIR [--dtype float32|bfloat16] [--checkpoint STEP]``.
-
-``emerald-jax report RUN [RUN …] [--out DIR] [--random N]``.
-"""
+"""Commands on a run's results and weights: ``eval``, ``checkpoints``, ``export``, ``report``."""
 
 from __future__ import annotations
 
@@ -16,61 +9,52 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emerald_jax.commands.tools import add_env_words, envs_of, given_env_words
-from emerald_jax.commands.words import Parser, tell
+from emerald_jax.commands.shared import Parser, envs_from, given_envs, number, write_out
 from emerald_jax.config import Config, ConfigError, EnvsConfig
 
 if TYPE_CHECKING:
     from emerald_jax.run.run import Point
 
-
-#: Episodes that the benchmarks' protocols ask for, by family of environments, and of others.
+#: Episodes of the benchmarks' protocols by family of environments, and for all others.
 EPISODES, OTHERS = {"crafter": 256, "atari": 100}, 16
 
 
-def run_eval(words: list[str]) -> int:
-    """Reload a run, or play at random, and tell how it went."""
-    parser = _parser()
-    options = parser.parse_args(words)
-    if options.episodes is not None and options.episodes < 1:
-        raise ConfigError(f"--episodes is {options.episodes}: it must be at least 1")
+def run_eval(arguments: list[str]) -> int:
+    """Play episodes with a run's agent, or at random, and report the return."""
+    parser = Parser("eval")
+    parser.add_run(nargs="?")
+    parser.add_argument(
+        "--episodes",
+        type=number(1),
+        help="episodes to play (256 in Crafter, 100 in an Atari game, else 16)",
+    )
+    parser.add_checkpoint()
+    parser.add_argument(
+        "--mode",
+        choices=("sample", "mode"),
+        default="sample",
+        help="sample actions from the policy, as the paper does, or take the most probable one "
+        "(%(default)s)",
+    )
+    parser.add_seed("the play")
+    parser.add_argument("--video", action="store_true", help="film the first episode")
+    parser.add_argument("--json", metavar="FILE", help="also write the result to this file")
+    parser.add_argument(
+        "--random", metavar="ENV", help="play ENV with uniformly random actions, without a run"
+    )
+    parser.add_envs("with --random: ")
+    options = parser.parse_args(arguments)
     if options.random:
         if options.run or options.checkpoint is not None or options.video:
-            raise ConfigError("--random ENV plays without a run: leave the run's options away")
+            raise ConfigError("--random ENV plays without a run: leave out the run and its options")
         return _play_at_random(options)
     if not options.run:
         parser.error("the following arguments are required: RUN")
     return _play_a_run(options)
 
 
-def _parser() -> Parser:
-    parser = Parser("eval")
-    parser.add_argument("run", metavar="RUN", nargs="?", help="run directory")
-    parser.add_argument(
-        "--episodes",
-        type=int,
-        help="episodes to play (256 in Crafter, 100 in an Atari game, else 16)",
-    )
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="its number (the newest)")
-    parser.add_argument(
-        "--mode",
-        choices=("sample", "mode"),
-        default="sample",
-        help="sample actions from the policy, as the paper does, or take the likeliest one "
-        "(%(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the play (%(default)s)")
-    parser.add_argument("--video", action="store_true", help="film the first episode")
-    parser.add_argument("--json", metavar="FILE", help="also write the result here")
-    parser.add_argument(
-        "--random", metavar="ENV", help="play ENV with uniformly random actions, without a run"
-    )
-    add_env_words(parser, "with --random: ")
-    return parser
-
-
 def _play_a_run(options: argparse.Namespace) -> int:
-    if given_env_words(options):
+    if given_envs(options):
         raise ConfigError("a run keeps the settings of its environment: they go with --random")
     from emerald_jax.run.directory import read_config
 
@@ -99,22 +83,22 @@ def _play_a_run(options: argparse.Namespace) -> int:
         stack.close()
         saved = None if exported else save_evaluation(options.run, report, video)
     _write_json(options.json, result_of(report))
-    return tell(f"{report}\n" + (f"written to {saved}\n" if saved else ""))
+    return write_out(f"{report}\n" + (f"written to {saved}\n" if saved else ""))
 
 
 def _play_at_random(options: argparse.Namespace) -> int:
-    config = Config(env=options.random, envs=envs_of(options, EnvsConfig()))
+    config = Config(env=options.random, envs=envs_from(options, EnvsConfig()))
     from emerald_jax.run.evaluations import result_of
     from emerald_jax.training.evaluate import evaluate_random
 
     episodes = options.episodes or default_episodes(config.env)
     report = evaluate_random(config, episodes, seed=options.seed)
     _write_json(options.json, result_of(report))
-    return tell(f"{report}\n")
+    return write_out(f"{report}\n")
 
 
 def default_episodes(env: str) -> int:
-    """Episodes of the protocol that ``env`` is scored by."""
+    """Episodes of the protocol by which ``env`` is scored."""
     return EPISODES.get(env.partition(":")[0], OTHERS)
 
 
@@ -125,11 +109,11 @@ def _write_json(path: str | None, result: dict) -> None:
         write_atomic(Path(path), (json.dumps(result, indent=2) + "\n").encode())
 
 
-def run_checkpoints(words: list[str]) -> int:
-    """List a run's checkpoints, each read whole; returns 1 if anything is damaged."""
+def run_checkpoints(arguments: list[str]) -> int:
+    """List a run's checkpoints, each read completely; returns 1 if anything is damaged."""
     parser = Parser("checkpoints")
-    parser.add_argument("run", metavar="RUN", help="run directory; it is only read")
-    options = parser.parse_args(words)
+    parser.add_run()
+    options = parser.parse_args(arguments)
     from emerald_jax.run.directory import read_config
 
     read_config(options.run)
@@ -137,8 +121,8 @@ def run_checkpoints(words: list[str]) -> int:
 
     points = Run(options.run).checkpoints
     if not points:
-        return tell(f"{options.run} holds no checkpoint yet\n")
-    tell(_table(points))
+        return write_out(f"{options.run} holds no checkpoint yet\n")
+    write_out(_table(points))
     return int(any(point.problem or point.lost for point in points))
 
 
@@ -146,21 +130,15 @@ def _table(points: list[Point]) -> str:
     """One aligned row per checkpoint."""
     rows = [("updates", "env steps", "size", "digest", "replay", "health")]
     for point in points:
-        known = point.env_steps is not None
         health = f"damaged: {point.problem}" if point.problem else "sound"
         if point.lost:
             health += f", replay chunks lost: {', '.join(point.lost)}"
-        rows.append(
-            (
-                f"{point.step:,}",
-                f"{point.env_steps:,}" if known else "?",
-                f"{point.nbytes / 1e6:,.1f} MB",
-                point.digest[:12] or "?",
-                f"{point.rows:,} rows in {point.chunks} chunks" if known else "?",
-                health,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+        size, digest = f"{point.nbytes / 1e6:,.1f} MB", point.digest[:12] or "?"
+        steps, replay = "?", "?"
+        if point.env_steps is not None:
+            steps, replay = f"{point.env_steps:,}", f"{point.rows:,} rows in {point.chunks} chunks"
+        rows.append((f"{point.step:,}", steps, size, digest, replay, health))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     lines = []
     for *cells, health in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
@@ -168,24 +146,22 @@ def _table(points: list[Point]) -> str:
     return "".join(lines)
 
 
-def run_export(words: list[str]) -> int:
-    """Write a run's weights alone."""
+def run_export(arguments: list[str]) -> int:
+    """Write only the weights of a run."""
     parser = Parser("export")
-    parser.add_argument("run", metavar="RUN", help="run directory; it is only read")
-    parser.add_argument("--to", required=True, metavar="DIR", help="directory to make")
+    parser.add_run()
+    parser.add_argument("--to", required=True, metavar="DIR", help="directory to create")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
         help="type of the weights; bfloat16 halves the size (%(default)s)",
     )
-    parser.add_argument(
-        "--checkpoint", type=int, metavar="STEP", help="its number of updates (the newest sound)"
-    )
-    options = parser.parse_args(words)
+    parser.add_checkpoint()
+    options = parser.parse_args(arguments)
     from emerald_jax.run.directory import read_config
 
-    read_config(options.run)
+    config = read_config(options.run)
     if Path(options.to).exists():
         raise ConfigError(f"{options.to} exists: choose another --to")
     from emerald_jax.run.weights import export_weights
@@ -194,35 +170,33 @@ def run_export(words: list[str]) -> int:
         options.run, options.to, dtype=options.dtype, checkpoint=options.checkpoint
     )
     size = sum(path.stat().st_size for path in Path(options.to).rglob("*") if path.is_file())
-    return tell(
+    return write_out(
         f"{len(content['leaves'])} arrays of checkpoint {content['step']:,} as "
         f"{content['dtype']}, {size / 1e6:,.1f} MB, in {options.to}\n"
-        f"try next: emerald-jax train {read_config(options.run).preset} --init-from {options.to}\n"
+        f"try next: emerald-jax train {config.preset} --init-from {options.to}\n"
     )
 
 
-def run_report(words: list[str]) -> int:
+def run_report(arguments: list[str]) -> int:
     """Compare runs with the published numbers, one table and figure per benchmark."""
     parser = Parser("report")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
     parser.add_argument(
-        "--out", default="report", metavar="DIR", help="where report.md goes (%(default)s)"
+        "--out", default="report", metavar="DIR", help="directory of report.md (%(default)s)"
     )
     parser.add_argument(
         "--random",
-        type=int,
+        type=number(0),
         default=0,
         metavar="N",
-        help="where nothing is published, play N random episodes to compare with; 0 takes the "
-        "runs' own before their first update (%(default)s)",
+        help="without published numbers, compare with N random episodes; 0 uses the runs' own "
+        "episodes before their first update (%(default)s)",
     )
-    options = parser.parse_args(words)
-    if options.random < 0:
-        raise ConfigError(f"--random is {options.random}: it must not be negative")
+    options = parser.parse_args(arguments)
     out = Path(options.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: give a directory")
     from emerald_jax.reports.write import write_report
 
     text = write_report(options.runs, out, random_episodes=options.random)
-    return tell(f"{text}\nwritten to {out / 'report.md'}\n")
+    return write_out(f"{text}\nwritten to {out / 'report.md'}\n")

@@ -1,13 +1,7 @@
-"""``emerald-jax train PRESET [--settings]``.
+"""``emerald-jax train PRESET [--settings]`` and ``emerald-jax presets``.
 
-From the words of a command line to a :class:`Config`, with one-line complaints.
-
-The words are checked against the dataclasses of ``config.py`` first, so that a misspelt or
-ill-typed setting is answered with one line that names it; tyro then builds the configuration and
-the help.
-Nothing here imports JAX.
-
-``emerald-jax presets``.
+Settings are read against the dataclasses of ``config.py``: a wrong name or value is reported in one
+line. tyro prints the help. Nothing here imports JAX.
 """
 
 from __future__ import annotations
@@ -19,20 +13,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import tyro
-
-from emerald_jax.commands.words import Parser, complain, preset_list, tell
+from emerald_jax.commands.shared import Parser, preset_list, write_error, write_out
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS, get_preset
 
+#: Short names of settings that are typed often.
+ALIASES = {"quiet": "log.quiet"}
 
-def run_train(words: list[str]) -> int:
-    """Train, or continue a run; returns what the run ended with."""
-    if not words:
-        complain("name a preset, such as: emerald-jax train quickstart")
+_HELP = {"-h", "--help"}
+
+
+def run_train(arguments: list[str]) -> int:
+    """Train, or resume a run; returns the exit code of the run."""
+    if not arguments:
+        write_error("name a preset, such as: emerald-jax train quickstart")
         sys.stderr.write(preset_list())
         return 2
-    config = parse_train(words)
+    config = parse_train(arguments)
     config.validate(max(1, config.devices))
     from emerald_jax.run.directory import check_run_dir
 
@@ -42,177 +39,148 @@ def run_train(words: list[str]) -> int:
     return train(config).exit_code
 
 
-#: Short spellings of settings that are typed often.
-ALIASES = {"quiet": "log.quiet"}
-
-_KINDS: dict[type, str] = {int: "an integer", float: "a number", str: "a text"}
-
-
-def parse_train(words: Sequence[str]) -> Config:
-    """The configuration that the words after ``emerald-jax train`` describe.
+def parse_train(arguments: Sequence[str]) -> Config:
+    """The configuration described by the arguments of ``emerald-jax train``.
 
     Args:
-        words: a preset's name and settings in any order, such as
-            ``["crafter", "--model.width", "256", "--seed=3"]``. Hyphens and underscores are one.
+        arguments: a preset's name and settings in any order, such as
+            ``["crafter", "--model.width", "256", "--seed=3"]``. Hyphens and underscores are equal.
 
     Raises:
-        ConfigError: no or an unknown preset, an unknown setting, or a value of the wrong type.
+        ConfigError: without a preset, for an unknown preset or setting, or for a wrong value.
         SystemExit: with code 0 after ``--help`` has been printed.
     """
-    words = list(words)
-    wants_help = any(word in ("-h", "--help") for word in words)
-    positional, settings = split_words([w for w in words if w not in ("-h", "--help")])
+    positional, settings = _read([a for a in arguments if a not in _HELP])
     if len(positional) > 1:
         raise ConfigError(
             f"unexpected {positional[1]!r} after preset {positional[0]!r}: settings begin with --"
         )
-    if wants_help:
-        settings = ["--help"]
-    elif not positional:
+    wants_help = bool(_HELP & set(arguments))
+    if not positional and not wants_help:
         raise ConfigError(f"name a preset: {', '.join(PRESETS)}")
-    preset = get_preset(positional[0]) if positional else Config()
-    return _parse_with_tyro(preset, settings, positional[0] if positional else "PRESET")
+    config = get_preset(positional[0]) if positional else Config()
+    if wants_help:
+        _print_help(config, *positional)
+    for name, value in settings:
+        group, _, field = name.rpartition(".")
+        if group:
+            value = dataclasses.replace(getattr(config, group), **{field: value})
+        config = dataclasses.replace(config, **{group or field: value})
+    return config
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell positional words from settings, and check every setting's name and value.
-
-    Returns:
-        The positional words, and the settings as tyro wants them: ``--name=value`` or ``--name``.
-
-    Raises:
-        ConfigError: on a setting that is unknown, lacks its value, or has one of the wrong type.
-    """
-    hints = setting_types()
+def _read(arguments: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Separate positional arguments from settings; settings become (field name, value)."""
+    types = setting_types()
     positional: list[str] = []
-    settings: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            positional.append(word)
+    settings: list[tuple[str, Any]] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            positional.append(argument)
             continue
-        name, equals, value = word.lstrip("-").partition("=")
+        name, equals, value = argument.lstrip("-").partition("=")
         name = name.replace("_", "-")
         name = ALIASES.get(name, name)
-        hint = hints.get(name)
-        if hint is None or not word.startswith("--"):
-            raise ConfigError(unknown_setting(word.partition("=")[0], list(hints)))
-        if hint is bool:
+        if name not in types or not argument.startswith("--"):
+            raise ConfigError(_unknown_setting(argument.partition("=")[0], list(types)))
+        if types[name] is bool:
             if equals:
                 raise ConfigError(f"--{name} is a switch and takes no value, got {value!r}")
-            settings.append(f"--{name}")
-            continue
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"--{name} takes {_kind(hint)}, and none follows")
-            value = rest.pop(0)
-        check_value(name, hint, value)
-        settings.append(f"--{name}={value}")
+            group, dot, switch = name.rpartition(".")
+            name, parsed = group + dot + switch.removeprefix("no-"), not switch.startswith("no-")
+        else:
+            if not equals:
+                value = next(rest, "--")
+                if value.startswith("--"):
+                    raise ConfigError(f"--{name} takes {_kind(types[name])}, got nothing")
+            parsed = _parse_value(name, types[name], value)
+        settings.append((name.replace("-", "_"), parsed))
     return positional, settings
 
 
 def setting_types() -> dict[str, Any]:
-    """Every setting as it is typed, without its dashes, and the type of its value.
+    """Every setting as typed, without its dashes, and the type of its value.
 
-    A switch is there twice, as ``log.quiet`` and ``log.no-quiet``.
+    A switch has two entries, such as ``log.quiet`` and ``log.no-quiet``.
     """
-    return dict(_walk(Config, ""))
+    found: dict[str, Any] = {}
 
+    def walk(cls: type, prefix: str) -> None:
+        for name, kind in get_type_hints(cls).items():
+            name = name.replace("_", "-")
+            if dataclasses.is_dataclass(kind):
+                walk(kind, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = kind
+                if kind is bool:
+                    found[f"{prefix}no-{name}"] = kind
 
-def _walk(cls: type, prefix: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, hint in get_type_hints(cls).items():
-        flag = f"{prefix}{name.replace('_', '-')}"
-        if dataclasses.is_dataclass(hint):
-            found += _walk(hint, f"{flag}.")
-        elif flag != "preset":  # the preset is the positional word
-            found.append((flag, hint))
-            if hint is bool:
-                found.append((f"{prefix}no-{name.replace('_', '-')}", hint))
+    walk(Config, "")
+    del found["preset"]  # the positional argument
     return found
 
 
-def unknown_setting(word: str, names: Sequence[str]) -> str:
-    """The complaint about a setting that does not exist, naming the nearest one that does."""
+def _unknown_setting(argument: str, names: Sequence[str]) -> str:
+    """The error for a setting that does not exist, with the nearest one that does."""
     spellings = {name: name for name in names}
-    name = word.lstrip("-").replace("_", "-")
-    if "." not in name:
-        # Who forgot the group has spelt the rest: compare with the names without their groups.
+    name = argument.lstrip("-").replace("_", "-")
+    if "." not in name:  # the group may be missing: also compare with names without their group
         spellings = {full.rpartition(".")[2]: full for full in reversed(names)} | spellings
     near = difflib.get_close_matches(name, spellings, n=1)
     hint = f"nearest: --{spellings[near[0]]}" if near else "emerald-jax train --help lists them"
-    return f"unknown setting {word}; {hint}"
+    return f"unknown setting {argument}; {hint}"
 
 
-def check_value(name: str, hint: Any, value: str) -> None:
-    """Refuse a value that is none of its setting's type.
-
-    Args:
-        name: the setting, without its dashes.
-        hint: int, float, str or a Literal of strings.
-        value: as it was typed.
-
-    Raises:
-        ConfigError: when it does not fit.
-    """
-    if get_origin(hint) is Literal:
-        fits = value in get_args(hint)
-    else:
-        try:
-            fits = hint is str or math.isfinite(hint(value))
-        except (ValueError, OverflowError):
-            fits = False
-    if not fits:
-        raise ConfigError(f"--{name} takes {_kind(hint)}, got {value!r}")
-
-
-def _kind(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(get_args(hint))}"
-    return _KINDS[hint]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _CommandLine(Config):
-    """Config, less what is no setting on a command line: the preset is the positional word."""
-
-    preset: tyro.conf.Suppress[tyro.conf.Fixed[str]]
-
-
-def _parse_with_tyro(preset: Config, settings: list[str], name: str) -> Config:
-    """Let tyro change ``preset`` by ``settings``, or print its help."""
-    names = [field.name for field in dataclasses.fields(Config)]
+def _parse_value(name: str, kind: Any, text: str) -> Any:
+    """``text`` as int, float, str or one of a Literal's strings."""
     try:
-        parsed = tyro.cli(
-            _CommandLine,
-            default=_CommandLine(**{n: getattr(preset, n) for n in names}),
-            args=settings,
-            prog=f"emerald-jax train {name}",
-            description=_description(name),
-            console_outputs=settings == ["--help"],
-        )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        # Every name and value was checked above, so tyro should never come here.
-        raise ConfigError(f"the settings {' '.join(settings)} cannot be read") from stop
-    return Config(**{n: getattr(parsed, n) for n in names})
+        if get_origin(kind) is Literal:
+            valid, value = text in get_args(kind), text
+        else:
+            value = kind(text)
+            valid = kind is str or math.isfinite(value)
+    except (ValueError, OverflowError):
+        valid = False
+    if not valid:
+        raise ConfigError(f"--{name} takes {_kind(kind)}, got {text!r}")
+    return value
 
 
-def _description(name: str) -> str:
+def _kind(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return {int: "an integer", float: "a number", str: "a text"}[kind]
+
+
+def _print_help(config: Config, name: str = "PRESET") -> None:
+    """Print every setting with its help text and its default in ``config``, then exit."""
+    import tyro
+
+    # The preset is a positional argument, not a setting.
+    hidden = tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    settings = dataclasses.make_dataclass(
+        "Config", [("preset", hidden)], bases=(Config,), frozen=True, kw_only=True
+    )
     if name in PRESETS:
         about = f"Train {name}: {PRESETS[name][0]}."
         defaults = "The defaults below are this preset's."
     else:
         about = f"Train PRESET, one of {', '.join(PRESETS)}."
-        defaults = "The defaults below are crafter's; PRESET --help shows another preset's."
+        defaults = "The defaults below are crafter's; PRESET --help shows those of a preset."
     sources = "Sources: (P) the paper, (R) the authors' release, (D) DreamerV3, (O) our own."
-    # One short paragraph each: tyro joins the lines of a paragraph and never breaks it.
-    return "\n\n".join((about, defaults, sources))
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    tyro.cli(
+        settings,
+        default=settings(**fields),
+        args=["--help"],
+        prog=f"emerald-jax train {name}",
+        # One short paragraph each: tyro joins the lines of a paragraph and never wraps it.
+        description="\n\n".join((about, defaults, sources)),
+    )
 
 
-def run_presets(words: list[str]) -> int:
+def run_presets(arguments: list[str]) -> int:
     """List the named configurations."""
-    Parser("presets").parse_args(words)
-    return tell(preset_list())
+    Parser("presets").parse_args(arguments)
+    return write_out(preset_list())

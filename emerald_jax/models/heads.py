@@ -1,7 +1,4 @@
-"""Heads on the agent's state s_t = (z_t, h_t): reward, continue, actor, critic; one shape.
-
-The agent: an actor and a critic, both heads on s_t (section 6; DreamerV3).
-"""
+"""MLP heads on the state s_t = (z_t, h_t): reward, continue, actor, critic (DreamerV3)."""
 
 from __future__ import annotations
 
@@ -21,14 +18,15 @@ from emerald_jax.types import Array, Key, Params, State
 class Head(nn.Module):
     """Trunk of section 2.6 and one linear layer.
 
-    z_t -> 1x1 convolution, norm, SiLU -> flatten -> linear D, beside h_t -> MLP of D (norm, SiLU).
+    z_t -> 1x1 convolution, norm, SiLU -> flatten -> linear D, concatenated with h_t -> hidden
+    layers of width D (linear, norm, SiLU) -> linear.
 
     Attributes:
         config: sizes.
         outputs: width of the last layer.
-        scale: variance scale of the last layer's initialiser; 0 starts it at exactly zero, so that
-            an untrained two-hot head predicts 0 (DreamerV3).
-        dtype: compute type; the outputs are float32.
+        scale: variance scale of the last layer's initialiser; 0 initialises it to zero, so that an
+            untrained two-hot head predicts 0 (DreamerV3).
+        dtype: compute type of the trunk; the last layer and its outputs are float32.
     """
 
     config: ModelConfig
@@ -63,11 +61,11 @@ class Head(nn.Module):
 
 
 class ActorCritic(NamedTuple):
-    """The two networks; parameters travel apart, because each has its own optimiser.
+    """The actor and critic networks. Their parameters are separate: each has its own optimiser.
 
     Attributes:
         actor: :class:`Head` with A outputs.
-        critic: :class:`Head` with one output per two-hot bin, zero at the start.
+        critic: :class:`Head` with one output per two-hot bin, initialised to zero.
         unimix: share of the uniform distribution in the policy.
     """
 
@@ -76,47 +74,36 @@ class ActorCritic(NamedTuple):
     unimix: float
 
     def policy(self, params: Params, state: State) -> Array:
-        """Log-probabilities of the actions.
+        """Log-probabilities `[..., A]` float32 of the actions, with the uniform share.
 
         Args:
             params: the actor's parameters.
             state: :class:`State` with any leading dimensions.
-
-        Returns:
-            `[..., A]` float32, uniform mixed in.
         """
         logits = self.actor.apply({"params": params}, state.z, state.h)
         return mixed_log_probs(logits, self.unimix)
 
     def value_logits(self, params: Params, state: State) -> Array:
-        """Two-hot logits of the return.
+        """Two-hot logits `[..., bins]` float32 of the return.
 
         Args:
             params: the critic's (or the slow critic's) parameters.
             state: :class:`State` with any leading dimensions.
-
-        Returns:
-            `[..., bins]` float32.
         """
         return self.critic.apply({"params": params}, state.z, state.h)
 
 
 def build_actor_critic(config: Config, num_actions: int) -> ActorCritic:
-    """The agent of a configuration."""
+    """Actor and critic of a configuration; parameters come from :func:`init_actor_critic`."""
     c, dtype = config.model, compute_dtype(config.model.dtype)
     return ActorCritic(Head(c, num_actions, 0.01, dtype), Head(c, c.bins, 0.0, dtype), c.unimix)
 
 
-def init_actor_critic(agent: ActorCritic, key: Key) -> tuple[dict, dict]:
-    """Fresh parameters of actor and critic.
-
-    Args:
-        agent: from :func:`build_actor_critic`.
-        key: consumed.
-    """
-    c = agent.actor.config
+def init_actor_critic(actor_critic: ActorCritic, key: Key) -> tuple[dict, dict]:
+    """Initial parameters of actor and critic; ``key`` is consumed."""
+    c = actor_critic.actor.config
     z = jnp.zeros((1, c.positions, c.groups), jnp.int32)
     h = jnp.zeros((1, c.width))
     actor_key, critic_key = jax.random.split(key)
-    actor = agent.actor.init(actor_key, z, h)["params"]
-    return actor, agent.critic.init(critic_key, z, h)["params"]
+    actor = actor_critic.actor.init(actor_key, z, h)["params"]
+    return actor, actor_critic.critic.init(critic_key, z, h)["params"]

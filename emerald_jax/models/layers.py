@@ -1,7 +1,8 @@
 """Building blocks: latent projection, attention over positions, feed-forward, norms.
 
-Convention: parameters are float32; ``dtype`` is the compute type. Modules accept any leading
-dimensions unless a docstring says otherwise.
+Conventions of all modules in ``models/``: parameters are float32; field ``dtype`` is the compute
+type, ``config`` holds the sizes. Modules accept any leading dimensions unless a docstring states
+otherwise.
 """
 
 from __future__ import annotations
@@ -21,36 +22,53 @@ from emerald_jax.types import Array
 #: Added to a variance before its root is taken.
 EPSILON = 1e-5
 
+#: Score of a pair that must not attend: far below any real score, yet finite (a row of -inf would
+#: become NaN).
+HIDDEN = -1e30
+
+#: Initialiser of learned vectors: attention biases, start states, position embeddings.
+learned_vector = normal(0.02)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O).
+
+    CPUs emulate bfloat16 products; accelerators double their rate with them.
+    """
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
 
 def spread_rows(vector: Array, like: Array) -> Array:
-    """`[F]` -> the shape `[..., F]` of ``like``: a broadcast whose gradient is a matrix product.
+    """Broadcast `[F]` to the shape `[..., F]` of ``like``; the gradient is a matrix product.
 
-    The gradient of a plain broadcast is a sum over all rows, which XLA runs on one core of a CPU at
-    12 ns a number: a seventh of the world model's gradient at the paper's sizes. A product with a
-    column of ones is the same sum, and is done at the speed of products; forward, XLA turns it back
-    into the broadcast.
+    The gradient of a plain broadcast is a sum over all rows. XLA runs that sum on one CPU core at
+    12 ns per number: a seventh of the world model's gradient at the paper's sizes. A product with a
+    column of ones is the same sum at the speed of a matrix product. In the forward pass XLA turns
+    it back into a broadcast.
     """
     column = jnp.ones((math.prod(like.shape[:-1]), 1), vector.dtype)
     return (column @ vector[None]).reshape(like.shape)
 
 
 def recomputed(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
-    """``function(module, x, index)``; its activations are computed again in the backward pass.
+    """Rematerialise ``function(module, x, index)``: only its inputs are stored.
 
-    What such a piece of a network takes in is kept, what it computes between is not; its parameters
-    keep their names. A piece must be small beside the whole: while the backward pass is within one,
-    everything in it is in memory after all, so one piece around the whole loss would save nothing.
-    XLA for CPUs undoes it: it drops the barriers before it looks for common subexpressions.
+    The backward pass recomputes the activations; parameter names do not change. Use it on small
+    blocks: one block around the complete loss saves nothing, since all of it is live during its own
+    backward pass. XLA for CPUs undoes rematerialisation: it drops the barriers before it eliminates
+    common subexpressions.
 
     Args:
-        function: of a module, an array, and an integer that is not traced.
-        wanted: ``model.remat``; False gives ``function`` itself.
+        function: takes a module, an array, and an integer that is not traced.
+        wanted: ``model.remat``; False returns ``function`` itself.
     """
     return nn.remat(function, static_argnums=(2,)) if wanted else function
 
 
 class Dense(nn.Module):
-    """Linear layer over the last axis: ``nn.Dense`` but for the gradient of its bias.
+    """Linear layer over the last axis: ``nn.Dense`` with a faster bias gradient.
 
     Attributes:
         features: output width F.
@@ -76,10 +94,9 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer normalisation over the last axis, in float32: ``nn.LayerNorm`` but for its gradients.
+    """Layer normalisation over the last axis, in float32: ``nn.LayerNorm`` with faster gradients.
 
-    Attributes:
-        dtype: type of the result.
+    The result has type ``dtype``.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -97,7 +114,7 @@ class Norm(nn.Module):
 
 
 class NormSilu(nn.Module):
-    """norm, then SiLU: the pair that stands between almost any two linear layers here."""
+    """Norm, then SiLU: the pair between almost any two linear layers of this model."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -106,16 +123,16 @@ class NormSilu(nn.Module):
         return nn.silu(Norm(dtype=self.dtype)(x))
 
 
-#: Words of a table from which on tokens are gathered on a CPU (O; measured at 1024 alone).
-_GATHER_WORDS = 512
+#: On a CPU, tables with at least this many rows are gathered from (O; measured at 1024 rows only).
+_GATHER_ROWS = 512
 
 
 def embed_tokens(tokens: Array, table: Array) -> Array:
-    """Sum of the rows that each position's tokens name: a one-hot product, or what equals it.
+    """Sum the table rows of each position's tokens: a one-hot product, or an equal gather.
 
-    Large tables are gathered group by group on a CPU: for 4096 positions of 32 tokens and the
-    predictor's table that takes 1.7 ms, the product 21.5 ms and one gather with a sum over its
-    result 7.3 ms (two cores). The gradient is the product's either way.
+    On a CPU, large tables are gathered group by group. For 4096 positions of 32 tokens and the
+    predictor's table this takes 1.7 ms; the product takes 21.5 ms, and one gather followed by a sum
+    7.3 ms (two cores). The gradient is that of the product in both cases.
 
     Args:
         tokens: `[..., G]` int32 in [0, K).
@@ -124,13 +141,13 @@ def embed_tokens(tokens: Array, table: Array) -> Array:
     Returns:
         `[..., F]`.
     """
-    if jax.default_backend() == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_WORDS:
+    if jax.default_backend() == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_ROWS:
         return _gather_sum(tokens, table)
     return _hot(tokens, table) @ table.reshape(-1, table.shape[-1])
 
 
 def _hot(tokens: Array, table: Array) -> Array:
-    """`[..., G]` -> `[..., G * K]`, G ones each."""
+    """`[..., G]` -> `[..., G * K]`, G ones per position."""
     hot = jax.nn.one_hot(tokens, table.shape[1], dtype=table.dtype)
     return hot.reshape(*tokens.shape[:-1], -1)
 
@@ -152,7 +169,7 @@ def _gather_forward(tokens: Array, table: Array) -> tuple[Array, tuple[Array, Ar
 
 
 def _gather_backward(kept: tuple[Array, Array], dy: Array) -> tuple[np.ndarray, Array]:
-    """Integers have no gradient, which JAX writes as ``float0``."""
+    """JAX represents the missing gradient of integers as ``float0``."""
     tokens, table = kept
     hot = _hot(tokens, table)
     rows = hot.reshape(-1, hot.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
@@ -163,16 +180,10 @@ _gather_sum.defvjp(_gather_forward, _gather_backward)
 
 
 class LatentProjection(nn.Module):
-    """Linear map of one-hot groups, the paper's 1x1 convolution over a latent's G * K channels.
+    """Linear map of one-hot groups: the paper's 1x1 convolution over a latent's G * K channels.
 
-    A latent comes in either of two forms with the same result: class indices, through which no
-    gradient flows, or one-hot vectors with straight-through gradients.
-
-    Attributes:
-        groups: G.
-        classes: K.
-        features: output width F.
-        dtype: compute type.
+    Accepts class indices, through which no gradient flows, or one-hot vectors with straight-through
+    gradients; both give the same result. ``features`` is the output width F.
     """
 
     groups: int
@@ -194,12 +205,9 @@ class LatentProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Post-norm feed-forward layer: norm(x + W2 relu(W1 x)).
+    """Post-norm feed-forward layer: norm(x + dropout(W2 relu(W1 x))).
 
-    Attributes:
-        ratio: hidden width as a multiple of the input's.
-        dropout: rate, on the output.
-        dtype: compute type.
+    ``ratio`` is the hidden width as a multiple of the input width.
     """
 
     ratio: int
@@ -217,13 +225,7 @@ class FeedForward(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Post-norm bidirectional self-attention over the P latent positions.
-
-    Attributes:
-        heads: attention heads.
-        dropout: rate, on the output.
-        dtype: compute type.
-    """
+    """Post-norm bidirectional self-attention over the P latent positions; dropout on the output."""
 
     heads: int
     dropout: float
@@ -257,17 +259,3 @@ def sinusoids(distances: Array, width: int) -> Array:
     rates = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angles = distances.astype(jnp.float32)[:, None] * rates[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-#: Initialiser of learned vectors that stand beside activations: biases of attention, start, places.
-learned_vector = normal(0.02)
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O).
-
-    CPUs emulate bfloat16 products, accelerators double their rate with them.
-    """
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)

@@ -1,13 +1,8 @@
-"""Predictors of the next latent from h_t: the dynamics head and the spatial MaskGIT (section 3).
+"""Priors p(z_t | h_t): dynamics head, spatial MaskGIT (section 3), autoregressive baseline.
 
-The autoregressive predictor, the MaskGIT's sequential counterpart, is in ``autoregressive.py``.
-
-The sequential baseline: one latent position after another (issue of speed against MaskGIT's S).
-
-p_ar(z_t | h_t) = product over positions p of p(z_t[p] | z_t[<p], h_t), in raster order, the G
-tokens of a position independent of each other. Sizes, embedding and losses are the MaskGIT
-predictor's; the attention is causal, so that decoding caches keys and values and computes each
-position once.
+All start from the features of :class:`Spread`. :class:`DynamicsHead` is one linear layer.
+:class:`MaskGit` predicts masked tokens given the others. :class:`Autoregressive` predicts one
+position after another, for comparison in speed and quality.
 """
 
 from __future__ import annotations
@@ -19,6 +14,7 @@ from jax.nn.initializers import lecun_normal, normal
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import (
+    HIDDEN,
     Dense,
     FeedForward,
     Norm,
@@ -32,9 +28,9 @@ from emerald_jax.types import Array
 
 
 class Spread(nn.Module):
-    """h_t spread over the latent positions: what all priors start from.
+    """Features of all priors: h_t projected to the latent positions.
 
-    For a vector latent it is the hidden layer of DreamerV3's prior: linear D, norm, SiLU.
+    For a vector latent this is the hidden layer of DreamerV3's prior: linear D, norm, SiLU.
     """
 
     config: ModelConfig
@@ -42,7 +38,7 @@ class Spread(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> Array:
-        """Args: h `[..., D]`. Returns: `[..., P, F]`, F the predictor's width (D for a vector)."""
+        """h `[..., D]` -> `[..., P, F]`, F the predictor's width (D for a vector latent)."""
         c = self.config
         if c.latent == "vector":
             return NormSilu(dtype=self.dtype)(Dense(c.width, dtype=self.dtype)(h))[..., None, :]
@@ -52,7 +48,7 @@ class Spread(nn.Module):
 
 
 class DynamicsHead(nn.Module):
-    """p_dyn(z_t | h_t): one linear layer. It carries the KL, and is the "no MaskGIT" ablation."""
+    """p_dyn(z_t | h_t): one linear layer, trained by the KL; alone, the "no MaskGIT" ablation."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -66,13 +62,13 @@ class DynamicsHead(nn.Module):
 
 
 class TokenPredictor(nn.Module):
-    """The layers of a predictor that sees tokens of z_t itself, all but its attention.
+    """Layers shared by predictors whose input includes tokens of z_t; subclasses add the attention.
 
-    The G tokens of a position, each a class or the extra word K, are embedded (K + 1 words),
-    flattened and projected together with the position's features. Embedding and projection are both
-    linear, so their product is a table of one row per (group, word), made once per call. Tokens
-    meet it in :func:`embed_tokens`, and a position full of the extra word as one constant row;
-    training and decoding read the same table.
+    Each of a position's G tokens is a class or the extra token K. Tokens are embedded (K + 1
+    embeddings), flattened and projected together with the position's features. Embedding and
+    projection are both linear, so their product is a table with one row per (group, token),
+    computed once per call. :func:`embed_tokens` sums its rows; a position of only extra tokens is
+    one constant row. Training and decoding use the same table.
     """
 
     config: ModelConfig
@@ -92,7 +88,7 @@ class TokenPredictor(nn.Module):
         self.out = Dense(c.groups * c.classes, dtype=self.dtype)
 
     def table(self) -> Array:
-        """`[G, K + 1, F]`: what each word adds to its position's input, group by group."""
+        """`[G, K + 1, F]`: contribution of each group's token to its position's input."""
         c = self.config
         kernel = self.from_words.reshape(c.groups, c.token_width, -1)
         return jnp.einsum("we,gef->gwf", self.words, kernel).astype(self.dtype)
@@ -102,7 +98,7 @@ class TokenPredictor(nn.Module):
 
         Args:
             features: `[..., P, F]` from :class:`Spread`.
-            tokens: `[..., P, G]` int32 in [0, K]; None when all are the extra word K.
+            tokens: `[..., P, G]` int32 in [0, K]; None if all are the extra token K.
             places: `[P, F]` embeddings of the positions.
 
         Returns:
@@ -117,7 +113,7 @@ class TokenPredictor(nn.Module):
         return x + jnp.broadcast_to(places.astype(self.dtype), x.shape)
 
     def blocks(self, x: Array, deterministic: bool) -> Array:
-        """The transformer itself, all positions at once. Args and returns: x `[..., P, F]`."""
+        """The transformer blocks, all positions at once. x `[..., P, F]` -> the same shape."""
 
         def run(predictor: TokenPredictor, x: Array, block: int) -> Array:
             x = predictor.attention[block](x, deterministic)
@@ -136,7 +132,7 @@ class TokenPredictor(nn.Module):
 class MaskGit(TokenPredictor):
     """p_mask(z_t | h_t, unmasked tokens): a small bidirectional transformer over the positions.
 
-    The extra word of :class:`TokenPredictor` is MASK.
+    The extra token of :class:`TokenPredictor` is MASK.
     """
 
     def setup(self) -> None:
@@ -151,8 +147,8 @@ class MaskGit(TokenPredictor):
 
         Args:
             features: `[..., P, F]` from :class:`Spread`.
-            tokens: `[..., P, G]` int32 in [0, K], K meaning MASK; None when every token is MASK,
-                where the embedding is one constant vector.
+            tokens: `[..., P, G]` int32 in [0, K], K meaning MASK; None if every token is MASK
+                (the embedding is then one constant vector).
             deterministic: no dropout.
 
         Returns:
@@ -161,19 +157,8 @@ class MaskGit(TokenPredictor):
         return self.leave(self.blocks(self.enter(features, tokens, self.places), deterministic))
 
 
-#: Score of a position that may not be seen yet: finite, as a row of -inf would be NaN.
-_HIDDEN = -1e30
-
-
 class CausalAttention(nn.Module):
-    """Post-norm self-attention in which a position sees itself and those before it.
-
-    Attributes:
-        heads: attention heads.
-        dropout: rate, on the output.
-        width: F.
-        dtype: compute type.
-    """
+    """Post-norm causal self-attention over positions; ``width`` is F, dropout on the output."""
 
     heads: int
     dropout: float
@@ -192,21 +177,21 @@ class CausalAttention(nn.Module):
         return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
 
     def attend(self, x: Array, visible: Array, query: Array, keys: Array, values: Array) -> Array:
-        """Mix values, project, add to ``x`` and normalise.
+        """Attention and output projection; callers add dropout, residual and norm.
 
         Args:
-            x: `[..., Q, F]`, the residual.
+            x: `[..., Q, F]`; only its shape is used.
             visible: `[Q, P]` bool.
             query: `[..., Q, heads, F / heads]`.
             keys: `[..., P, heads, F / heads]`.
             values: `[..., P, heads, F / heads]`.
 
         Returns:
-            The residual stream after output projection, without dropout: see the callers.
+            `[..., Q, F]`.
         """
         scores = jnp.einsum("...qhd,...khd->...hqk", query, keys).astype(jnp.float32)
         scores = scores * query.shape[-1] ** -0.5
-        scores = jnp.where(jnp.broadcast_to(visible, scores.shape), scores, _HIDDEN)
+        scores = jnp.where(jnp.broadcast_to(visible, scores.shape), scores, HIDDEN)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         return self.out(jnp.einsum("...hqk,...khd->...qhd", weights, values).reshape(x.shape))
 
@@ -235,9 +220,12 @@ class CausalAttention(nn.Module):
 
 
 class Autoregressive(TokenPredictor):
-    """p_ar(z_t[p] | z_t[<p], h_t): the input of position p embeds the tokens of position p - 1.
+    """p_ar(z_t | h_t) = product over positions p of p(z_t[p] | z_t[<p], h_t), in raster order.
 
-    The extra word of :class:`TokenPredictor` stands before the first position.
+    The G tokens of a position are independent of each other. The input of position p embeds the
+    tokens of position p - 1; the extra token of :class:`TokenPredictor` precedes the first. Sizes
+    and embedding are those of :class:`MaskGit`. Causal attention lets decoding cache keys and
+    values and compute each position once.
     """
 
     def setup(self) -> None:
@@ -249,11 +237,11 @@ class Autoregressive(TokenPredictor):
         ]
 
     def __call__(self, features: Array, tokens: Array, deterministic: bool = True) -> Array:
-        """Class logits of every position given the true tokens of those before it.
+        """Class logits of every position given the true tokens of the positions before it.
 
         Args:
             features: `[..., P, F]` from :class:`Spread`.
-            tokens: `[..., P, G]` int32; the last position's are not read.
+            tokens: `[..., P, G]` int32; those of the last position are unused.
             deterministic: no dropout.
 
         Returns:
@@ -270,12 +258,12 @@ class Autoregressive(TokenPredictor):
 
         Args:
             features: `[..., P, F]` of all positions.
-            previous: `[..., G]` int32, the tokens of the position before; K before the first.
-            place: `[]` int32, which position.
-            cache: of :func:`empty_cache` or the position before.
+            previous: `[..., G]` int32, tokens of the position before; K before the first.
+            place: `[]` int32, index of the position.
+            cache: from :func:`empty_cache` or from the position before.
 
         Returns:
-            `[..., G, K]` in the compute type, and the grown cache.
+            `[..., G, K]` in the compute type, and the updated cache.
         """
         here = jax.lax.dynamic_slice_in_dim(features, place, 1, axis=features.ndim - 2)
         places = jax.lax.dynamic_slice_in_dim(self.places, place, 1)
@@ -289,6 +277,6 @@ class Autoregressive(TokenPredictor):
 
 
 def empty_cache(config: ModelConfig, lead: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Room for keys and values `[blocks, 2, ..., P, heads, F / heads]` of all positions."""
+    """Empty KV cache `[blocks, 2, ..., P, heads, F / heads]` for all positions."""
     size = (config.heads, config.predictor_width // config.heads)
     return jnp.zeros((config.predictor_blocks, 2, *lead, config.positions, *size), dtype)

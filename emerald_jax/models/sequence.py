@@ -1,20 +1,8 @@
-"""What a sequence model is: h_t = f(z_{1:t-1}, a_{1:t-1}), read at once or imagined step by step.
+"""Sequence models h_t = f(z_{1:t-1}, a_{1:t-1}): their interface, and DreamerV3's GRU.
 
-Two of them stand behind one interface: the paper's transformer (``tssm``) and DreamerV3's GRU
-(``rssm``). Both enter a step in the same way: z_{t-1} is embedded, a learned vector standing in for
-it where nothing is known of the past, and joined with the action.
-
-DreamerV3's recurrent sequence model (RSSM): a GRU whose state is h_t (arXiv 2301.04104).
-
-z_{t-1} and the action enter as in the transformer, then one GRU with a normalised gate layer:
-
-    u, r, c = split(norm(W_x x + W_h h));  h' = s(u - 1) tanh(s(r) c) + (1 - s(u - 1)) h
-
-with s the sigmoid; the -1 lets a fresh network remember. DreamerV3 begins an episode from a learned
-state, and so does this one.
-
-Two ways of DreamerV3 lie outside: whether the posterior sees h_t (``model.posterior``) and the
-prior's MLP (``prior.Spread`` with the dynamics head).
+Two models share the interface :class:`SequenceModel`: the paper's transformer
+(``tssm.Tssm``) and DreamerV3's GRU (:class:`Rssm`). Both join the embedded z_{t-1} with the action;
+after a reset a learned vector replaces the embedding.
 """
 
 from __future__ import annotations
@@ -31,16 +19,11 @@ from emerald_jax.types import Array, Recurrent, Starts, State
 
 
 class SequenceModel(nn.Module):
-    """Interface of the sequence models, and the entrance they share.
+    """Interface of the sequence models, and their shared input layers.
 
-    A pass over real steps leaves a *history*, whose method ``past(positions)`` is what rollouts
-    that start at steps `[n]` look back at (:class:`Starts`); a past's method ``room(horizon)`` is
-    the empty memory that such rollouts fill by themselves. Both are pytrees of the model's own.
-
-    Attributes:
-        config: sizes.
-        num_actions: A.
-        dtype: compute type.
+    A pass over real steps returns a *history*. ``history.past(positions)`` is the shared context of
+    rollouts that start at steps `[n]` (field ``past`` of :class:`Starts`); ``past.room(horizon)``
+    is an empty KV cache for their imagined tokens. Both are pytrees defined by the model.
     """
 
     config: ModelConfig
@@ -57,15 +40,15 @@ class SequenceModel(nn.Module):
         self.start = self.param("start", learned_vector, (c.width,))
 
     def joined(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
-        """What led into each step, as one vector.
+        """Join z_{t-1} and the action that led into each step to one vector.
 
-        Where ``reset`` is set nothing is known of z_{t-1}: a learned vector stands in, the same in
-        training and acting. The action is a one-hot vector, zero where there was none (-1).
+        Where ``reset`` is set, z_{t-1} is unknown: a learned vector replaces it, in training and in
+        acting. The action is a one-hot vector; all zeros if there was none (-1).
 
         Args:
             z_prev: `[T, P, G]` int32 or `[T, P, G, K]` float.
             action: `[T]` int32.
-            reset: `[T]` bool, or None when no step is a reset.
+            reset: `[T]` bool, or None if no step is a reset.
 
         Returns:
             `[T, D]`.
@@ -81,13 +64,13 @@ class SequenceModel(nn.Module):
     def __call__(
         self, z_prev: Array, action: Array, reset: Array, memory: Any, deterministic: bool = True
     ) -> tuple[Array, Any, Any]:
-        """Read L steps of one sequence after a memory of what lies before.
+        """Read L steps of one sequence, given the memory of the steps before.
 
         Args:
             z_prev: `[L, P, G]` int32 or `[L, P, G, K]` float, z_{t-1} of every step.
             action: `[L]` int32.
             reset: `[L]` bool, forget everything before the step.
-            memory: of :meth:`empty_memory` or an earlier chunk.
+            memory: from :meth:`empty_memory` or from the chunk before.
             deterministic: no dropout.
 
         Returns:
@@ -102,38 +85,47 @@ class SequenceModel(nn.Module):
 
         Args:
             state: :class:`State` `[n]`, the newest of each rollout, class indices.
-            action: `[n]` int32, the action taken there.
+            action: `[n]` int32, the action taken in it.
             step: `[]` int32, imagined steps before this one.
-            starts: :class:`Starts`, whose past is this model's.
-            own: what the rollouts have added to it, at first its ``room``.
+            starts: :class:`Starts`; its ``past`` must come from this model.
+            own: cache of the rollouts' imagined tokens, initially ``past.room(horizon)``.
 
         Returns:
-            h `[n, D]` and the grown ``own``.
+            h `[n, D]` and the updated ``own``.
         """
         raise NotImplementedError
 
     @staticmethod
     def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Any:
-        """All zeros: the memory of one sequence of which nothing is known."""
+        """The memory at the start of one sequence: all zeros, nothing valid."""
         raise NotImplementedError
 
 
 class NoPast(NamedTuple):
-    """History and past of a GRU: h_t is all there is to know."""
+    """Empty history and past of a GRU: h_t in the state is its complete memory."""
 
     def past(self, positions: Array) -> NoPast:
-        """The same nothing, wherever a rollout starts."""
+        """Empty for all starts."""
         del positions
         return self
 
     def room(self, horizon: int) -> tuple:
-        """Nothing is added either: a rollout's state holds its h."""
+        """No cache: a rollout's state holds its h."""
         del horizon
         return ()
 
 
 class Rssm(SequenceModel):
-    """GRU over the steps of a sequence; h_t is its whole memory."""
+    """DreamerV3's recurrent sequence model (arXiv 2301.04104): a GRU whose state is h_t.
+
+    One GRU with a normalised gate layer, s the sigmoid:
+
+        u, r, c = split(norm(W_x x + W_h h));  h' = s(u - 1) tanh(s(r) c) + (1 - s(u - 1)) h
+
+    The -1 biases an untrained network towards remembering. Episodes begin from a learned state, as
+    in DreamerV3. Two other parts of DreamerV3 are separate: a posterior that depends on h_t
+    (``model.posterior``), and the prior's MLP (``prior.Spread`` with the dynamics head).
+    """
 
     def setup(self) -> None:
         super().setup()
@@ -147,9 +139,9 @@ class Rssm(SequenceModel):
         """One step of the GRU.
 
         Args:
-            h: `[..., D]` the state before.
-            drive: `[..., 3 D]` the input's share of the gates.
-            reset: `[...]` bool, begin from the learned state; None when no step is a reset.
+            h: `[..., D]` the previous state.
+            drive: `[..., 3 D]` the input's contribution W_x x to the gates.
+            reset: `[...]` bool, begin from the learned state; None if no step is a reset.
 
         Returns:
             `[..., D]`.
@@ -164,7 +156,7 @@ class Rssm(SequenceModel):
         return update * candidate + (1 - update) * h
 
     def step(self, h: Array, z_prev: Array, action: Array, reset: Array) -> Array:
-        """h_t `[D]` from h_{t-1}, z_{t-1}, a_t and whether t is a reset: one step, no batch."""
+        """h_t `[D]` from h_{t-1}, z_{t-1}, the action and the reset flag; no batch."""
         x = self.joined(z_prev[None], action[None], reset[None])
         return self.cell(h[None], self.from_input(x), reset[None])[0]
 
@@ -176,7 +168,7 @@ class Rssm(SequenceModel):
         memory: Recurrent,
         deterministic: bool = True,
     ) -> tuple[Array, Recurrent, NoPast]:
-        """See :meth:`SequenceModel.__call__`; all but the recurrence is computed at once."""
+        """See :meth:`SequenceModel.__call__`; only the recurrence itself runs step by step."""
         del deterministic  # no dropout, as in DreamerV3
         reset = first_reset(reset, memory)
         drive = self.from_input(self.joined(z_prev, action, reset))
@@ -192,16 +184,16 @@ class Rssm(SequenceModel):
     def imagine(
         self, state: State, action: Array, step: Array, starts: Starts, own: tuple
     ) -> tuple[Array, tuple]:
-        """See :meth:`SequenceModel.imagine`; nothing but the state is needed."""
+        """See :meth:`SequenceModel.imagine`; only the state is used."""
         del step, starts
         return self.cell(state.h, self.from_input(self.joined(state.z, action))), own
 
     @staticmethod
     def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Recurrent:
-        """A state that is not valid: the first step will be a reset."""
+        """An invalid state: the first step becomes a reset."""
         return Recurrent(jnp.zeros((config.width,), dtype), jnp.zeros((), bool))
 
 
 def first_reset(reset: Array, memory: Recurrent) -> Array:
-    """``reset`` `[L]`, also set at the first step when the memory is empty."""
+    """``reset`` `[L]`, also True at the first step if the memory is empty."""
     return reset | (~memory.valid & (jnp.arange(reset.shape[0]) == 0))

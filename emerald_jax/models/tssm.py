@@ -1,15 +1,14 @@
 """The temporal transformer (TSSM): h_t = f(z_{1:t-1}, a_{1:t-1}), cached, with relative positions.
 
-A *token* t holds z_{t-1} and the action stored at t. Its query may see the tokens of its own
-episode that lie at most C steps back. Positions enter only as distances (Transformer-XL, arXiv
-1901.02860), so a cached key keeps its meaning as the window slides.
+*Token* t holds z_{t-1} and the action stored at t. It attends to the tokens of its own episode at
+most C steps back. Positions enter only as distances (Transformer-XL, arXiv 1901.02860), so cached
+keys stay valid as the window slides.
 
-Two ways through the same parameters:
+Two forward passes with the same parameters:
 
-* :meth:`Tssm.__call__`: L tokens at once, after a memory of C cached ones (training; acting is
-  L = 1);
-* :meth:`Tssm.imagine`: one new token for each of n rollouts that share one real past, and never
-  copy it.
+* :meth:`Tssm.__call__`: L tokens at once, after C cached ones (training; acting has L = 1);
+* :meth:`Tssm.imagine`: one new token for each of n rollouts, which share one real past without
+  copying it.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import (
+    HIDDEN,
     Dense,
     FeedForward,
     Norm,
@@ -32,22 +32,19 @@ from emerald_jax.models.layers import (
 from emerald_jax.models.sequence import SequenceModel
 from emerald_jax.types import Array, Memory, Starts, State
 
-#: Score of a pair that may not attend: far below any real score, yet finite (a row of -inf is NaN).
-HIDDEN = -1e30
-
 
 def skew(terms: Array, keys: int) -> Array:
-    """Slide row i of a table right by i: from "by distance" to "by key".
+    """Shift row i right by i: reorder terms from one per distance to one per key.
 
-    Row i holds one term per distance C, C-1, ..., 0; key j lies C + i - j steps back. Padding and a
-    reshape move every term to its key without a gather.
+    Row i holds one term per distance C, C-1, ..., 0; key j is C + i - j steps back. Padding and a
+    reshape do this without a gather.
 
     Args:
         terms: `[heads, L, C + 1]`, farthest first.
         keys: C + L.
 
     Returns:
-        `[heads, L, keys]`; entries off the band hold garbage and must be masked.
+        `[heads, L, keys]`; entries outside the band are arbitrary and must be masked.
     """
     heads, length, _ = terms.shape
     padded = jnp.pad(terms, ((0, 0), (0, 0), (0, keys + 1 - terms.shape[-1])))
@@ -80,26 +77,26 @@ class SharedPast(NamedTuple):
     visible: Array
 
     def room(self, horizon: int) -> OwnMemory:
-        """Room for H imagined tokens of every rollout."""
+        """An empty cache for H imagined tokens of every rollout."""
         blocks, _, *size = self.prefix.keys.shape
         shape, dtype = (blocks, self.position.shape[0], horizon, *size), self.prefix.keys.dtype
         return OwnMemory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 class History(NamedTuple):
-    """What one pass over L real steps leaves behind.
+    """The tokens of one pass over L real steps.
 
     Attributes:
         memory: :class:`Memory` of the C cached and L new tokens.
-        visible: `[L, C + L]` bool, the tokens of each step's own episode up to itself, however far
-            back.
+        visible: `[L, C + L]` bool, the tokens of each step's own episode up to itself, at any
+            distance.
     """
 
     memory: Memory
     visible: Array
 
     def past(self, positions: Array) -> SharedPast:
-        """What starts at steps `[n]` share; keys and values stay those of the whole sequence."""
+        """Shared past of rollouts that start at steps `[n]`; keys and values are not copied."""
         length, tokens = self.visible.shape
         return SharedPast(positions + tokens - length, self.memory, self.visible[positions])
 
@@ -127,7 +124,7 @@ class RelativeAttention(nn.Module):
         return qkv[:, 0], qkv[:, 1], qkv[:, 2]
 
     def biased(self, query: Array) -> tuple[Array, Array]:
-        """The two queries of Transformer-XL: one meets keys, one meets distances; both scaled."""
+        """The two scaled queries of Transformer-XL: one for keys, one for distances."""
         scale = query.shape[-1] ** -0.5
         content = query + self.content_bias.astype(self.dtype)[None]
         distance = query + self.distance_bias.astype(self.dtype)[None]
@@ -185,7 +182,7 @@ class RelativeAttention(nn.Module):
             prefix: shared keys and values `[T, heads, D / heads]`.
             own: keys and values `[n, H, heads, D / heads]`, filled up to ``step``.
             step: `[]` int32, imagined tokens before this one.
-            distance: distances `[n, T]` and `[n, H]`; beyond 0 … C means hidden.
+            distance: distances `[n, T]` and `[n, H]`; values outside 0 … C are hidden.
 
         Returns:
             `[n, D]`, and ``own`` with this token written at ``step``.
@@ -228,7 +225,7 @@ class Tssm(SequenceModel):
         ]
 
     def embed(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
-        """Tokens `[T, D]` from what led into each step; arguments as :meth:`joined`."""
+        """Tokens `[T, D]`; arguments as for :meth:`joined`."""
         return self.enter(self.joined(z_prev, action, reset))
 
     def __call__(
@@ -241,7 +238,7 @@ class Tssm(SequenceModel):
     ) -> tuple[Array, Memory, History]:
         """See :meth:`SequenceModel.__call__`; the memory is the newest C tokens."""
         c = self.config
-        # A memory that does not hold the newest token knows nothing of z_{t-1}: an emptied carry.
+        # Without a valid newest token z_{t-1} is unknown (an empty carry): the first step resets.
         reset = reset | (~memory.valid[-1] & (jnp.arange(reset.shape[0]) == 0))
         x = self.embed(z_prev, action, reset)
         same_episode = episode_mask(memory.valid, reset)
@@ -267,12 +264,12 @@ class Tssm(SequenceModel):
     ) -> tuple[Array, OwnMemory]:
         """See :meth:`SequenceModel.imagine`; every rollout adds its own tokens to the shared ones.
 
-        Of the state the latent alone is read: what h knows lies in the keys and values.
+        Of the state only the latent is read; the keys and values replace h.
         """
         c, past = self.config, starts.past
         horizon = own.keys.shape[2]
         # Distance from the new token, at start position + step + 1, back to every real token;
-        # -1 hides what belongs to another episode or lies after the start.
+        # -1 hides tokens of other episodes and tokens after the start.
         now = past.position + step + 1
         real = now[:, None] - jnp.arange(past.visible.shape[-1])[None]
         real = jnp.where(past.visible, real, -1)
@@ -294,7 +291,7 @@ class Tssm(SequenceModel):
 
     @staticmethod
     def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Memory:
-        """A memory of C tokens none of which is valid."""
+        """A memory of C invalid tokens."""
         shape = (config.blocks, config.context, config.heads, config.width // config.heads)
         return Memory(
             jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((config.context,), bool)
@@ -302,10 +299,10 @@ class Tssm(SequenceModel):
 
 
 def episode_mask(valid: Array, reset: Array) -> Array:
-    """Which tokens belong to a step's own episode and are not in its future.
+    """Mask of the tokens that belong to a step's own episode and are not in its future.
 
     Args:
-        valid: `[C]` bool, cached tokens that belong to the episode running before this chunk.
+        valid: `[C]` bool, cached tokens of the episode that was running before this chunk.
         reset: `[L]` bool.
 
     Returns:

@@ -1,20 +1,14 @@
-"""Convolutions: stages of the encoder and decoder, and how they are computed.
+"""Image encoder q(z_t | o_t), image decoder p(o_t | z_t, h_t), and their convolutions.
 
-XLA's CPU gradients of strided and transposed convolutions run at a quarter of the rate of those of
-plain ones. So a 4x4 stride-2 convolution is computed as the 2x2 convolution over 2x2 pixel blocks
-that it exactly is, and its transpose likewise. Nothing is approximated; kernels have as many
-parameters as in the plain form, the transposed one's bias four times as many (one per sub-pixel).
+Spatial latents use the grid of the encoder's last feature map directly. A vector latent
+(DreamerV3's) is one position: linear layers over the flattened grid connect it to the same encoder
+and decoder stages. A posterior that also depends on h_t (DreamerV3's) adds :class:`PosteriorHead`.
 
-Image encoder q(z_t | o_t): the posterior sees the image alone, never h_t.
-
-Image decoder p(o_t | z_t, h_t): the encoder mirrored.
-
-Between the image and the latent: the spatial latent's direct ways, and the vector's detours.
-
-A spatial latent lives on the grid of the encoder's last feature map, so encoder and decoder reach
-it by themselves. A vector latent (DreamerV3's) is one position: the same encoder and decoder stages
-are entered and left through linear layers over the flattened grid. A posterior that also sees h_t
-(DreamerV3's) needs a layer in which the two meet, whatever the latent.
+Convolutions: XLA's CPU gradients of strided and transposed convolutions run at a quarter of the
+speed of plain ones. A 4x4 stride-2 convolution is therefore computed as the mathematically equal
+2x2 convolution over 2x2 pixel blocks, and its transpose likewise. Kernels have the same number of
+parameters as in the plain form; the transposed convolution has four times as many biases (one per
+sub-pixel).
 """
 
 from __future__ import annotations
@@ -50,22 +44,22 @@ def depth_to_space(x: Array) -> Array:
 
 
 def _pad_pixels(x: Array) -> Array:
-    """One ring of zero pixels around `[..., h, w, c]`."""
+    """Pad `[..., h, w, c]` with one ring of zero pixels."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
 
 
-#: Whether what is traced now is the body of a loop on a CPU; see :func:`looped`.
+#: True while the body of a loop is traced for a CPU; see :func:`looped`.
 _LOOPED = contextvars.ContextVar("looped", default=False)
 
 
 @contextlib.contextmanager
 def looped() -> Iterator[None]:
-    """Gradients of convolutions traced meanwhile suit the body of a loop on a CPU.
+    """Context: trace convolution gradients for the body of a loop on a CPU.
 
-    XLA's CPU back end brings convolutions into the order its fast kernels want only outside of
-    loops. Inside, JAX's own gradients, which read their operands transposed, run at 0.3 instead of
-    40 GFLOP/s (one core, 3x3 convolution of 32 channels). Under this context operands are
-    transposed first. Outside of loops, and on accelerators, that is slower.
+    XLA's CPU back end reorders convolutions for its fast kernels only outside of loops. Inside a
+    loop, JAX's own gradients read their operands transposed and run at 0.3 instead of 40 GFLOP/s
+    (one core, 3x3 convolution of 32 channels). In this context operands are transposed first. That
+    is slower outside of loops and on accelerators.
     """
     token = _LOOPED.set(jax.default_backend() == "cpu")
     try:
@@ -77,8 +71,8 @@ def looped() -> Iterator[None]:
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
     """Stride-1 convolution.
 
-    Padding belongs to the convolution: were the image padded before it, the gradient would be
-    computed for the ring as well and thrown away there, 36 positions for 16 at 4x4.
+    The convolution itself pads: if the image were padded before, the gradient would also be
+    computed for the ring and then dropped (36 positions instead of 16 at 4x4).
 
     Args:
         x: `[T, h, w, c]`.
@@ -100,7 +94,7 @@ def _conv(x: Array, kernel: Array, padding: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _looped_conv(x: Array, kernel: Array, padding: int) -> Array:
-    """:func:`_conv` whose gradients are convolutions of the same order; see :func:`looped`."""
+    """:func:`_conv` with gradients that are NHWC convolutions; see :func:`looped`."""
     return _conv(x, kernel, padding)
 
 
@@ -109,7 +103,7 @@ def _looped_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple
 
 
 def _looped_backward(padding: int, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """dx: dy under the turned kernel. dk: x, channels as images, under dy as a large kernel."""
+    """dx convolves dy with the rotated kernel; dk convolves x, channels as images, with dy."""
     x, kernel = kept
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     dx = _conv(dy, turned, kernel.shape[0] - 1 - padding)
@@ -121,12 +115,12 @@ _looped_conv.defvjp(_looped_forward, _looped_backward)
 
 
 class Conv(nn.Module):
-    """Stride-1 convolution of a small square kernel.
+    """Stride-1 convolution with a small square kernel.
 
     Attributes:
         features: output channels.
         size: kernel height and width.
-        padding: rings of zero pixels around the image; 1 keeps the size under a 3x3 kernel.
+        padding: rings of zero pixels around the image; 1 keeps the size with a 3x3 kernel.
         dtype: compute type.
     """
 
@@ -148,8 +142,8 @@ class Conv(nn.Module):
 class DownConv(nn.Module):
     """4x4 stride-2 convolution, padding 1, computed exactly as a 2x2 convolution over 2x2 blocks.
 
-    y[i] = sum_u w[u] x[2i + u - 1]: pad by one pixel, gather 2x2 pixels into channels, and the
-    taps u = 0..3 fall on two neighbouring blocks.
+    y[i] = sum_u w[u] x[2i + u - 1]: pad by one pixel and move 2x2 pixels into channels; the taps
+    u = 0..3 then lie in two neighbouring blocks.
     """
 
     features: int
@@ -165,10 +159,10 @@ class DownConv(nn.Module):
 class UpConv(nn.Module):
     """4x4 stride-2 transposed convolution, the mirror of :class:`DownConv`.
 
-    A 2x2 convolution computes the four sub-pixels around every corner of the padded input; opening
-    them up gives the doubled image and one ring too much, which is cut off. Padded before and not
-    by the convolution itself: on a CPU an update takes half the time so (7.0 against 15.2 core
-    seconds for two of the paper's sequences).
+    A 2x2 convolution computes the four sub-pixels around every corner of the padded input; moving
+    them to space gives the doubled image plus one ring, which is cut off. The input is padded
+    before the convolution, not by it: on a CPU this halves the time of an update (7.0 instead of
+    15.2 core seconds for two of the paper's sequences).
     """
 
     features: int
@@ -182,7 +176,7 @@ class UpConv(nn.Module):
 
 
 class NormSiluConv(nn.Module):
-    """norm, SiLU, 3x3 convolution: one step of a residual block."""
+    """Norm, SiLU, 3x3 convolution: half of a residual block."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -195,8 +189,8 @@ class NormSiluConv(nn.Module):
 class ResidualConv(nn.Module):
     """Pre-activation residual block: (LayerNorm, SiLU, 3x3 convolution) twice, plus the input.
 
-    The backward pass recomputes norm and SiLU, which are cheap, instead of keeping three arrays of
-    the size of the input for each; the convolution itself is not repeated.
+    The backward pass recomputes norm and SiLU, which are cheap, instead of storing three arrays of
+    the input's size for each. The convolution itself is not repeated.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -213,8 +207,8 @@ class ResidualConv(nn.Module):
 class Encoder(nn.Module):
     """Stages of a 4x4 stride-2 convolution and a residual block, then a 3x3 convolution to logits.
 
-    Channels double at every stage; the number of stages follows from image size and grid, four for
-    64x64 and 4x4 (EMERALD appendix; stage layout R).
+    Channels double at every stage. ``stages`` counts the halvings from image to grid: four from
+    64x64 to 4x4 (EMERALD appendix; stage layout R).
     """
 
     config: ModelConfig
@@ -223,14 +217,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        """Posterior logits.
-
-        Args:
-            image: `[T, height, width, 3]` uint8.
-
-        Returns:
-            `[T, P, G, K]` in the compute type.
-        """
+        """image `[T, height, width, 3]` uint8 -> posterior logits `[T, P, G, K]`."""
         c = self.config
         x = image.astype(self.dtype) / 255 - 0.5
 
@@ -245,10 +232,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z_t through a 1x1 convolution, plus h_t spread over the grid, then the mirrored stages.
+    """z_t through a 1x1 convolution, plus h_t projected to the grid, then the mirrored stages.
 
-    A 1x1 entry instead of the mirror of the encoder's 3x3 keeps the model at the paper's 30 M
-    parameters (O); the residual block right behind it already looks at the neighbours.
+    The first layer is 1x1, not 3x3 as at the encoder's end: this keeps the model at the paper's
+    30 M parameters (O), and the residual block behind it already mixes neighbours.
     """
 
     config: ModelConfig
@@ -289,13 +276,9 @@ class Decoder(nn.Module):
 class PosteriorHead(nn.Module):
     """Logits of q(z_t | o_t, h_t) from the encoder's features: linear, norm, SiLU, linear.
 
-    With a vector latent this is DreamerV3's posterior: the flattened features beside h_t, one
-    hidden layer of width D. With a spatial one the hidden layer is the encoder's own channels at
-    every position, to which h_t adds its share.
-
-    Attributes:
-        config: sizes.
-        dtype: compute type.
+    With a vector latent this is DreamerV3's posterior: one hidden layer of width D over the
+    concatenated features and h_t. With a spatial latent the hidden layer is the encoder's channels
+    at every position plus a linear projection of h_t.
     """
 
     config: ModelConfig
@@ -306,28 +289,22 @@ class PosteriorHead(nn.Module):
         """Posterior logits.
 
         Args:
-            seen: `[..., P, F]` the image's share of the hidden layer, of :class:`ImageFeatures`.
-            h: `[..., D]`, or None when the posterior sees the image alone.
+            seen: `[..., P, F]` output of :class:`ImageFeatures`.
+            h: `[..., D]`, or None if the posterior depends on the image only.
 
         Returns:
             `[..., P, G, K]` in the compute type.
         """
         c = self.config
         if h is not None:
-            share = Dense(seen.shape[-2] * seen.shape[-1], use_bias=False, dtype=self.dtype)(h)
-            seen = seen + share.reshape(seen.shape)
+            added = Dense(seen.shape[-2] * seen.shape[-1], use_bias=False, dtype=self.dtype)(h)
+            seen = seen + added.reshape(seen.shape)
         logits = Dense(c.groups * c.classes, dtype=self.dtype)(NormSilu(dtype=self.dtype)(seen))
         return logits.reshape(*seen.shape[:-1], c.groups, c.classes)
 
 
 class ImageFeatures(nn.Module):
-    """The encoder's stages, ending in features instead of logits.
-
-    Attributes:
-        config: sizes.
-        stages: halvings from image to grid.
-        dtype: compute type.
-    """
+    """The encoder's stages, ending in features instead of logits."""
 
     config: ModelConfig
     stages: int
@@ -337,7 +314,7 @@ class ImageFeatures(nn.Module):
     def __call__(self, image: Array) -> Array:
         """Args: image `[T, height, width, 3]` uint8. Returns: `[T, P, F]`."""
         c = self.config
-        # One group of as many classes as the last stage has channels: features, unnormalised.
+        # The encoder's logits serve as features: one group, one class per last-stage channel.
         plain = dataclasses.replace(c, groups=1, classes=c.channels * 2 ** (self.stages - 1))
         x = Encoder(plain, self.stages, self.dtype)(image)
         if c.latent == "spatial":
@@ -346,13 +323,7 @@ class ImageFeatures(nn.Module):
 
 
 class VectorDecoder(nn.Module):
-    """The image decoder of a vector latent: z_t is spread over the grid just as h_t is.
-
-    Attributes:
-        config: sizes.
-        stages: doublings from grid to image.
-        dtype: compute type.
-    """
+    """The image decoder of a vector latent: z_t is projected to the grid in the same way as h_t."""
 
     config: ModelConfig
     stages: int
@@ -360,7 +331,7 @@ class VectorDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, h: Array) -> Array:
-        """Predicted image; arguments and result as :class:`Decoder`, P = 1."""
+        """Predicted image; arguments and result as for :class:`Decoder`, with P = 1."""
         c = self.config
         width = c.latent_width
         x = LatentProjection(c.groups, c.classes, c.grid**2 * width, self.dtype)(z)

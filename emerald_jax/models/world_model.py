@@ -1,8 +1,8 @@
 """The world model: encoder, sequence model, priors, decoder, reward and continue heads.
 
-Thin on purpose: every method is one pass, arrays in and arrays out, for ONE sequence (no batch
-dimension). Losses live in ``losses.py``, rollouts in ``imagination.py``; ``jax.vmap`` adds the
-batch. Which latent, sequence model and prior it is made of, the configuration decides.
+Every method is one pass over arrays of ONE sequence (no batch dimension); ``jax.vmap`` adds the
+batch. Losses are in ``losses.py``, rollouts in ``imagination.py``. The configuration chooses the
+latent, the sequence model and the prior.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ SEQUENCES: dict[str, type[SequenceModel]] = {"tssm": Tssm, "rssm": Rssm}
 
 
 class Pass(NamedTuple):
-    """Everything one forward pass over a sequence computes.
+    """Outputs of one forward pass over a sequence.
 
     Attributes:
-        posterior: `[L, P, G, K]` float32 log-probabilities q of z_t, uniform mixed in.
+        posterior: `[L, P, G, K]` float32 log-probabilities q of z_t, with the uniform share.
         state: :class:`State` `[L]`, the sampled class indices and h_t.
         z: `[L, P, G, K]` float32 one-hot with straight-through gradients.
-        features: `[L, P, F]` what all priors start from.
+        features: `[L, P, F]` input of all priors.
         carry: :class:`Carry` for the sequence's next chunk.
-        history: what imagination looks back at; the sequence model's own.
+        history: context for imagination, defined by the sequence model.
     """
 
     posterior: Array
@@ -58,7 +58,8 @@ class WorldModel(nn.Module):
         config: sizes.
         stages: halvings from image to grid.
         num_actions: A.
-        dtype: compute type of everything but parameters, logits' distributions and losses.
+        dtype: compute type. Parameters, distributions, head outputs and losses stay float32; the
+            latents' logits have the compute type until they become distributions.
     """
 
     config: ModelConfig
@@ -86,7 +87,7 @@ class WorldModel(nn.Module):
         self.continue_head = Head(c, 1, 1.0, dtype)
 
     def __call__(self, sequence: Batch, key: Key, deterministic: bool = True) -> Pass:
-        """Read a real sequence: :meth:`observe` with what a :class:`Batch` holds.
+        """Read a real sequence: :meth:`observe` with the fields of a :class:`Batch`.
 
         Args:
             sequence: :class:`Batch` without its leading B, ``carry`` included.
@@ -108,7 +109,7 @@ class WorldModel(nn.Module):
         key: Key,
         deterministic: bool = True,
     ) -> Pass:
-        """Infer the latents of L real steps of a sequence, sample them, follow them with h.
+        """Infer and sample the latents z_t of L real steps, and compute h_t.
 
         Training reads L steps, acting one.
 
@@ -116,7 +117,7 @@ class WorldModel(nn.Module):
             image: `[L, height, width, 3]` uint8.
             action: `[L]` int32, the action that led into each image.
             reset: `[L]` bool, forget everything before the image.
-            carry: :class:`Carry`, what is known of the steps before.
+            carry: :class:`Carry` of the steps before.
             key: consumed; samples the latents.
             deterministic: no dropout.
 
@@ -139,7 +140,7 @@ class WorldModel(nn.Module):
     def _filter(
         self, image: Array, action: Array, reset: Array, carry: Carry, before: Array, key: Key
     ) -> tuple[Array, Array, Array, Array]:
-        """:meth:`observe` where the posterior sees h_t: z_t and h_t in turn, step by step.
+        """:meth:`observe` if the posterior depends on h_t: compute h_t and z_t step by step.
 
         Returns:
             posterior, class indices, straight-through z and h of all steps.
@@ -163,26 +164,19 @@ class WorldModel(nn.Module):
         """`[T, height, width, 3]` uint8 -> log-probabilities q(z_t | o_t) `[T, P, G, K]` float32.
 
         Raises:
-            ValueError: where the posterior also sees h_t: use :meth:`observe`.
+            ValueError: if the posterior also depends on h_t; use :meth:`observe`.
         """
         if self.config.posterior_sees_h:
-            raise ValueError("this posterior sees h_t too: it cannot encode an image alone")
+            raise ValueError("the posterior also depends on h_t: use observe(), not encode()")
         logits = self.encoder(image)
         if self.posterior_head is not None:
             logits = self.posterior_head(logits, None)
         return mixed_log_probs(logits, self.config.unimix)
 
     def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
-        """h_t of T steps given the class indices of z_{t-1}.
+        """h `[T, D]` of T steps given class indices z_{t-1} `[T, P, G]`, and the next memory.
 
-        Args:
-            z_prev: `[T, P, G]` int32.
-            action: `[T]` int32.
-            reset: `[T]` bool.
-            memory: a carry's memory.
-
-        Returns:
-            h `[T, D]` and the memory of the next carry.
+        Args: action `[T]` int32, reset `[T]` bool, memory of a :class:`Carry`.
         """
         h, memory, _ = self.sequence(z_prev, action, reset, memory)
         return h, memory
@@ -194,7 +188,7 @@ class WorldModel(nn.Module):
         return self.sequence.imagine(state, action, step, starts, own)
 
     def prior_features(self, h: Array) -> Array:
-        """h `[..., D]` -> `[..., P, F]`, what all priors start from."""
+        """h `[..., D]` -> `[..., P, F]`, input of all priors."""
         return self.spread(h)
 
     def dynamics(self, features: Array) -> Array:
@@ -209,7 +203,7 @@ class WorldModel(nn.Module):
         return mixed_log_probs(logits, self.config.unimix)
 
     def ordered_prior(self, features: Array, tokens: Array, deterministic: bool = True) -> Array:
-        """Log-probabilities p_ar `[..., P, G, K]` float32, each given the tokens before it."""
+        """Log-probabilities p_ar `[..., P, G, K]` float32, each given the positions before it."""
         logits = self.autoregressive(features, tokens, deterministic)
         return mixed_log_probs(logits, self.config.unimix)
 
@@ -222,11 +216,11 @@ class WorldModel(nn.Module):
         return self.reward_head(z, h)
 
     def cont(self, z: Array, h: Array) -> Array:
-        """Logit `[...]` that the episode goes on after the state."""
+        """Logit `[...]` that the episode continues after the state."""
         return self.continue_head(z, h)[..., 0]
 
     def everything(self, sequence: Batch, key: Key) -> Array:
-        """Touch every parameter once; only ``init`` calls it."""
+        """Use every parameter once; only ``init`` calls it."""
         out = self(sequence, key)
         parts = [
             self.dynamics(out.features),
@@ -248,19 +242,14 @@ def build_world_model(config: Config, num_actions: int) -> WorldModel:
 
 
 def empty_carry(model: WorldModel) -> Carry:
-    """Carry of one sequence about which nothing is known yet."""
+    """Carry at the start of one sequence: all zeros, nothing valid."""
     c = model.config
     memory = SEQUENCES[c.sequence].empty_memory(c, model.dtype)
     return Carry(memory, jnp.zeros((c.positions, c.groups), jnp.int32))
 
 
 def init_world_model(model: WorldModel, key: Key) -> dict:
-    """Fresh parameters, a plain nested dict of float32 arrays.
-
-    Args:
-        model: from :func:`build_world_model`.
-        key: consumed.
-    """
+    """Initial parameters, a nested dict of float32 arrays; ``key`` is consumed."""
     size = model.config.grid * 2**model.stages
     flags = jnp.zeros((2,), bool)
     sequence = Batch(

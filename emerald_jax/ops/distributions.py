@@ -1,7 +1,7 @@
 """Categorical distributions as plain arrays: mixing, sampling, divergences.
 
-Everything here is float32, whatever the compute type: bfloat16 keeps 8 bits, too few for a log.
-Logits carry their classes on the last axis, K long.
+All results are float32 with any compute type: the 8 significant bits of bfloat16 are too few for a
+logarithm. The last axis of logits and probabilities holds the K classes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from emerald_jax.types import AnyArray, Array, Key
 def mixed_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array, "*n K"]:
     """Probabilities of a categorical mixed with the uniform distribution.
 
-    (1 - unimix) * softmax(logits) + unimix / K: no class can become impossible, so no KL can become
-    infinite (DreamerV3, arXiv 2301.04104, "unimix"). Decoding draws from them: the logarithm of
-    every class is left to losses.
+    (1 - unimix) * softmax(logits) + unimix / K: no class has probability zero, so no KL is infinite
+    (DreamerV3, arXiv 2301.04104, "unimix"). Decoding samples from them; losses need the logarithm,
+    :func:`mixed_log_probs`.
 
     Args:
         logits: `[..., K]` of any float type.
@@ -32,26 +32,18 @@ def mixed_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array
 
 
 def mixed_log_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array, "*n K"]:
-    """Logarithm of :func:`mixed_probs`, exact also where there is nothing mixed in.
-
-    Args:
-        logits: `[..., K]` of any float type.
-        unimix: share of the uniform distribution, in [0, 1).
-
-    Returns:
-        `[..., K]` float32.
-    """
+    """Logarithm of :func:`mixed_probs`; with ``unimix`` 0, the exact log-softmax."""
     if unimix == 0:
         return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return jnp.log(mixed_probs(logits, unimix))
 
 
 def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
-    """Class indices by inverting the cumulative distribution at given points.
+    """Class indices by inverting the cumulative distribution at ``u``.
 
-    One uniform number per draw instead of the K Gumbel numbers of ``jax.random.categorical``: 512
-    instead of 16 384 random numbers for each decoding step of an imagined state (O). The cumulative
-    sum is a product with a triangular matrix, which every back end does well.
+    This needs one uniform number per sample where ``jax.random.categorical`` needs K Gumbel
+    numbers: 512 instead of 16 384 for each decoding step of an imagined state (O). The cumulative
+    sum is a product with a triangular matrix, which is fast on every back end.
 
     Args:
         u: `[...]` float32 uniform in [0, 1).
@@ -63,13 +55,13 @@ def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int3
     classes = probs.shape[-1]
     upper = jnp.triu(jnp.ones((classes, classes), jnp.float32))
     cumulative = jnp.matmul(probs, upper, precision=jax.lax.Precision.HIGHEST)
-    # Scaling by the total keeps rounding from ever drawing past the last class.
+    # Scaled by the total, rounding cannot select an index past the last class.
     below = cumulative <= (u * cumulative[..., -1])[..., None]
     return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), classes - 1)
 
 
 def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
-    """Draw class indices; see :func:`choose`.
+    """Sample class indices; see :func:`choose`.
 
     Args:
         key: consumed.
@@ -112,15 +104,7 @@ def straight_through(
 def take_class(
     values: Float32[AnyArray, "*n K"], index: Int32[AnyArray, "*n"]
 ) -> Float32[Array, "*n"]:
-    """What belongs to the given classes: their probabilities, or the logarithms of them.
-
-    Args:
-        values: `[..., K]`.
-        index: `[...]` int32.
-
-    Returns:
-        `[...]`.
-    """
+    """Select the entry of each given class: values `[..., K]`, index `[...]` -> `[...]`."""
     return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
 
 

@@ -1,8 +1,7 @@
 """MaskGIT's schedule and masks (arXiv 2202.04200; EMERALD section 3.2).
 
-Masks are chosen by *keys*: order-preserving integers whose lowest bits hold the token's own index,
-so that no two keys are equal and one sort of N integers gives a threshold with exactly n keys below
-it.
+Masks are selected by *keys*: order-preserving integers whose lowest bits hold the token's index, so
+that all keys differ. One sort of N keys then gives a threshold that exactly n keys do not exceed.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from emerald_jax.types import Array, Key
 
 
 def mask_counts(num_tokens: int, steps: int) -> tuple[int, ...]:
-    """How many tokens are MASK at the start of each decoding step.
+    """Number of MASK tokens at the start of each decoding step.
 
-    n_0 = N; n_s = max(1, floor(cos(pi/2 * s/S) * N)). Python's float64 cosine, at trace time:
-    float32 gives 255 where 256 is meant. The count never rises, also where N is smaller than S.
+    n_0 = N; n_s = max(1, floor(cos(pi/2 * s/S) * N)), computed at trace time in float64: float32
+    would give 255 instead of 256. Counts never increase, even if N is smaller than S.
 
     Args:
         num_tokens: N.
@@ -42,7 +41,7 @@ def distinct_keys(bits: Array) -> Array:
         bits: `[..., N]` uint32.
 
     Returns:
-        `[..., N]` uint32, all different along the last axis; order kept but for the lowest bits.
+        `[..., N]` uint32, all different along the last axis; same order up to the lowest bits.
     """
     num_tokens = bits.shape[-1]
     low = jnp.uint32((1 << max(1, (num_tokens - 1).bit_length())) - 1)
@@ -86,9 +85,9 @@ def lowest_confidence(confidence: Array, masked: Array, count: int) -> Array:
     """The ``count`` least confident tokens among those still masked.
 
     Args:
-        confidence: `[..., N]` float32, higher is surer.
-        masked: `[..., N]` bool, tokens that were predicted in this step; the others stay kept.
-        count: how many go back to MASK; at most the number of True in ``masked``.
+        confidence: `[..., N]` float32, higher is more confident.
+        masked: `[..., N]` bool, the tokens predicted in this step; all others are kept.
+        count: number of tokens to mask again; at most the number of True in ``masked``.
 
     Returns:
         `[..., N]` bool with exactly ``count`` True, a subset of ``masked``.

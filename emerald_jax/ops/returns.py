@@ -1,9 +1,7 @@
-"""Returns over an imagined rollout.
+"""Returns of imagined rollouts, and their percentile range over all devices.
 
-Index convention: ``r_tp1[k]`` and ``c_tp1[k]`` belong to state k + 1, the one action k led to.
+Index convention: ``r_tp1[k]`` and ``c_tp1[k]`` belong to state k + 1, which action k led to.
 Everything is time-major, `[H, ...]`.
-
-Running statistics that are exact however many devices share a batch.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def lambda_returns(
         c_tp1: `[H, ...]` continuation of states 1 .. H, 0 or 1.
         v_t: `[H + 1, ...]` values of states 0 .. H.
         gamma: discount per step.
-        lam: 0 bootstraps at once, 1 sums discounted rewards up to v_H.
+        lam: 0 bootstraps after one step, 1 sums discounted rewards up to v_H.
 
     Returns:
         `[H, ...]` R_0 .. R_{H-1}.
@@ -50,9 +48,9 @@ def lambda_returns(
 
 
 def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: float) -> Float[Array, "T *n"]:
-    """How much each imagined state counts: w_0 = c_0, w_k = w_{k-1} gamma c_k.
+    """Weight of each imagined state: w_0 = c_0, w_k = w_{k-1} gamma c_k.
 
-    c_0 is the real continuation of the start, so a rollout from a real death weighs nothing.
+    c_0 is the real continuation of the start: a rollout from a real terminal state has weight 0.
 
     Args:
         c_t: `[H + 1, ...]` continuation of states 0 .. H.
@@ -68,15 +66,15 @@ def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: float) -> Float[Arr
 def percentile_range(
     x: Array, low: float = 5.0, high: float = 95.0, *, axis_name: str | None = None
 ) -> Array:
-    """Distance between two percentiles of all values on all devices.
+    """Difference of two percentiles over the values of all devices.
 
-    A percentile of percentiles would be wrong, so the values themselves are gathered.
+    The values themselves are gathered: a mean of per-device percentiles would be wrong.
 
     Args:
         x: `[...]` any shape.
         low: lower percentile, 0 to 100.
         high: upper percentile, 0 to 100.
-        axis_name: the pmap axis, or None on one device.
+        axis_name: the pmap axis; None on one device.
 
     Returns:
         `[]` float32.

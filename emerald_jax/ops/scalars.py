@@ -8,12 +8,12 @@ from jaxtyping import Float
 
 from emerald_jax.types import AnyArray, Array
 
-#: Bins cover symlog values from -LIMIT to LIMIT, that is about ±4.9e8 in reward units.
+#: Bins cover symlog values from -LIMIT to LIMIT, about ±4.9e8 in reward units.
 LIMIT = 20.0
 
 
 def symlog(x: Array) -> Array:
-    """sign(x) * log(1 + |x|): compresses large magnitudes, keeps small ones."""
+    """sign(x) * log(1 + |x|): compresses large magnitudes, close to x for small ones."""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
@@ -23,11 +23,7 @@ def symexp(x: Array) -> Array:
 
 
 def bin_centers(bins: int) -> Float[Array, " {bins}"]:
-    """Centres b of the bins, equally spaced in symlog space.
-
-    Returns:
-        `[bins]` float32 from -20 to 20.
-    """
+    """Centres `[bins]` float32 of the bins, from -20 to 20, equally spaced in symlog space."""
     return jnp.linspace(-LIMIT, LIMIT, bins, dtype=jnp.float32)
 
 
@@ -43,7 +39,7 @@ def two_hot(x: Float[AnyArray, "*n"], bins: int) -> Float[Array, "*n {bins}"]:
     """
     place = (symlog(x.astype(jnp.float32)) + LIMIT) * ((bins - 1) / (2 * LIMIT))
     place = jnp.clip(place, 0.0, bins - 1.0)
-    # A hat of width one around each bin: 1 - |distance| where that is positive.
+    # Weight of each bin: 1 - |distance|, where positive.
     center = jax.lax.broadcasted_iota(jnp.float32, (*x.shape, bins), x.ndim)
     return jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None] - center))
 
@@ -67,7 +63,7 @@ def two_hot_loss(
 def two_hot_mean(logits: Float[AnyArray, "*n bins"]) -> Float[Array, "*n"]:
     """Expected scalar: symexp(sum p b), never sum p symexp(b).
 
-    The mean is taken in symlog space, where the target's two bins were weighted.
+    The mean is taken in symlog space, as in :func:`two_hot`.
 
     Args:
         logits: `[..., bins]`.
@@ -77,6 +73,6 @@ def two_hot_mean(logits: Float[AnyArray, "*n bins"]) -> Float[Array, "*n"]:
     """
     probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     centers = bin_centers(logits.shape[-1])
-    # Summing the mirrored halves makes an untrained (uniform) head predict exactly zero.
+    # Differences of mirrored bins: an untrained (uniform) head predicts exactly zero.
     mean = 0.5 * jnp.sum((probs - probs[..., ::-1]) * jnp.broadcast_to(centers, probs.shape), -1)
     return symexp(mean)

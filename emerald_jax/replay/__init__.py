@@ -1,6 +1,6 @@
-"""What was experienced, in host memory: the store (``store``) and its two samplers (``samplers``).
+"""Experience in host memory: the store (``store``) and its two samplers (``samplers``).
 
-The docstring of ``store`` owns the alignment of actions and rewards and the episode boundary.
+The docstring of ``store`` defines the alignment of actions and rewards, and episode boundaries.
 """
 
 from emerald_jax.replay.samplers import Sampler, StreamSampler, WindowSampler, make_sampler

@@ -1,8 +1,8 @@
-"""How batches are drawn from the store: ``streams`` (the paper's) and ``windows``.
+"""Sampling batches from the store: ``streams`` (the paper's) and ``windows``.
 
-``streams`` is truncated back-propagation through time, algorithm.md sections 7 and 12. Episodes are
-drawn uniformly and each is read whole, so every stored record is read equally often whatever the
-lengths of episodes; drawing a record's neighbourhood by length instead would favour the middles.
+``streams`` is truncated back-propagation through time. Episodes are drawn uniformly and read
+completely, so every record is read equally often at any episode length; drawing starts in
+proportion to the length would read the middles of episodes more often.
 """
 
 from __future__ import annotations
@@ -16,49 +16,38 @@ from emerald_jax.types import Batch
 
 
 class Sampler:
-    """What both samplers share: sizes, the random generator, and their saved state.
+    """Base of both samplers: sizes, random generator, and saved state.
 
     Attributes:
-        replay: the store that is read.
+        replay: the store to read; it may still be empty.
         batch: sequences per batch, B.
         length: steps per sequence, L.
-        rng: decides every draw; saved with the sampler.
+        rng: generator of every draw, saved with the sampler.
     """
 
     def __init__(self, replay: Replay, batch: int, length: int, seed: int) -> None:
-        """Make a sampler; the store may still be empty.
-
-        Args:
-            replay: the store to read.
-            batch: sequences per batch, B.
-            length: steps per sequence, L.
-            seed: of the generator.
-        """
         self.replay = replay
         self.batch = batch
         self.length = length
         self.rng = np.random.Generator(np.random.PCG64(seed))
 
     def sample(self) -> Batch:
-        """One batch of numpy arrays `[B, L, ...]`, newly allocated, so it is never overwritten.
+        """One newly allocated batch of numpy arrays `[B, L, ...]`.
 
         Raises:
-            ReplayError: if the store holds too little.
+            ReplayError: if the store holds too few records.
         """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the next batches, ready for JSON."""
+        """The complete state that determines the next batches, JSON-compatible."""
         return {"kind": type(self).__name__, "rng": _rng_to_json(self.rng)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
-
-        Args:
-            state: what it returned, of a sampler of the same kind and batch size.
+        """Continue from a :meth:`state_dict` of the same kind of sampler and batch size.
 
         Raises:
-            ReplayError: if it belongs to another kind of sampler.
+            ReplayError: if kind or batch size differ.
         """
         if state.get("kind") != type(self).__name__:
             raise ReplayError(
@@ -68,7 +57,7 @@ class Sampler:
         self.rng = _rng_from_json(state["rng"])
 
     def _empty(self) -> Batch:
-        """A batch to fill in place; only ``reset`` is initialised."""
+        """An uninitialised batch to fill in place; ``reset`` is all False."""
         shape = (self.batch, self.length)
         columns = {
             name: np.empty(shape + (self.replay.image_shape if name == "image" else ()), dtype)
@@ -78,37 +67,34 @@ class Sampler:
 
 
 class StreamSampler(Sampler):
-    """Each of B slots reads an endless succession of whole episodes in chunks of L.
+    """Each of B slots reads an endless sequence of complete episodes in chunks of L.
 
-    A slot goes on where its last chunk ended (``reset`` False there: the model carries its memory
-    of that slot over). Where its episode ends it draws the next one, in the middle of a chunk too,
-    with ``reset`` True. An episode that is still being played is read up to its newest record; one
-    whose head the ring has overwritten is read from its oldest record held, and a slot whose place
-    has been overwritten draws anew; both begin with ``is_first`` False and the record's own action.
-    The very first episode of a slot is entered at a random record below L, so that the borders
-    between chunks fall anywhere.
+    A slot continues where its last chunk ended (``reset`` False: the model keeps its memory of that
+    slot). When the episode ends, also in the middle of a chunk, the slot draws the next one, with
+    ``reset`` True. An unfinished episode is read up to its newest record. If the ring has
+    overwritten an episode's head, it is read from its oldest record held, with ``is_first`` False
+    and the record's real action.
+
+    A slot enters its very first episode at a uniformly random record, not at its start. Otherwise,
+    with few long episodes, all slots would read near-copies of one window for thousands of updates.
+    A slot whose next record has been overwritten draws an episode and enters it in the same way:
+    a slot that reads more slowly than the ring is written would otherwise return to the oldest
+    record each time, and most records would never be read.
+
+    ``best_of``: every fourth slot draws this many episodes and reads the one with the highest
+    return. The paper has 1; larger values are our own, for games where progress begins with a lucky
+    episode. If all slots do it, the model forgets how games are lost: its dreams become too
+    optimistic, and Breakout fell from 5.4 to 1.4 within 150 updates (one run, which also had raised
+    learning rates).
     """
 
     def __init__(
         self, replay: Replay, batch: int, length: int, seed: int, best_of: int = 1
     ) -> None:
-        """As :class:`Sampler`; every slot begins with a draw.
-
-        Args:
-            replay: the store to read.
-            batch: sequences per batch, B.
-            length: steps per sequence, L.
-            seed: of the generator.
-            best_of: episodes that every fourth slot draws at a time, to read the one with the
-                highest return. The paper's is 1. More are our own, for games where progress begins
-                with a lucky try. Where all slots do it the model forgets how games are lost: its
-                dreams get too good, and Breakout fell from 5.4 to 1.4 within 150 updates
-                (one run, whose learning rates were raised at the same time).
-        """
         super().__init__(replay, batch, length, seed)
         self.best_of = best_of
         self._env = np.zeros(batch, np.int64)
-        self._row = np.full(batch, -1, np.int64)  # next row to read; -1: never read yet
+        self._row = np.full(batch, -1, np.int64)  # next row to read; -1: nothing read yet
 
     def sample(self) -> Batch:
         """The next chunk of every slot; see :meth:`Sampler.sample`."""
@@ -130,7 +116,7 @@ class StreamSampler(Sampler):
         return super().state_dict() | {"env": self._env.tolist(), "row": self._row.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :meth:`Sampler.load_state_dict`; a slot whose record is gone will draw anew."""
+        """See :meth:`Sampler.load_state_dict`; a slot whose next record is gone draws again."""
         super().load_state_dict(state)
         if len(state["row"]) != self.batch:
             raise ReplayError(
@@ -141,26 +127,26 @@ class StreamSampler(Sampler):
         self._row = np.array(state["row"], np.int64)
 
     def _find_record(self, slot: int) -> bool:
-        """Point ``slot`` at a record to read; True if that does not continue what it has read."""
+        """Choose the next record of ``slot``; True if it does not continue the record before."""
         env, row = int(self._env[slot]), int(self._row[slot])
-        if row >= 0 and self.replay.continues_at(env, row):
+        if self.replay.continues_at(env, row):
             return False
         env, start = self.replay.draw_episode(self.rng)
         if self.best_of > 1 and slot % 4 == 0:
             others = [self.replay.draw_episode(self.rng) for _ in range(self.best_of - 1)]
             drawn = [(env, start), *others]
             env, start = max(drawn, key=lambda episode: self.replay.episode_return(*episode))
-        if row < 0:
-            start += int(self.rng.integers(self.replay.run(env, start, self.length)))
+        if row < self.replay.oldest:  # a new slot (-1), or its next record was overwritten
+            start += int(self.rng.integers(self.replay.run(env, start, self.replay.rows)))
         self._env[slot], self._row[slot] = env, start
         return True
 
 
 class WindowSampler(Sampler):
-    """Independent windows of L records, uniform over all within one environment's stream.
+    """Independent windows of L records, uniform over all windows of all environments.
 
-    A window may hold the border of two episodes (``is_first`` and ``reset`` True there); it never
-    spans the ring's cursor nor rows lost on disk. ``reset`` is True at its start.
+    A window may contain an episode boundary (``is_first`` and ``reset`` True there), but never
+    crosses the ring's cursor or rows lost on disk. ``reset`` is True at its start.
     """
 
     def sample(self) -> Batch:
@@ -170,7 +156,7 @@ class WindowSampler(Sampler):
         ends = np.cumsum(room)
         if not ends.size or not ends[-1]:
             raise ReplayError(
-                f"the replay holds no {self.length} successive steps yet: raise --replay.prefill"
+                f"the replay holds no {self.length} successive steps yet: increase --replay.prefill"
             )
         out = self._empty()
         picks = self.rng.integers(ends[-1] * self.replay.num_envs, size=self.batch)
@@ -193,9 +179,9 @@ def make_sampler(
     seed: int,
     best_of: int = 1,
 ) -> Sampler:
-    """The sampler that ``--replay.sampler`` names; arguments as :class:`StreamSampler`.
+    """The sampler named by ``--replay.sampler``; arguments as for :class:`StreamSampler`.
 
-    Windows know no episodes and take no notice of ``best_of``; a run refuses the two together.
+    Windows ignore ``best_of``; the configuration refuses both together.
     """
     if kind == "windows":
         return WindowSampler(replay, batch, length, seed)
@@ -203,7 +189,7 @@ def make_sampler(
 
 
 def _rng_to_json(rng: np.random.Generator) -> dict[str, Any]:
-    """State of a PCG64 generator; its 128-bit words as hex, which every JSON reader keeps exact."""
+    """State of a PCG64 generator; 128-bit words as hex, since JSON readers may round them."""
     state = rng.bit_generator.state
     words = {name: hex(word) for name, word in state["state"].items()}
     return state | {"state": words}

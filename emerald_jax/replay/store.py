@@ -1,25 +1,20 @@
-"""The replay store and its two samplers: host memory, numpy, uint8 images, one copy, never more.
+"""The replay store: a preallocated ring of records in host memory, numpy, uint8 images.
 
-One *row* is one vector step: a record of each of E environments. Rows are numbered 0, 1, 2, … for
-the whole life of a run; row t lies at index ``t % rows`` of a preallocated ring, so the newest
-``rows`` are kept and row numbers stay meaningful after the oldest have gone, on disk too.
+One *row* is one vector step: a record of each of E environments. Rows are numbered 0, 1, 2, … over
+the life of a run; row t is stored at index ``t % rows``, so the newest ``rows`` rows are kept. Row
+numbers stay valid after the oldest rows have been overwritten, also on disk.
 
 Alignment, for all columns: action, reward, ``is_last`` and ``is_terminal`` of a record are those
-that *led into* its image; ``is_first`` marks an episode's first frame, where the action is -1 and
-the reward 0. So an episode of n steps is n + 1 records, its final frame is a record of its own, and
-a time limit (``is_last`` alone) is never confused with an end of the world (``is_terminal``).
+that *led into* its image; ``is_first`` marks an episode's first frame, with action -1 and reward 0.
+An episode of n steps is therefore n + 1 records, its final frame has its own record, and a time
+limit (``is_last`` only) differs from termination (``is_terminal``).
 
 Episode boundary: a record *continues* the record of the row before it unless it is ``is_first``,
-is the first row ever, or follows rows that were lost on disk (a hole). Records between two such
-boundaries are one episode here, without what the ring has overwritten. Wherever a sampled sequence
-puts a record behind one that it does not continue, ``Batch.reset`` is True.
+is in the first row of the run, or follows rows that were lost on disk (a hole). The records between
+two boundaries that are still held form one episode. ``Batch.reset`` is True at every record of a
+sampled sequence that does not continue the record before it.
 
-Nothing here is thread-safe: append and sample from one thread.
-
-How much host memory this process may still take.
-
-Inside a container the kernel's "available" figure is the whole machine's; the limit that kills us
-is the control group's. Both are read, the smaller one counts.
+Not thread-safe: append and sample from one thread.
 """
 
 from __future__ import annotations
@@ -44,12 +39,12 @@ COLUMNS = {
     "is_terminal": np.bool_,
 }
 
-#: Share of the available RAM the store may take; the rest is for JAX, batches and workers.
+#: Share of the available RAM that the store may use; the rest is for JAX, batches and workers.
 _RAM_SHARE = 0.9
 
 
 class ReplayError(RuntimeError):
-    """The store cannot be made or cannot be used this way; the message says what to do."""
+    """The store cannot be created or used in this way; the message names the remedy."""
 
 
 class Record(Protocol):
@@ -64,19 +59,19 @@ class Record(Protocol):
 
 
 class Replay:
-    """A ring of the newest rows and an index of the episodes in them.
+    """A ring of the newest rows, with an index of their episodes.
 
     Attributes:
-        rows: rows the ring holds, ``capacity // num_envs``.
+        rows: capacity in rows, ``capacity // num_envs``.
         num_envs: environments E, records per row.
         columns: name -> `[rows, E, ...]` arrays, see :data:`COLUMNS`. Memory is mapped as it fills.
-        written: rows ever written; row ``written - 1`` is the newest.
+        written: total rows written; row ``written - 1`` is the newest.
         oldest: the oldest row still held.
         holes: `(start, stop)` rows inside ``[oldest, written)`` that were lost, in order.
     """
 
     def __init__(self, capacity: int, num_envs: int, image_shape: Sequence[int]) -> None:
-        """Reserve the store.
+        """Allocate the store.
 
         Args:
             capacity: records kept, over all environments.
@@ -84,18 +79,18 @@ class Replay:
             image_shape: `(height, width, 3)`.
 
         Raises:
-            ReplayError: if it holds no row, or would not fit into the RAM that is available.
+            ReplayError: if it holds no row, or does not fit into the available RAM.
         """
         if capacity < num_envs or num_envs < 1:
             raise ReplayError(
-                f"--replay.capacity {capacity} holds no record of each of {num_envs} environments: "
-                f"set it to at least {max(1, num_envs)}"
+                f"--replay.capacity {capacity} is less than one record for each of {num_envs} "
+                f"environments: set it to at least {max(1, num_envs)}"
             )
         _check_fits(capacity, num_envs, image_shape)
         self.rows = capacity // num_envs
         self.num_envs = num_envs
         self.image_shape = tuple(image_shape)
-        # zeros, not full: untouched pages stay unmapped, memory grows with the data.
+        # np.zeros maps pages on first use, so memory grows with the data.
         self.columns: dict[str, np.ndarray] = {
             name: np.zeros((self.rows, num_envs, *(image_shape if name == "image" else ())), dtype)
             for name, dtype in COLUMNS.items()
@@ -105,7 +100,7 @@ class Replay:
 
     @staticmethod
     def nbytes_needed(capacity: int, num_envs: int, image_shape: Sequence[int]) -> int:
-        """Bytes of RAM a full store takes."""
+        """Bytes of RAM that a full store needs."""
         scalars = sum(np.dtype(t).itemsize for n, t in COLUMNS.items() if n != "image")
         return capacity // num_envs * num_envs * (int(np.prod(image_shape)) + scalars + 1)
 
@@ -115,7 +110,7 @@ class Replay:
 
     @property
     def num_episodes(self) -> int:
-        """Episodes held, over all environments, open and cut ones included."""
+        """Episodes held, over all environments, including open and partly overwritten ones."""
         return int(self._counts.sum())
 
     def append(self, step: Record) -> None:
@@ -129,7 +124,7 @@ class Replay:
         """
         if step.image.shape != (self.num_envs, *self.image_shape) or step.image.dtype != np.uint8:
             raise ReplayError(
-                f"the replay takes images {(self.num_envs, *self.image_shape)} uint8, "
+                f"the replay expects images {(self.num_envs, *self.image_shape)} uint8, "
                 f"got {step.image.shape} {step.image.dtype}"
             )
         row = self.written
@@ -138,7 +133,7 @@ class Replay:
         if not self._continues(row):
             begins = np.ones_like(begins)
         else:
-            # An episode that never ended (a crashed or resumed environment) was cut, not finished.
+            # An episode without an end (its environment crashed or was restarted) was truncated.
             self.columns["is_last"][(row - 1) % self.rows] |= step.is_first
         for name, column in self.columns.items():
             column[slot] = getattr(step, name)
@@ -151,14 +146,14 @@ class Replay:
         self._counts = self._closed_counts + (self._open >= 0)
 
     def restore(self, *, written: int, oldest: int, holes: Sequence[tuple[int, int]]) -> None:
-        """Index rows that were put into :attr:`columns` by hand, as a load from disk does.
+        """Index rows that were copied into :attr:`columns` directly, as a load from disk does.
 
-        Rows ``[oldest, written)`` must already lie at their index, those of ``holes`` excepted.
+        Rows ``[oldest, written)``, except those of ``holes``, must already be at their index.
 
         Args:
             written: as the attribute.
-            oldest: oldest row that was saved; rows the ring cannot hold are left out.
-            holes: `(start, stop)` rows to leave out, in order.
+            oldest: oldest row that was saved; rows beyond the capacity are dropped.
+            holes: `(start, stop)` rows to exclude, in order.
         """
         self.written = written
         self.oldest = max(oldest, written - self.rows, 0)
@@ -167,7 +162,7 @@ class Replay:
         self._closed_counts = np.zeros(self.num_envs, np.int64)
         self._open = np.full(self.num_envs, -1, np.int64)
         self._begins[:] = False
-        for start, stop in self.holes:  # a reader that stands in a hole must see its episode end
+        for start, stop in self.holes:  # for a reader inside a hole the episode ends there
             self._begins[np.arange(start, stop) % self.rows] = True
         for start, stop in self.spans():
             index = np.arange(start, stop) % self.rows
@@ -184,13 +179,13 @@ class Replay:
         self._counts = self._closed_counts + (self._open >= 0)
 
     def spans(self) -> list[tuple[int, int]]:
-        """Rows held, as `(start, stop)` stretches without a hole, oldest first."""
+        """Rows held, as `(start, stop)` ranges without a hole, oldest first."""
         edges = [self.oldest, *(edge for hole in self.holes for edge in hole), self.written]
         pairs = zip(edges[::2], edges[1::2], strict=True)
         return [(start, stop) for start, stop in pairs if stop > start]
 
     def draw_episode(self, rng: np.random.Generator) -> tuple[int, int]:
-        """One of the episodes held, each equally likely.
+        """Draw one of the episodes held, each with equal probability.
 
         Args:
             rng: consumed once.
@@ -213,29 +208,29 @@ class Replay:
 
     def episode_return(self, env: int, start: int) -> float:
         """Sum of an episode's rewards from row ``start`` to its end, or to its newest record."""
-        limit = 128  # most episodes are short: looking for their end in all rows takes milliseconds
+        limit = 128  # most episodes are short; a search over all rows takes milliseconds
         while (count := self.run(env, start, limit)) == limit:
             limit *= 8
         rows = np.arange(start, start + count) % self.rows
         return float(self.columns["reward"][rows, env].sum())
 
     def continues_at(self, env: int, row: int) -> bool:
-        """Whether a reader that has read up to ``row`` (exclusive) may go on with it now."""
+        """Whether ``row`` is held and continues the row before it."""
         held = self.oldest <= row < self.written
         return bool(held and not self._begins[row % self.rows, env])
 
     def run(self, env: int, start: int, limit: int) -> int:
-        """Records from row ``start`` on that belong to its episode, at most ``limit``."""
+        """Number of records of the episode from row ``start`` on, at most ``limit``."""
         stop = min(start + limit, self.written)
         border = self._begins[np.arange(start + 1, stop) % self.rows, env]
         return int(border.argmax()) + 1 if border.any() else stop - start
 
     def begins(self, env: int, start: int, stop: int) -> np.ndarray:
-        """`[stop - start]` bool: the record does not continue the one before it."""
+        """`[stop - start]` bool, True where a record does not continue the one before it."""
         return self._begins[np.arange(start, stop) % self.rows, env]
 
     def copy(self, env: int, start: int, out: Batch, sequence: int, at: int, count: int) -> None:
-        """Copy ``count`` records of one environment into ``out[sequence, at:]``, not ``reset``.
+        """Copy ``count`` records of one environment to ``out[sequence, at:]``, except ``reset``.
 
         Args:
             env: environment.
@@ -253,19 +248,19 @@ class Replay:
             start, at, count = start + piece, at + piece, count - piece
 
     def _continues(self, row: int) -> bool:
-        """Whether the row before ``row`` is held, so that a record of ``row`` can continue it."""
+        """Whether the row before ``row`` is held."""
         lost = self.holes[-1][1] if self.holes else -1
         return row > self.oldest and row != lost
 
     def _close_episode(self, env: int, stop: int) -> None:
-        """The open episode of ``env``, if any, ends before row ``stop``."""
+        """End the open episode of ``env``, if any, before row ``stop``."""
         if self._open[env] >= 0:
             self._closed[env].append((int(self._open[env]), stop))
             self._closed_counts[env] += 1
             self._open[env] = -1
 
     def _forget(self, oldest: int) -> None:
-        """Drop what lies wholly before row ``oldest``; episodes cut by it begin there."""
+        """Drop episodes and holes that end before row ``oldest``."""
         self.oldest = oldest
         if self.holes and self.holes[0][0] < oldest:
             self.holes = [(max(a, oldest), b) for a, b in self.holes if b > oldest]
@@ -276,7 +271,7 @@ class Replay:
 
 
 def _check_fits(capacity: int, num_envs: int, image_shape: Sequence[int]) -> None:
-    """Refuse a store that the RAM at hand cannot hold once it is full."""
+    """Refuse a store that would not fit into the available RAM once it is full."""
     needed = Replay.nbytes_needed(capacity, num_envs, image_shape)
     allowed = int(_RAM_SHARE * available_bytes())
     if needed <= allowed:
@@ -285,7 +280,7 @@ def _check_fits(capacity: int, num_envs: int, image_shape: Sequence[int]) -> Non
     fits = allowed // per_row * num_envs
     raise ReplayError(
         f"a replay of {capacity} records needs {needed / 2**30:.1f} GiB of RAM and "
-        f"{allowed / 2**30:.1f} GiB can be taken: set --replay.capacity to {fits} or less"
+        f"{allowed / 2**30:.1f} GiB are available: set --replay.capacity to {fits} or less"
     )
 
 
@@ -293,11 +288,10 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Bytes of RAM that can be taken without swapping or being killed by a control group.
+    """Bytes of RAM that this process can use without swapping or being killed. Never negative.
 
-    Returns:
-        The smallest of the machine's available memory and what is left under each memory limit of
-        our control group and its parents. Never negative.
+    In a container the kernel's figure is that of the complete machine, while the control group
+    sets the limit. The result is the minimum of both, over our control group and its parents.
     """
     left = [psutil.virtual_memory().available]
     left += [room for group in _our_groups() if (room := _room(group)) is not None]
@@ -305,7 +299,7 @@ def available_bytes() -> int:
 
 
 def _our_groups() -> list[Path]:
-    """Folders of our memory control group and of all its parents, versions 1 and 2."""
+    """Directories of our memory control group and its parents, versions 1 and 2."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:  # no Linux, or a sandbox without /proc
@@ -325,7 +319,7 @@ def _our_groups() -> list[Path]:
 
 
 def _room(group: Path) -> int | None:
-    """Bytes left under one group's limit; None when it has none or cannot be read."""
+    """Bytes left under one group's limit; None without a limit, or if it cannot be read."""
     for limit, usage in (
         ("memory.max", "memory.current"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -345,5 +339,5 @@ def _reclaimable(group: Path) -> int:
         lines = (group / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
-    facts = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(facts.get("total_inactive_file", facts.get("inactive_file", 0)))
+    stat = dict(line.split(" ", 1) for line in lines if " " in line)
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))

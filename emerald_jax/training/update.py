@@ -176,7 +176,7 @@ def judge(
         evaluate_trajectory,
         params,
         model=learner.model,
-        agent=learner.actor_critic,
+        actor_critic=learner.actor_critic,
         config=learner.config.behavior,
     )
     return batched(evaluate, (trajectory, cont_0), batch_parts(learner.config, len(cont_0)))

@@ -1,4 +1,4 @@
-"""``emerald-jax check-env``: 0 for a sound environment, 2 and the broken rules for another."""
+"""``emerald-jax check-env``: 0 for a sound environment, else 2 and the broken rules."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_a_sound_environment(own, scripted_env, capsys):
     assert "sound: 20 vector steps of 2 environments" in out
 
 
-def test_a_broken_one_is_told_what_it_breaks(own, scripted_env, capsys):
+def test_a_broken_environment_is_listed_with_its_broken_rules(own, scripted_env, capsys):
     class Still(scripted_env):
         def image(self, action):
             return np.full((4, 4, 3), 99, np.uint8)
@@ -32,18 +32,18 @@ def test_a_broken_one_is_told_what_it_breaks(own, scripted_env, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("", "the following arguments are required: NAME"),
         ("craffter", "unknown environment craffter; nearest: crafter"),
         ("crafter --steps 1", "--steps is 1: it must be at least 2"),
-        ("crafter --time-limit -1", "--time-limit is -1: at least 0"),
+        ("crafter --time-limit -1", "--time-limit is -1: it must be at least 0"),
         ("crafter --image-key render", "crafter does not support envs.image_key"),
         ("gym:CartPole-v1", "gym:CartPole-v1 observes Box[4] float32, not a grey or RGB image"),
     ],
 )
-def test_wrong_words_end_in_one_line(words, line, capsys):
-    assert cli.main(["check-env", *words.split()]) == 2
+def test_wrong_arguments_end_in_one_line(arguments, line, capsys):
+    assert cli.main(["check-env", *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"emerald-jax: {line}")
     assert error.count("\n") == 1

@@ -1,7 +1,6 @@
-"""``emerald-jax eval``: its words, its defaults, and play without a run."""
+"""``emerald-jax eval``: arguments, defaults, and play without a run."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -9,30 +8,31 @@ import pytest
 from emerald_jax import cli
 from emerald_jax.commands.eval import default_episodes
 from emerald_jax.envs import Episode, registry
+from emerald_jax.envs.base import VectorStep
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import write_config
 from emerald_jax.training import evaluate
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("--random crafter --checkpoint 3", "--random ENV plays without a run"),
         ("nowhere --random crafter", "--random ENV plays without a run"),
         ("nowhere --image-size 64", "a run keeps the settings of its environment"),
-        ("--random crafter --image-size 0", "--image-size is 0: at least 1"),
+        ("--random crafter --image-size 0", "--image-size is 0: it must be at least 1"),
         ("--random craffter", "unknown environment craffter; nearest: crafter"),
         ("--random crafter --frame-skip 3", "crafter does not support envs.frame_skip"),
     ],
 )
-def test_wrong_words_end_in_one_line(words, line, capsys):
-    assert cli.main(["eval", *words.split()]) == 2
+def test_wrong_arguments_end_in_one_line(arguments, line, capsys):
+    assert cli.main(["eval", *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"emerald-jax: {line}")
     assert error.count("\n") == 1
 
 
-def test_the_benchmarks_ask_for_their_own_numbers_of_episodes():
+def test_benchmarks_have_their_own_number_of_episodes():
     names = ("crafter", "atari:Pong", "gymnax:Catch-bsuite", "my_module:make_env")
     assert [default_episodes(name) for name in names] == [256, 100, 16, 16]
 
@@ -41,8 +41,8 @@ def test_random_play(tmp_path, scripted_env, monkeypatch, capsys):
     monkeypatch.setattr(registry, "_OWN", {})
     registry.register("scripted", scripted_env)
     file = tmp_path / "random.json"
-    words = "--random scripted --episodes 3 --image-size 4 --time-limit 2"
-    assert cli.main(["eval", *words.split(), "--json", str(file)]) == 0
+    arguments = "--random scripted --episodes 3 --image-size 4 --time-limit 2"
+    assert cli.main(["eval", *arguments.split(), "--json", str(file)]) == 0
     assert "scripted, 3 episodes, random actions" in capsys.readouterr().out
     result = json.loads(file.read_text())
     # Episodes of two steps with rewards 1 and 2.
@@ -50,22 +50,33 @@ def test_random_play(tmp_path, scripted_env, monkeypatch, capsys):
     assert (result["mode"], result["time_limit"], result["image_size"]) == ("random", 2, 4)
 
 
-def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, capsys):
+def test_a_run_is_evaluated_with_the_options_and_the_result_kept(tmp_path, monkeypatch, capsys):
     write_config(tmp_path, get_preset("tiny"))
     seen = {}
 
     def evaluate_run(run, episodes, *, watch, **options):
         seen.update(options, episodes=episodes)
         image, no = np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, bool)
-        for last in (False, True):
-            watch(types.SimpleNamespace(image=image, is_last=~no if last else no))
+        action, reward = np.zeros(1, np.int32), np.zeros(1, np.float32)
+        for last in (no, ~no):
+            watch(VectorStep(image, action, reward, no, last, no))
         episode = Episode(env=0, score=1.0, length=9, terminal=True)
         facts = {"seed": options["seed"], "env_steps": 3}
         return evaluate.report_of("gymnax:Catch-bsuite", 5, options["mode"], (episode,), facts)
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
-    words = ["eval", str(tmp_path), "--seed", "4", "--checkpoint", "5", "--mode", "mode", "--video"]
-    assert cli.main(words) == 0
+    arguments = [
+        "eval",
+        str(tmp_path),
+        "--seed",
+        "4",
+        "--checkpoint",
+        "5",
+        "--mode",
+        "mode",
+        "--video",
+    ]
+    assert cli.main(arguments) == 0
     assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5}
     folder = tmp_path / "evals" / "5-4"
     assert f"written to {folder}" in capsys.readouterr().out
@@ -73,5 +84,5 @@ def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, 
     assert found == ["episode.mp4", "result.json", "stats.jsonl"]
     # An export is complete as it is.
     (tmp_path / "export.json").write_text("{}")
-    assert cli.main(words) == 2
+    assert cli.main(arguments) == 2
     assert "is an export" in capsys.readouterr().err

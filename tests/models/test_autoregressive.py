@@ -1,4 +1,4 @@
-"""The autoregressive predictor: NumPy oracle, what a position may see, cached decoding."""
+"""The autoregressive predictor: NumPy oracle, causality, cached decoding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def params(features, tokens):
 
 @pytest.fixture(scope="module")
 def predict(params, features, tokens):
-    """(tokens, features) -> logits of the whole latent at once."""
+    """(tokens, features) -> logits of the complete latent at once."""
 
     def logits(tokens, features):
         return MODEL.apply({"params": params}, features, tokens)
@@ -45,7 +45,7 @@ def predict(params, features, tokens):
 
 
 def oracle(params, features, tokens):
-    """Position by position: embed the tokens before, attend to what has been."""
+    """Position by position: embed the previous tokens, attend to the earlier positions."""
     p = to_numpy(params)
     shifted = np.concatenate([np.full((1, G), K), tokens[:-1]])
     embedded = p["words"].astype(np.float64)[shifted].reshape(P, G * CONFIG.token_width)
@@ -72,7 +72,7 @@ def test_predictor_agrees_with_numpy(params, features, tokens, predict):
         np.testing.assert_allclose(result[i], oracle(params, features[i], tokens[i]), atol=3e-5)
 
 
-def test_a_position_sees_those_before_it_alone(tokens, predict):
+def test_a_position_depends_only_on_earlier_positions(tokens, predict):
     base = predict(tokens)
     for place in range(P):
         changed = tokens.copy()
@@ -83,7 +83,7 @@ def test_a_position_sees_those_before_it_alone(tokens, predict):
         assert difference.sum() == difference[0, 0].sum(), "states do not mix"
 
 
-def test_cached_steps_equal_the_whole(params, features, tokens, predict):
+def test_cached_steps_equal_the_full_pass(params, features, tokens, predict):
     def one_by_one(params, features, tokens):
         def body(loop, place):
             previous, cache = loop
@@ -100,7 +100,7 @@ def test_cached_steps_equal_the_whole(params, features, tokens, predict):
     np.testing.assert_allclose(result, predict(tokens), atol=1e-5)
 
 
-def test_it_is_as_large_as_the_maskgit(params, features, tokens):
+def test_it_has_as_many_parameters_as_the_maskgit(params, features, tokens):
     masked = jax.eval_shape(MaskGit(CONFIG, jnp.float32).init, jax.random.key(0), features, tokens)
     sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, masked)]
     assert sizes[0] == sizes[1]

@@ -1,4 +1,4 @@
-"""Our strided convolutions against the plain ones they stand for."""
+"""Our strided convolutions against the plain convolutions that they replace."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_up_conv_is_a_transposed_convolution(rng):
 
 
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0), (2, 1)])
-def test_gradients_for_loops_are_the_gradients(rng, size, padding):
+def test_gradients_for_loops_equal_the_plain_gradients(rng, size, padding):
     x = jnp.asarray(rng.normal(size=(4, 6, 5, C)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, C, F)), jnp.float32)
     dy = jnp.asarray(rng.normal(size=lax_conv(x, kernel, 1, [(padding, padding)] * 2).shape))
@@ -123,7 +123,7 @@ def test_gradients_for_loops_are_the_gradients(rng, size, padding):
     assert text.count("lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2)") == 3
 
 
-def test_the_order_for_loops_ends_with_its_context(rng):
+def test_the_loop_context_ends(rng):
     x, kernel = jnp.ones((1, 4, 4, C)), jnp.ones((3, 3, C, F))
     with looped():
         assert "custom_vjp" in str(jax.make_jaxpr(lambda x: convolve(x, kernel, 1))(x))

@@ -15,7 +15,7 @@ P, G, K, D = CONFIG.grid**2, CONFIG.groups, CONFIG.classes, CONFIG.width
 
 
 def test_head_by_formula():
-    # z -> 1x1 convolution, norm, SiLU -> flatten -> linear D, beside h -> two layers -> outputs.
+    # z -> 1x1 convolution, norm, SiLU -> flatten -> linear D, with h -> two layers -> outputs.
     rng = np.random.default_rng(0)
     z = rng.integers(0, K, (4, 2, P, G)).astype(np.int32)
     h = rng.normal(size=(4, 2, D)).astype(np.float32)

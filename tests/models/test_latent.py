@@ -1,4 +1,4 @@
-"""The vector latent, the posterior that sees h_t, and what the decoder sees."""
+"""The vector latent, the posterior that depends on h_t, and the decoder's inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.model_cases import (
 
 
 @pytest.mark.parametrize("sequence", ["tssm", "rssm"])
-def test_a_vector_latent_is_dreamers(sequence):
+def test_the_vector_latent_has_dreamers_layers(sequence):
     # 32 categoricals of 32 classes in all, from and to images of the same encoder and decoder.
     paper = get_preset("crafter")
     model = dataclasses.replace(paper.model, latent="vector", sequence=sequence)
@@ -78,7 +78,7 @@ def test_posterior_head_by_formula(latent):
 
 
 @pytest.mark.parametrize("latent", ["spatial", "vector"])
-def test_decoder_of_z_alone_does_not_see_h(latent):
+def test_a_decoder_of_z_ignores_h(latent):
     rng = np.random.default_rng(0)
     reaches = {}
     for what in ("zh", "z"):
@@ -99,11 +99,11 @@ def test_decoder_of_z_alone_does_not_see_h(latent):
     assert reaches == {"zh": True, "z": False}
 
 
-def test_a_posterior_that_sees_h_cannot_encode_alone():
+def test_a_posterior_with_h_cannot_encode_an_image():
     learner = build_learner(small_config(model=dict(sequence="rssm")), NUM_ACTIONS)
     params = state_shapes(learner).params["world_model"]
     image = jax.ShapeDtypeStruct((3, IMAGE, IMAGE, 3), jnp.uint8)
-    with pytest.raises(ValueError, match="sees h_t too"):
+    with pytest.raises(ValueError, match="also depends on h_t"):
         jax.eval_shape(
             lambda p, x: learner.model.apply({"params": p}, x, method=WorldModel.encode),
             params,

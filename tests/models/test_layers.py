@@ -12,7 +12,7 @@ from emerald_jax.models.layers import LatentProjection, embed_tokens, sinusoids
 G, K, F = 3, 5, 4
 
 
-def test_latent_projection_takes_indices_or_one_hot():
+def test_latent_projection_of_indices_equals_that_of_one_hot():
     rng = np.random.default_rng(0)
     index = rng.integers(0, K, (2, 7, G))
     kernel = rng.normal(size=(G * K, F)).astype(np.float32)
@@ -31,11 +31,11 @@ def test_latent_projection_takes_indices_or_one_hot():
     np.testing.assert_allclose(gradient, np.broadcast_to(rows[..., 1], hot.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize(("groups", "words"), [(32, 33), (3, 5)])  # gathered; a product
-def test_tokens_name_rows_of_a_table(groups, words):
+@pytest.mark.parametrize(("groups", "rows"), [(32, 33), (3, 5)])  # gathered; a product
+def test_embedding_sums_the_rows_of_the_tokens(groups, rows):
     rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, words, (2, 7, groups)))
-    table = jnp.asarray(rng.normal(size=(groups, words, F)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, rows, (2, 7, groups)))
+    table = jnp.asarray(rng.normal(size=(groups, rows, F)), jnp.float32)
     expected = sum(np.asarray(table)[g, np.asarray(tokens)[..., g]] for g in range(groups))
     np.testing.assert_allclose(embed_tokens(tokens, table), expected, atol=1e-5)
     # d / d table[g, w] is the sum of dy over the positions whose group g is w.

@@ -44,7 +44,7 @@ def predict(params, features, tokens):
 
 
 def oracle(params, features, tokens):
-    """Embed every token, flatten a position's, project them beside its features."""
+    """Embed every token, flatten each position, project together with its features."""
     p = to_numpy(params)
     embedded = p["words"].astype(np.float64)[tokens].reshape(P, G * CONFIG.token_width)
     x = embedded @ p["from_words"] + oracles.dense(p["from_features"], features) + p["places"]
@@ -62,7 +62,7 @@ def test_predictor_agrees_with_numpy(params, features, tokens, predict):
         np.testing.assert_allclose(result[i], expected, atol=2e-5)
 
 
-def test_no_tokens_means_all_masked(params, features, predict):
+def test_none_equals_all_masked(params, features, predict):
     nothing = compiled(lambda x: MODEL.apply({"params": params}, x, None), features)
     everything_masked = np.full((2, P, G), K)
     np.testing.assert_allclose(nothing(features), predict(everything_masked), atol=1e-5)
@@ -77,7 +77,7 @@ def test_every_token_reaches_every_position(tokens, predict):
     assert (difference[1] == 0).all(), "states do not mix"
 
 
-def test_groups_and_positions_are_told_apart(tokens, predict):
+def test_groups_and_positions_are_distinguished(tokens, predict):
     base = predict(tokens)
     swapped = tokens.copy()
     swapped[0, 2] = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""The GRU: its equations in NumPy, single steps equal all at once, what a reset forgets."""
+"""The GRU: its equations in NumPy, single steps against the full pass, resets."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_reset_forgets(full):
     np.testing.assert_array_equal(full((z, *inputs[1:]), make_memory())[0], one)
 
 
-def test_an_empty_memory_reads_as_a_reset(full):
+def test_an_empty_memory_equals_a_reset(full):
     # After a skipped update the carry is all zeros; a chunk entered in mid-episode is marked.
     inputs = make_inputs()
     unmarked = full(inputs, Recurrent(jnp.zeros(D), jnp.zeros((), bool)))[0]

@@ -1,4 +1,4 @@
-"""The temporal transformer: cached equals full, what a step may see, Transformer-XL's equations."""
+"""The temporal transformer: cache against full pass, window, Transformer-XL's equations."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def params():
 
 
 def run(params, inputs, memory=None):
-    """h of all steps at once after a memory, and that memory C tokens on."""
+    """h of all steps at once after a memory, and the memory after them."""
     memory = memory or Tssm.empty_memory(CONFIG, jnp.float32)
     h, memory, history = MODEL.apply({"params": params}, *inputs, memory)
     return h, memory, history.visible
 
 
 def run_in_chunks(params, inputs, length):
-    """The same h, ``length`` steps at a time with the memory carried along."""
+    """The same h, ``length`` steps at a time passing the memory on."""
 
     def body(memory, chunk):
         h, memory, _ = run(params, Inputs(*chunk), memory)
@@ -89,7 +89,7 @@ def changed_steps(params, perturbed):
 
 
 @pytest.mark.parametrize("what", ["z_prev", "action"])
-def test_a_step_sees_its_own_window_and_episode_alone(params, what):
+def test_a_step_depends_only_on_its_window_and_episode(params, what):
     # Variant j changes token j. With B blocks of window C it must reach every later step of its own
     # episode up to B * C steps on, and no other.
     base = make_inputs()
@@ -106,14 +106,14 @@ def test_a_step_sees_its_own_window_and_episode_alone(params, what):
     j, i = np.indices((T, T))
     reached = (episode[i] == episode[j]) & (i >= j) & (i - j <= BLOCKS * C)
     if what == "z_prev":
-        reached &= ~np.asarray(base.reset)[j]  # z_{t-1} of a reset is nobody's
+        reached &= ~np.asarray(base.reset)[j]  # z_{t-1} of a reset is unused
     assert (difference[~reached] == 0).all()
     assert (difference[reached] > 1e-7).all()
     assert reached[11, 19], "the sequence is too short to reach the end of the window"
     assert not reached[10, 19], "the sequence is too short to leave the window"
 
 
-def test_memory_is_seen_until_the_first_reset(params, full):
+def test_memory_is_used_until_the_first_reset(params, full):
     del full
     rng = np.random.default_rng(1)
     empty = Tssm.empty_memory(CONFIG, jnp.float32)
@@ -138,7 +138,7 @@ def test_memory_is_seen_until_the_first_reset(params, full):
     np.testing.assert_array_equal(visible[0], expected)
 
 
-def test_memory_hands_on_the_newest_tokens(params, full):
+def test_memory_keeps_the_newest_tokens(params, full):
     h, memory, visible = full(params, make_inputs())
     assert memory.keys.shape == (BLOCKS, C, CONFIG.heads, CONFIG.width // CONFIG.heads)
     assert np.asarray(memory.valid).all()
@@ -149,7 +149,7 @@ def test_memory_hands_on_the_newest_tokens(params, full):
     assert visible.shape == (T, C + T)
 
 
-def test_no_memory_and_no_reset_reads_as_a_reset(params, full):
+def test_an_empty_memory_equals_a_reset(params, full):
     # A chunk entered in mid-episode without a carry (after a skipped update it is emptied) uses the
     # learned start with its real action, as training and acting do; never a made-up zero latent.
     inputs = make_inputs(resets=(9, 10))

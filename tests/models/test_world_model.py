@@ -1,4 +1,4 @@
-"""Size and number types of the whole model, read from shapes alone; and what fresh ones predict."""
+"""Size and dtypes of the complete model, from shapes; predictions of an untrained model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_paper_preset_has_30_million_parameters():
 
 @pytest.fixture(scope="module")
 def half():
-    """A bfloat16 model and the shapes of everything it yields."""
+    """A bfloat16 model and the shapes of all its outputs."""
     config = small_config(model=dict(dtype="bfloat16"))
     learner = build_learner(config, NUM_ACTIONS)
     batch = one_sequence(make_batch(learner), 1)
@@ -72,7 +72,7 @@ def half():
     return (state, *jax.eval_shape(everything, *args))
 
 
-def test_bfloat16_computes_but_does_not_store_nor_decide(half):
+def test_bfloat16_is_the_compute_type_only(half):
     state, out, logits = half
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in floats} == {jnp.dtype(jnp.float32)}
@@ -119,7 +119,7 @@ def fresh():
     return fresh_state()
 
 
-def test_fresh_heads_predict_nothing(fresh):
+def test_untrained_heads_are_neutral(fresh):
     learner = small_learner()
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.integers(0, 5, (4, 16, 3)), jnp.int32)
@@ -140,7 +140,7 @@ def test_fresh_heads_predict_nothing(fresh):
     np.testing.assert_allclose(policy, np.log(1 / NUM_ACTIONS), atol=0.3)
 
 
-def test_a_fresh_state_is_consistent(fresh):
+def test_an_initial_state_is_consistent(fresh):
     for mine, theirs in zip(
         jax.tree.leaves(fresh.params["critic"]), jax.tree.leaves(fresh.slow_critic), strict=True
     ):

@@ -118,7 +118,7 @@ def test_samples_have_the_right_frequencies(logits):
     assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
 
 
-def test_impossible_classes_are_never_drawn():
+def test_impossible_classes_are_never_sampled():
     rng = np.random.default_rng(3)
     possible = rng.random((50, K)) < 0.4
     possible[np.arange(50), rng.integers(0, K, 50)] = True

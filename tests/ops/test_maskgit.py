@@ -26,7 +26,7 @@ def test_schedule_by_hand():
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 48, 512])
-def test_schedule_never_rises(num_tokens):
+def test_schedule_never_increases(num_tokens):
     for steps in {*range(1, min(num_tokens, 40) + 4), num_tokens, 2 * num_tokens + 3}:
         counts = mask_counts(num_tokens, steps)
         assert len(counts) == steps
@@ -34,7 +34,7 @@ def test_schedule_never_rises(num_tokens):
         assert min(counts) >= 1
         assert list(counts) == sorted(counts, reverse=True)
         for s in range(1, steps):
-            # Away from whole numbers, where rounding decides, the formula is met.
+            # The formula holds except at integers, where rounding decides.
             exact = math.cos(math.pi * s / (2 * steps)) * num_tokens
             if abs(exact - round(exact)) > 1e-6:
                 assert counts[s] == max(1, math.floor(exact))
@@ -76,7 +76,7 @@ def check_lowest(confidence, masked, count, resolution=0.0):
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 12, 512])
-def test_lowest_confidence_is_the_lowest_set(num_tokens):
+def test_lowest_confidence_selects_the_lowest(num_tokens):
     rng = np.random.default_rng(num_tokens)
     masked = rng.random((6, num_tokens)) < 0.7
     masked[:, 0] = True
@@ -114,7 +114,7 @@ def test_ties_and_infinities_keep_the_count(confidence, count):
     check_lowest(np.float32(confidence), masked, count)
 
 
-def test_a_token_sure_beyond_measure_is_still_not_a_kept_one():
+def test_an_infinitely_confident_token_is_still_not_a_kept_one():
     confidence = np.full(6, INF, np.float32)
     masked = np.array([False, True, True, False, True, False])
     check_lowest(confidence, masked, 3)
