@@ -1,27 +1,88 @@
-"""Pictures that put a dream beside reality, from plain arrays.
+"""The canvas of all pictures drawn pixel by pixel, and strips that compare a dream with reality.
 
-Nothing here knows a model: the caller hands over frames and says where imagination begins.
+Everything here works on plain arrays; nothing needs a model.
 """
 
 from __future__ import annotations
 
+import math
+from io import BytesIO
+
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+#: Colours of everything the package draws, as red, green and blue.
 BACKGROUND = (250, 250, 248)
+PAPER = (255, 255, 255)
 INK = (40, 42, 48)
 FAINT = (140, 144, 152)
-#: Where imagination begins.
+LINE = (222, 222, 218)
+#: Everything imagined.
 ACCENT = (226, 88, 34)
+#: Everything real.
+BLUE = (31, 95, 168)
 
-#: A frame is enlarged until its side has at least so many pixels.
+FONT_SIZE = 12
+#: A frame is enlarged until its shorter side has at least this many pixels.
 MIN_FRAME_PX = 48
-#: Pixels between two frames, between two sequences, and around everything.
+#: A latent position of confidence 0 is covered by this share of the tint.
+TINT_SHARE = 0.6
+#: Pixels between two frames, between two sequences, and at the border.
 GAP, GROUP_GAP, MARGIN = 2, 14, 10
 #: Pixels of the column of row labels and of the line of step numbers.
 LABEL_WIDTH, HEADER_HEIGHT = 84, 18
-FONT_SIZE = 12
+
+
+class Canvas:
+    """A picture of fixed size.
+
+    Attributes:
+        pen: Pillow's functions for lines, rectangles and ellipses.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        """Fill it with the background colour."""
+        self._image = Image.new("RGB", (width, height), BACKGROUND)
+        self._font = ImageFont.load_default(FONT_SIZE)
+        self.pen = ImageDraw.Draw(self._image)
+
+    def paste(self, frame: np.ndarray, x: int, y: int) -> None:
+        """Draw ``frame``, `[height, width, 3]` uint8, with its upper left corner at x, y."""
+        self._image.paste(Image.fromarray(frame), (x, y))
+
+    def write(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        colour: tuple[int, int, int] = INK,
+        *,
+        anchor: str = "ls",
+        room: float | None = None,
+    ) -> None:
+        """Draw one line of text.
+
+        Args:
+            text: what to write.
+            x: in pixels from the left.
+            y: in pixels from the top.
+            colour: of the text.
+            anchor: the point of the text that lies at x, y, see Pillow's text anchors.
+            room: pixels available; a longer text is shortened and ends in "…".
+        """
+        while room is not None and len(text) > 1 and self._font.getlength(text) > room:
+            text = text.removesuffix("…")[:-1].rstrip() + "…"
+        self.pen.text((x, y), text, colour, self._font, anchor=anchor)
+
+    @staticmethod
+    def width_of(text: str) -> int:
+        """Pixels that a line of text needs."""
+        return math.ceil(ImageFont.load_default(FONT_SIZE).getlength(text))
+
+    def pixels(self) -> np.ndarray:
+        """The picture, `[height, width, 3]` uint8."""
+        return np.asarray(self._image)
 
 
 def report_strip(
@@ -30,25 +91,25 @@ def report_strip(
     dream: UInt8[np.ndarray, "*B shown height width 3"],
     context: int,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """Real frames, their reconstruction, and an imagined continuation beside what really happened.
+    """Real frames, their reconstructions and an imagined continuation in one picture.
 
-    Four rows a sequence: ``real``; ``decoded`` (the posterior's reconstruction of every frame);
+    Four rows per sequence: ``real``; ``decoded`` (the posterior's reconstruction of every frame);
     ``imagined`` (reconstructions up to ``context``, then, right of an orange line, the open-loop
-    imagination); ``error`` (|real - imagined|, brighter is worse). Frames keep their exact pixels:
-    small ones are enlarged by a whole factor, without smoothing.
+    imagination); ``error`` (|real - imagined|, brighter is worse). Small frames are enlarged by an
+    integer factor, without smoothing.
 
     Args:
         real: `[B, T, height, width, 3]` uint8, or one sequence without B.
         recon: the same shape, reconstructions of ``real``.
-        dream: the same shape, of which only the frames from ``context`` on are shown, or just
-            those, `[B, T - context, height, width, 3]`.
+        dream: the imagined frames from ``context`` on, `[B, T - context, height, width, 3]`, or the
+            shape of ``real``, of which the first ``context`` frames are not shown.
         context: frames the model had seen when imagination began, 1 to T - 1.
 
     Returns:
         `[height, width, 3]` uint8.
 
     Raises:
-        ValueError: when the shapes or types do not fit together.
+        ValueError: when shapes or types are inconsistent.
     """
     real, recon, dream = (np.asarray(x) for x in (real, recon, dream))
     if real.ndim == 4:
@@ -65,15 +126,15 @@ def report_strip(
 def side_by_side(
     real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int
 ) -> np.ndarray:
-    """The same as :func:`report_strip` in time instead of side by side: one picture a step.
+    """The content of :func:`report_strip` as a film, with one picture per step.
 
-    A row per sequence; in it the real frame, its reconstruction and the imagined one, which wears
-    an orange frame as soon as it is a dream.
+    A row per sequence, with the real frame, its reconstruction and the imagined frame; the last has
+    an orange border as soon as it is imagined.
 
     Args:
         real: `[B, T, height, width, 3]` uint8.
         recon: the same shape.
-        dream: the same shape; up to ``context`` the reconstruction is shown instead.
+        dream: the same shape; its first ``context`` frames are replaced by ``recon``.
         context: frames the model had seen when imagination began.
 
     Returns:
@@ -94,8 +155,15 @@ def side_by_side(
     return np.concatenate(list(rows), axis=1)
 
 
+def encode_png(array: np.ndarray) -> bytes:
+    """``array``, `[height, width, 3]` uint8, as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    """Repeat every pixel ``factor`` times both ways.
+    """Repeat every pixel ``factor`` times in both directions.
 
     Args:
         image: `[..., height, width, 3]`.
@@ -108,8 +176,29 @@ def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def enlargement(height: int, width: int, least: int = MIN_FRAME_PX) -> int:
-    """The smallest whole factor that makes the shorter side at least ``least`` pixels."""
+    """The smallest integer factor that makes the shorter side at least ``least`` pixels."""
     return max(1, -(-least // min(height, width)))
+
+
+def tint(
+    frame: UInt8[np.ndarray, "height width 3"], confidence: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Cover the latent positions of a frame with orange, more where the model was less certain.
+
+    Args:
+        frame: `[height, width, 3]` uint8.
+        confidence: `[h, w]` in [0, 1]; h and w divide height and width.
+
+    Returns:
+        `[height, width, 3]` uint8.
+    """
+    height, width, _ = frame.shape
+    rows, columns = confidence.shape
+    share = TINT_SHARE * (1 - np.clip(confidence, 0, 1))
+    share = share.repeat(-(-height // rows), axis=0)[:height]
+    share = share.repeat(-(-width // columns), axis=1)[:, :width, None]
+    mixed = frame * (1 - share) + np.array(ACCENT) * share
+    return np.round(mixed).astype(np.uint8)
 
 
 def _check(real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int) -> None:
@@ -129,7 +218,7 @@ def _check(real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int)
 
 
 def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
-    """Lay the rows of every sequence out on one canvas.
+    """Draw the rows of all sequences on one canvas.
 
     Args:
         rows: row label to frames `[B, T, height, width, 3]` uint8, from top to bottom.
@@ -141,29 +230,26 @@ def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
     group = len(rows) * (height + GAP) - GAP + GROUP_GAP
 
     def corner(sequence: int, row: int, step: int) -> tuple[int, int]:
-        # Imagination gets a wider gap, which holds the line.
+        # The wider gap before imagination holds the line.
         x = MARGIN + LABEL_WIDTH + step * (width + GAP) + (3 * GAP if step >= context else 0)
         return x, MARGIN + HEADER_HEIGHT + sequence * group + row * (height + GAP)
 
     right, bottom = corner(batch - 1, len(rows) - 1, length - 1)
-    size = (right + width + MARGIN, bottom + height + MARGIN)
-    canvas = Image.new("RGB", size, BACKGROUND)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    canvas = Canvas(right + width + MARGIN, bottom + height + MARGIN)
 
     for step in range(length):
         x, y = corner(0, 0, step)
         ink = ACCENT if step >= context else FAINT
-        pen.text((x + width // 2, y - 5), _offset(step, context), ink, font, anchor="ms")
+        canvas.write(_offset(step, context), x + width // 2, y - 5, ink, anchor="ms")
     line = corner(0, 0, context)[0] - 2 * GAP - 1
-    pen.line([(line, MARGIN), (line, bottom + height)], ACCENT, width=2)
+    canvas.pen.line([(line, MARGIN), (line, bottom + height)], ACCENT, width=2)
     for sequence in range(batch):
         for row, (name, frames) in enumerate(rows.items()):
             x, y = corner(sequence, row, 0)
-            pen.text((x - 8, y + height // 2), name, INK, font, anchor="rm")
+            canvas.write(name, x - 8, y + height // 2, anchor="rm")
             for step in range(length):
-                frame = Image.fromarray(enlarge(frames[sequence, step], factor))
-                canvas.paste(frame, corner(sequence, row, step))
-    return np.asarray(canvas)
+                canvas.paste(enlarge(frames[sequence, step], factor), *corner(sequence, row, step))
+    return canvas.pixels()
 
 
 def _offset(step: int, context: int) -> str:
