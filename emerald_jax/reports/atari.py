@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
+from emerald_jax.reports import runs
 from emerald_jax.reports.runs import (
     NONE,
+    Result,
     RunFacts,
     Table,
     deviations_of,
-    group_seeds,
+    entries_of,
     interval,
     meets,
     notes_of,
@@ -34,24 +34,21 @@ COLUMNS = ("agent", "games", "runs", "mean", "median", "IQM", "protocol", "meets
 METHODS = ("iris", "storm", "dreamerv3", "delta_iris", "diamond")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One agent: all runs that may be averaged.
+class Entry(runs.Entry):
+    """One agent: all runs that may be averaged, with the mean return of each."""
 
-    Attributes:
-        label: its name.
-        deviations: how it differs from the protocol.
-        returns: game -> mean return of each run.
-    """
-
-    label: str
-    deviations: tuple[str, ...]
-    returns: dict[str, list[float]] = field(default_factory=dict)
+    @property
+    def returns(self) -> dict[str, list[float]]:
+        """Game -> mean return of each run."""
+        found: dict[str, list[float]] = {}
+        for run, result in zip(self.runs, self.results, strict=True):
+            found.setdefault(run.game, []).append(result)
+        return found
 
     @property
     def normalised(self) -> dict[str, list[float]]:
         """Game -> human-normalised score of each run."""
-        return {game: [normalise(game, x) for x in runs] for game, runs in self.returns.items()}
+        return {game: [normalise(game, x) for x in each] for game, each in self.returns.items()}
 
     @property
     def aggregates(self) -> dict[str, Interval]:
@@ -90,21 +87,13 @@ def normalise(game: str, mean_return: float) -> float:
     return human_normalised(mean_return, games()[game]["random"], games()[game]["human"])
 
 
-def entries(runs: Sequence[RunFacts]) -> list[Entry]:
+def entries(found: Sequence[RunFacts]) -> list[Entry]:
     """Our results; a run without an evaluation has none."""
-    found = []
-    for first, deviations, pairs in group_seeds(
-        (run, *result) for run in runs for result in _results(run)
-    ):
-        entry = Entry(label=first.label, deviations=deviations)
-        for run, result in pairs:
-            entry.returns.setdefault(run.game, []).append(result["return"])
-        found.append(entry)
-    return found
+    return entries_of((result for run in found for result in _results(run)), Entry)
 
 
-def _results(run: RunFacts) -> Iterable[tuple[tuple[str, ...], dict[str, Any]]]:
-    """A run's evaluations, one per kind, with their deviations from the protocol."""
+def _results(run: RunFacts) -> Iterable[Result]:
+    """The mean returns of a run's evaluations, with their deviations from the protocol."""
     envs = run.config.envs
     skip = envs.frame_skip or SKIP
     fixed = []
@@ -114,14 +103,12 @@ def _results(run: RunFacts) -> Iterable[tuple[tuple[str, ...], dict[str, Any]]]:
         fixed.append(f"frame skip {skip}, not {SKIP}")
     if envs.time_limit and envs.time_limit * skip != FRAMES:
         fixed.append(f"time limit {envs.time_limit * skip:,} frames, not {FRAMES:,}")
-    kinds: dict[tuple[str, ...], dict[str, Any]] = {}
     for result in run.evaluations:
         found = deviations_of(result, steps=STEPS, slack=STEPS // 100, episodes=EPISODES)
-        kinds.setdefault((*found, *fixed), result)
-    return kinds.items()
+        yield run, PROTOCOL, (*found, *fixed), result["return"]
 
 
-def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
+def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     """Aggregates of ours and of the published methods."""
     rows = []
     for entry in ours:
@@ -130,9 +117,9 @@ def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
             (
                 entry.label,
                 str(len(entry.returns)),
-                str(sum(map(len, entry.returns.values()))),
+                str(len(entry.runs)),
                 *(interval(found[name]) for name in AGGREGATES),
-                PROTOCOL,
+                entry.protocol,
                 meets(entry.all_deviations),
             )
         )
@@ -146,9 +133,9 @@ def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
         "Human-normalised scores: 0 is random play, 1 a person. In brackets 95 % intervals from a "
         "bootstrap over runs, stratified by game; a single run per game has none."
     ]
-    if any(len({len(runs) for runs in entry.returns.values()}) > 1 for entry in ours):
+    if any(len({len(each) for each in entry.returns.values()}) > 1 for entry in ours):
         notes.append("Games differ in their number of runs: every run counts the same in the IQM.")
-    notes += notes_of(runs, "Never evaluated, so not in the table")
+    notes += notes_of(read, "Never evaluated, so not in the table")
     return Table(columns=COLUMNS, rows=rows, notes=tuple(notes))
 
 

@@ -14,13 +14,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from emerald_jax.reports import runs
 from emerald_jax.reports.runs import (
     NONE,
+    Result,
     RunFacts,
     Table,
     about,
     deviations_of,
-    group_seeds,
+    entries_of,
     mean_and_deviation,
     meets,
     notes_of,
@@ -55,21 +57,13 @@ class SeedScore:
         return crafter_score(self.rates)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One agent under one protocol: all seeds that may be averaged.
+class Entry(runs.Entry):
+    """One agent under one protocol: all seeds that may be averaged, each a :class:`SeedScore`."""
 
-    Attributes:
-        label: its name.
-        protocol: :data:`TRAINING` or :data:`EVALUATION`.
-        deviations: how it differs from the protocol; empty when it meets it.
-        seeds: one or more.
-    """
-
-    label: str
-    protocol: str
-    deviations: tuple[str, ...]
-    seeds: list[SeedScore]
+    @property
+    def seeds(self) -> list[SeedScore]:
+        """The results."""
+        return self.results
 
     @property
     def score(self) -> float:
@@ -93,24 +87,14 @@ class Entry:
         }
 
 
-def entries(runs: Sequence[RunFacts]) -> list[Entry]:
+def entries(found: Sequence[RunFacts]) -> list[Entry]:
     """Our results, those of the training protocol first."""
-    results = [
-        *((run, (TRAINING, how), seed) for run in runs for how, seed in _training(run)),
-        *((run, (EVALUATION, how), seed) for run in runs for how, seed in _evaluations(run)),
-    ]
-    return [
-        Entry(
-            label=first.label,
-            protocol=protocol,
-            deviations=deviations,
-            seeds=[seed for _, seed in pairs],
-        )
-        for first, (protocol, deviations), pairs in group_seeds(results)
-    ]
+    training = [result for run in found for result in _training(run)]
+    evaluations = [result for run in found for result in _evaluations(run)]
+    return entries_of([*training, *evaluations], Entry)
 
 
-def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
+def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     """Ours and the published numbers, protocol by protocol."""
     rows = []
     for protocol in (TRAINING, EVALUATION):
@@ -132,7 +116,7 @@ def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     notes = (
         "Score: mean ± standard deviation over seeds; pooled: over all episodes of all seeds. "
         "Rows of different protocols cannot be compared.",
-        *notes_of(runs, "Never evaluated"),
+        *notes_of(read, "Never evaluated"),
     )
     return Table(columns=COLUMNS, rows=rows, notes=notes)
 
@@ -196,8 +180,8 @@ def _our_row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _training(run: RunFacts) -> Iterable[tuple[tuple[str, ...], SeedScore]]:
-    """Deviations and score of a run under the training protocol; none before an episode ended."""
+def _training(run: RunFacts) -> Iterable[Result]:
+    """The result of a run under the training protocol; none before an episode ended."""
     counted, total = [], 0
     for row in run.episodes:
         total += row["length"]
@@ -210,19 +194,16 @@ def _training(run: RunFacts) -> Iterable[tuple[tuple[str, ...], SeedScore]]:
     steps = sum(row["length"] for row in counted)
     few = (f"{about(steps)} of {BUDGET:,} steps",) if steps < BUDGET - SLACK else ()
     envs = run.config.envs
-    yield (
-        (*few, *_settings(envs.image_size, envs.time_limit)),
-        SeedScore(
-            rates=success_rates(unlocked, sorted(unlocked[0])),
-            mean_return=statistics.fmean(row["score"] for row in counted),
-            episodes=len(counted),
-        ),
+    seed = SeedScore(
+        rates=success_rates(unlocked, sorted(unlocked[0])),
+        mean_return=statistics.fmean(row["score"] for row in counted),
+        episodes=len(counted),
     )
+    yield run, TRAINING, (*few, *_settings(envs.image_size, envs.time_limit)), seed
 
 
-def _evaluations(run: RunFacts) -> Iterable[tuple[tuple[str, ...], SeedScore]]:
-    """Deviations and scores of a run under the evaluation protocol, one per kind of evaluation."""
-    kinds: dict[tuple[str, ...], SeedScore] = {}
+def _evaluations(run: RunFacts) -> Iterable[Result]:
+    """The results of a run under the evaluation protocol."""
     for result in run.evaluations:
         if "rates" not in result:
             continue
@@ -231,9 +212,7 @@ def _evaluations(run: RunFacts) -> Iterable[tuple[tuple[str, ...], SeedScore]]:
         seed = SeedScore(
             rates=result["rates"], mean_return=result["return"], episodes=result["episodes"]
         )
-        # Another evaluation of the same weights is not another training seed: the first counts.
-        kinds.setdefault((*found, *settings), seed)
-    return kinds.items()
+        yield run, EVALUATION, (*found, *settings), seed
 
 
 def _settings(image: int | None, limit: int | None) -> tuple[str, ...]:

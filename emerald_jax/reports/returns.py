@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from emerald_jax.envs.playing import is_whole, play_randomly
 from emerald_jax.reports.runs import (
     NONE,
+    Entry,
+    Result,
     RunFacts,
     Table,
     about,
-    group_seeds,
+    entries_of,
     mean_and_deviation,
     notes_of,
 )
@@ -28,25 +29,7 @@ RANDOM = "random play"
 COLUMNS = ("agent", "return", "seeds", "episodes", "protocol")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One kind of result: all seeds that may be averaged.
-
-    Attributes:
-        label: name of the agent.
-        protocol: how the returns were obtained.
-        returns: mean return of each seed.
-        episodes: of each seed.
-    """
-
-    label: str
-    protocol: str
-    returns: list[float]
-    episodes: list[int]
-
-
-@dataclass(frozen=True)
-class Chance:
+class Chance(NamedTuple):
     """Random play.
 
     Attributes:
@@ -61,48 +44,35 @@ class Chance:
 def entries(runs: Sequence[RunFacts], chance: Chance | None = None) -> list[Entry]:
     """Results of one environment's runs: training, evaluations, random play.
 
+    A result is the mean return and the number of episodes.
+
     Args:
         runs: all of the same environment.
         chance: random play; None uses the runs' own.
     """
-    results = [*_training(runs), *_evaluations(runs)]
-    found = [
-        Entry(
-            label=first.label,
-            protocol=protocol,
-            returns=[mean for _, (mean, _) in pairs],
-            episodes=[episodes for _, (_, episodes) in pairs],
-        )
-        for first, protocol, pairs in group_seeds(results)
-    ]
     chance = chance or chance_before_training(runs)
-    if chance.scores:
-        mean, count = statistics.fmean(chance.scores), len(chance.scores)
-        random = Entry(label=RANDOM, protocol=chance.protocol, returns=[mean], episodes=[count])
-        found.append(random)
-    return found
+    ours = entries_of([*_training(runs), *_evaluations(runs)])
+    random = Entry(label=RANDOM, protocol=chance.protocol, results=[_mean(chance.scores)])
+    return [*ours, random] if chance.scores else ours
 
 
-#: A run, how its return was obtained, and the mean return with the number of episodes.
-_Result = tuple[RunFacts, str, tuple[float, int]]
+def _mean(scores: Sequence[float]) -> tuple[float, int]:
+    """The mean return and the number of episodes."""
+    return statistics.fmean(scores), len(scores)
 
 
-def _training(runs: Sequence[RunFacts]) -> Iterable[_Result]:
+def _training(runs: Sequence[RunFacts]) -> Iterable[Result]:
     for run in runs:
         recent = [row["score"] for row in run.episodes[-RECENT:]]
         if recent:
             how = f"last {len(recent)} training episodes of {about(run.env_steps)} steps"
-            yield run, how, (statistics.fmean(recent), len(recent))
+            yield run, how, (), _mean(recent)
 
 
-def _evaluations(runs: Sequence[RunFacts]) -> Iterable[_Result]:
+def _evaluations(runs: Sequence[RunFacts]) -> Iterable[Result]:
     for run in runs:
-        kinds: dict[str, dict[str, Any]] = {}
         for result in run.evaluations:
-            # Another evaluation of the same weights is not another training seed: the first counts.
-            kinds.setdefault(_how(result), result)
-        for how, result in kinds.items():
-            yield run, how, (result["return"], result["episodes"])
+            yield run, _how(result), (), (result["return"], result["episodes"])
 
 
 def _how(result: dict[str, Any]) -> str:
@@ -140,9 +110,9 @@ def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     rows = [
         (
             entry.label,
-            mean_and_deviation(entry.returns, 2),
-            NONE if entry.label == RANDOM else str(len(entry.returns)),
-            str(sum(entry.episodes)),
+            mean_and_deviation([mean for mean, _ in entry.results], 2),
+            NONE if entry.label == RANDOM else str(len(entry.runs)),
+            str(sum(episodes for _, episodes in entry.results)),
             entry.protocol,
         )
         for entry in ours

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,10 +38,10 @@ _SHOWN = 4
 #: Printed where there is no number.
 NONE = "–"
 
-T = TypeVar("T")
+E = TypeVar("E", bound="Entry")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunFacts:
     """One run, read from disk.
 
@@ -113,7 +113,7 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
 def _labels(configs: Sequence[Config]) -> list[str]:
     """A label for each run; runs of different experiments get different labels."""
     changed = [changed_settings(config) for config in configs]
-    names = dict.fromkeys(name for settings in changed for name in settings)
+    names = {name for settings in changed for name in settings}
     same = {name for name in names if len({repr(c.get(name)) for c in changed}) == 1}
     experiments: dict[str, list] = {}
     labels = []
@@ -140,21 +140,44 @@ def changed_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def group_seeds(
-    results: Iterable[tuple[RunFacts, Hashable, T]],
-) -> list[tuple[RunFacts, Any, list[tuple[RunFacts, T]]]]:
-    """Collect the results that may be averaged: of one experiment, obtained in one way.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Results that may be averaged: of one experiment, obtained in one way.
 
-    Args:
-        results: run, how its result was obtained, and the result.
-
-    Returns:
-        The first run, how, and all runs with their results, in the order of first appearance.
+    Attributes:
+        label: name of the agent.
+        protocol: how the results were obtained.
+        deviations: how that differs from a published protocol; empty if it does not.
+        runs: one or more, the seeds.
+        results: of each run.
     """
-    found: dict[tuple, list[tuple[RunFacts, T]]] = {}
-    for run, how, result in results:
-        found.setdefault((run.experiment, how), []).append((run, result))
-    return [(pairs[0][0], how, pairs) for (_, how), pairs in found.items()]
+
+    label: str
+    protocol: str
+    deviations: tuple[str, ...] = ()
+    runs: list[RunFacts] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+
+
+#: A run, the protocol, the deviations from it, and the result.
+Result = tuple[RunFacts, str, tuple[str, ...], Any]
+
+
+def entries_of(results: Iterable[Result], kind: type[E] = Entry) -> list[E]:
+    """Collect the results that may be averaged, in the order of first appearance.
+
+    Only the first result of a run counts under the same protocol with the same deviations: another
+    evaluation of the same weights is not another training seed.
+    """
+    found: dict[tuple, E] = {}
+    for run, protocol, deviations, result in results:
+        key = (run.experiment, protocol, deviations)
+        new = kind(label=run.label, protocol=protocol, deviations=deviations)
+        entry = found.setdefault(key, new)
+        if run not in entry.runs:
+            entry.runs.append(run)
+            entry.results.append(result)
+    return list(found.values())
 
 
 def deviations_of(

@@ -49,9 +49,9 @@ def test_random_play_is_what_ended_before_the_first_update(make_run):
     # tiny's prefill is 64 steps: seven episodes of nine steps end within it.
     rows = catch_rows(7, -1.0) + [{**row, "step": row["step"] + 63} for row in catch_rows(50, 1.0)]
     found = returns.entries(read_runs([make_run("a", "tiny", episodes=rows)]))
-    assert [(e.label, e.returns, e.episodes) for e in found] == [
-        ("ours: tiny", [pytest.approx(43 / 57)], [57]),
-        ("random play", [-1.0], [7]),
+    assert [(e.label, e.results) for e in found] == [
+        ("ours: tiny", [(pytest.approx(43 / 57), 57)]),
+        ("random play", [(-1.0, 7)]),
     ]
 
 
