@@ -326,10 +326,10 @@ def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
         panels: title -> bars, from top to bottom.
         unit: of the bars.
     """
-    heights = [
-        sum(max(BAR_INCHES, LINE_INCHES * (wrap_name(b.label).count("\n") + 1.2)) for b in bars)
-        for bars in panels.values()
-    ]
+    heights = []
+    for bars in panels.values():
+        lines_of_name = max((wrap_name(bar.label).count("\n") + 1 for bar in bars), default=1)
+        heights.append(len(bars) * max(BAR_INCHES, LINE_INCHES * (lines_of_name + 0.5)))
     height = 1.0 + sum(0.7 + bars for bars in heights)
     ratios = [0.6 + bars for bars in heights]
     figure, axes = new_figure(8.5, height, rows=len(panels), height_ratios=ratios)

@@ -97,7 +97,7 @@ def _atari(runs: list[RunFacts], out: Path) -> str:
     for name in atari.AGGREGATES:
         bars = [
             Bar(
-                label=f"{entry.label} ({entry.coverage})",
+                label=f"{entry.coverage}: {entry.label}",
                 **entry.aggregates[name]._asdict(),
                 ours=True,
                 meets=entry.meets,

@@ -80,6 +80,11 @@ def check(figure: Figure) -> None:
         box = text.get_window_extent(renderer)
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
         assert inside, f"{text.get_text()!r} is cut off: {box}, the figure is {width} x {height}"
+    for axes in figure.axes:
+        rows = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
+        rows = sorted((box for box in rows if box.width), key=lambda box: box.y0)
+        gaps = [upper.y0 - lower.y1 for lower, upper in zip(rows[:-1], rows[1:], strict=True)]
+        assert min(gaps, default=0) > -2, "the names of two rows overlap"
     boxes = [axes.get_window_extent(renderer) for axes in figure.axes if axes.get_subplotspec()]
     covered_x, covered_y = np.zeros(int(width), bool), np.zeros(int(height), bool)
     for box in boxes:
