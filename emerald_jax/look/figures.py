@@ -163,7 +163,8 @@ def decoding_strip(
     Returns:
         `[height, width, 3]` uint8.
     """
-    factor = enlargement(*real.shape[:2], STRIP_PX)
+    # A position is wide enough for a row of five dots.
+    factor = enlargement(*real.shape[:2], max(STRIP_PX, 30 * max(masked.shape[1:])))
     height, width = (side * factor for side in real.shape[:2])
     count, gap, top = len(frames), STRIP_GAP, 18
     canvas = Canvas((count + 1) * (width + gap) + gap, top + 2 * (height + gap) + gap)
@@ -326,10 +327,7 @@ def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
         panels: title -> bars, from top to bottom.
         unit: of the bars.
     """
-    heights = []
-    for bars in panels.values():
-        lines_of_name = max((wrap_name(bar.label).count("\n") + 1 for bar in bars), default=1)
-        heights.append(len(bars) * max(BAR_INCHES, LINE_INCHES * (lines_of_name + 0.5)))
+    heights = [_rows_inches([bar.label for bar in bars]) for bars in panels.values()]
     height = 1.0 + sum(0.7 + bars for bars in heights)
     ratios = [0.6 + bars for bars in heights]
     figure, axes = new_figure(8.5, height, rows=len(panels), height_ratios=ratios)
@@ -345,6 +343,12 @@ def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
         heading(axis, title)
         axis.set_xlabel(unit)
     return fit(figure)
+
+
+def _rows_inches(names: Sequence[str]) -> float:
+    """Height of one row per name, of which none overlaps the next."""
+    most = max((wrap_name(name).count("\n") + 1 for name in names), default=1)
+    return len(names) * max(BAR_INCHES, LINE_INCHES * (most + 0.5))
 
 
 def _draw_bar(axis: Axes, row: int, bar: Bar) -> None:
@@ -367,7 +371,8 @@ def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:
         ours: how many of them, the first ones, are ours.
     """
     names = sorted(set().union(*rates.values()))
-    figure, (axis,) = new_figure(8.5, 1.2 + BAR_INCHES * len(names))
+    readable = [name.replace("_", " ") for name in names]
+    figure, (axis,) = new_figure(8.5, 1.2 + _rows_inches(readable))
     for index, (agent, row) in enumerate(rates.items()):
         mine = index < ours
         axis.plot(
@@ -380,7 +385,7 @@ def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:
             color=COLOURS[index % len(COLOURS)] if mine else (GREY, "black")[index % 2],
             label=agent,
         )
-    names_beside(axis, [name.replace("_", " ") for name in names])
+    names_beside(axis, readable)
     axis.set_xlim(-2, 102)
     axis.set_xlabel("episodes in which it was achieved, %")
     add_legend(figure)

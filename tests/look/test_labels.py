@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def check(figure: Figure) -> None:
     for axes in figure.axes:
         rows = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
         rows = sorted((box for box in rows if box.width), key=lambda box: box.y0)
-        gaps = [upper.y0 - lower.y1 for lower, upper in zip(rows[:-1], rows[1:], strict=True)]
+        gaps = [upper.y0 - lower.y1 for lower, upper in pairwise(rows)]
         assert min(gaps, default=0) > -2, "the names of two rows overlap"
     boxes = [axes.get_window_extent(renderer) for axes in figure.axes if axes.get_subplotspec()]
     covered_x, covered_y = np.zeros(int(width), bool), np.zeros(int(height), bool)

@@ -21,7 +21,7 @@ from tests.run_cases import NUM_ACTIONS
 
 @pytest.fixture(scope="module", autouse=True)
 def _quickly() -> Iterator[None]:
-    """Programs of this file are compiled with little optimisation."""
+    """Compile the programs of this file with little optimisation."""
     with little_optimisation():
         yield
 
@@ -33,7 +33,7 @@ def agent(run: Path) -> Agent:
 
 @pytest.fixture(scope="module")
 def shared(agent: Agent, run: Path) -> DreamSession:
-    """Compiled once; each test begins a dream of its own."""
+    """Compiled once; each test begins its own dream."""
     return DreamSession(agent, Recordings(run), seed=3)
 
 
@@ -127,7 +127,7 @@ def test_invalid_requests_are_refused(shared: DreamSession) -> None:
         session.configure(temperature=0.0)
 
 
-def test_a_run_without_recordings_says_so(agent: Agent, tmp_path: Path) -> None:
+def test_a_run_without_recordings_is_refused(agent: Agent, tmp_path: Path) -> None:
     session = DreamSession(agent, Recordings(tmp_path))
     with pytest.raises(ReplayError, match="begin from the real environment"):
         session.begin_recorded()

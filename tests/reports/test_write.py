@@ -1,4 +1,4 @@
-"""The whole report: sections, pictures, random play, and what is refused."""
+"""The complete report: sections, pictures, random play, and refusals."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ def test_one_section_per_benchmark(make_run, crafter_episodes, evaluation, tmp_p
             assert line.count(" | ") == cells
 
 
-def test_random_play_is_what_ended_before_the_first_update(make_run):
+def test_random_play_is_the_episodes_before_the_first_update(make_run):
     # tiny's prefill is 64 steps: seven episodes of nine steps end within it.
     rows = catch_rows(7, -1.0) + [{**row, "step": row["step"] + 63} for row in catch_rows(50, 1.0)]
     found = returns.entries(read_runs([make_run("a", "tiny", episodes=rows)]))
@@ -75,13 +75,13 @@ def test_seeds_and_their_standard_deviation(make_run):
     assert "share a seed (0)" in " ".join(returns.table(runs, returns.entries(runs)).notes)
 
 
-def test_a_run_without_episodes_is_no_crash(make_run, tmp_path):
+def test_a_run_without_episodes_is_reported(make_run, tmp_path):
     paths = [make_run(preset, preset) for preset in ("tiny", "crafter", "atari100k")]
     text = write_report(paths, tmp_path / "out")
     assert "Never evaluated, so not in the table" in text
 
 
-def test_what_makes_another_experiment(make_run):
+def test_settings_that_make_another_experiment(make_run):
     path = make_run(
         "a", "tiny", seed=9, logdir="x", devices=3, envs={"workers": "process", "processes": 3}
     )
@@ -124,7 +124,7 @@ def test_steps_are_rounded_to_two_digits(steps, text):
     assert about(steps) == text
 
 
-def test_what_cannot_be_reported(make_run, tmp_path):
+def test_bad_paths_are_refused(make_run, tmp_path):
     run = make_run("a", "tiny")
     with pytest.raises(ConfigError, match="is given twice"):
         read_runs([run, run / "."])
