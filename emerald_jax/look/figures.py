@@ -29,13 +29,13 @@ from emerald_jax.look.style import (
     add_legend,
     fit,
     heading,
-    names_beside,
+    name_rows,
     new_figure,
     over_steps,
     save,
     wrap,
     wrap_name,
-    write_beside,
+    write_value,
 )
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
 from emerald_jax.run.pictures import ACCENT, PAPER, Canvas, enlarge, enlargement, tint
@@ -234,7 +234,7 @@ def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
     axis.plot(steps, scores, ".", color=GREY, markersize=2, alpha=0.4, rasterized=True)
     mean = rolling_mean(scores)
     axis.plot(steps, mean, "-", color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
-    write_beside(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
+    write_value(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
 
 
 def seeds_figure(seeds: Series, *, title: str, goal: float | None = None) -> Figure:
@@ -334,7 +334,7 @@ def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         for row, bar in enumerate(bars):
             _draw_bar(axis, row, bar)
-        names_beside(axis, [bar.label for bar in bars])
+        name_rows(axis, [bar.label for bar in bars])
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.spines["left"].set_visible(False)
         axis.grid(visible=False, axis="y")
@@ -360,7 +360,7 @@ def _draw_bar(axis: Axes, row: int, bar: Bar) -> None:
         axis.plot([bar.low, bar.high], [row, row], "-", color="black", linewidth=1.2)
         end = max(end, bar.high)
     text = f"{bar.value:.1f}" if abs(bar.value) >= 10 else f"{bar.value:.3g}"
-    write_beside(axis, text, (max(end, 0.0), row), "black")
+    write_value(axis, text, (max(end, 0.0), row), "black")
 
 
 def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:
@@ -385,7 +385,7 @@ def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:
             color=COLOURS[index % len(COLOURS)] if mine else (GREY, "black")[index % 2],
             label=agent,
         )
-    names_beside(axis, readable)
+    name_rows(axis, readable)
     axis.set_xlim(-2, 102)
     axis.set_xlabel("episodes in which it was achieved, %")
     add_legend(figure)

@@ -2,7 +2,7 @@
 
 Long names cannot break a figure: labels are wrapped or shortened to the room they have, and a
 figure grows where its labels would leave less than :data:`SHARE` of it to the axes. Build a figure
-with :func:`new_figure`, :func:`heading`, :func:`names_beside` and :func:`add_legend`, and finish it
+with :func:`new_figure`, :func:`heading`, :func:`name_rows` and :func:`add_legend`, and finish it
 with :func:`fit`.
 """
 
@@ -107,7 +107,7 @@ def heading(axis: Axes, text: str) -> None:
     axis.set_title(wrap(text, width, size=MEDIUM, lines=3), loc="left", fontsize=MEDIUM)
 
 
-def names_beside(axis: Axes, names: Sequence[str]) -> None:
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
     """Name the rows 0, 1, … of axes at their left side, the first one on top."""
     axis.set_yticks(range(len(names)), [wrap_name(name) for name in names], fontsize=SMALL)
     axis.invert_yaxis()
@@ -207,7 +207,7 @@ def over_steps(axis: Axes) -> None:
     axis.margins(x=0.02)
 
 
-def write_beside(axis: Axes, text: str, point: tuple[float, float], colour: str) -> None:
+def write_value(axis: Axes, text: str, point: tuple[float, float], colour: str) -> None:
     """Write a number to the right of a point."""
     axis.annotate(
         text,

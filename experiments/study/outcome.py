@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 
 from emerald_jax.agent.dream import decoding_trace, open_loop
 from emerald_jax.agent.state import init_carry
-from emerald_jax.look.figures import decoding_strip, png_of
+from emerald_jax.look.figures import decoding_strip
+from emerald_jax.look.style import png_of
 from emerald_jax.models.world_model import Pass
 from emerald_jax.reports.runs import Table, interval
 from emerald_jax.run.files import write_atomic
