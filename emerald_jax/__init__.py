@@ -22,6 +22,7 @@ _HOMES = {
     "read_config": "emerald_jax.run.directory",
     "evaluate_run": "emerald_jax.training.evaluate",
     # Look.
+    "DreamEnv": "emerald_jax.look.play_session",
     "Film": "emerald_jax.look.film",
     "FilmPlan": "emerald_jax.look.film",
     "Run": "emerald_jax.run.run",

@@ -2,6 +2,6 @@
 
 import os
 
-# imageio starts ffmpeg with a Python function between fork and exec, which beside JAX's threads may
-# deadlock; with this setting the process is started by the system alone.
+# imageio starts ffmpeg with a Python function between fork and exec, which may deadlock next to
+# JAX's threads. With this setting, no Python code runs there.
 os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")

@@ -1,8 +1,7 @@
-"""The figures of a run's report, from plain arrays and rows; each returns the bytes of a PNG.
+"""Figures of runs and reports, from arrays and rows.
 
-Learning curves from the rows a run has written.
-
-Figures of a report: ours beside published numbers, and learning curves beside chance.
+A figure function returns a Matplotlib figure, already fitted to its labels; :func:`png_of` and
+:func:`save` write it.
 """
 
 from __future__ import annotations
@@ -10,101 +9,91 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
-from PIL import Image, ImageDraw
 
-from emerald_jax.look.film import tint
+from emerald_jax.look.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    LIGHT,
+    LINE_INCHES,
+    LINES,
+    ORANGE,
+    SMALL,
+    add_legend,
+    fit,
+    heading,
+    name_rows,
+    new_figure,
+    over_steps,
+    save,
+    wrap,
+    wrap_name,
+    write_value,
+)
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
-from emerald_jax.run.pictures import ACCENT, BACKGROUND, enlarge, enlargement
+from emerald_jax.run.pictures import ACCENT, PAPER, Canvas, enlarge, enlargement, tint
 
-ORANGE = "#e25822"
+#: Height in inches of a horizontal bar.
+BAR_INCHES = 0.3
+#: Episodes averaged into a learning curve, as in a run's own result line.
+WINDOW = 100
+#: The group of metrics drawn next to the return.
+LOSS_GROUP = "loss/"
+
 #: Name -> (steps `[n]`, values `[n]`).
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def png_of(picture: Figure | np.ndarray) -> bytes:
-    """A figure, or `[height, width, 3]` uint8, as the bytes of a PNG."""
-    buffer = BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(buffer, format="png")
-    else:
-        Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def lines(series: Series, *, title: str, share: bool = False) -> bytes:
+def lines(series: Series, *, title: str, share: bool = False) -> Figure:
     """Several quantities against environment steps.
 
     Args:
         series: what to draw.
         title: of the figure.
-        share: the values are shares of one whole.
+        share: the values are shares of 1.
     """
-    figure, axis = _figure(title, width=6.4)
-    for i, (name, (steps, values)) in enumerate(series.items()):
-        colour = (BLUE, ORANGE, GREY)[i] if i < 3 else None
-        # A line of one point would not be seen.
+    figure, (axis,) = new_figure(6.4, 3.2)
+    heading(axis, title)
+    for name, (steps, values) in series.items():
+        # A line through a single point would be invisible.
         dot = "o" if len(steps) == 1 else None
-        axis.plot(steps, values, color=colour, label=name, marker=dot, markersize=4)
+        axis.plot(steps, values, label=name, marker=dot, markersize=4)
     axis.ticklabel_format(axis="y", useOffset=False)
     if share:
         axis.set_ylim(0, 1)
+    over_steps(axis)
     if len(series) > 1 or share:
-        axis.legend(frameon=False, fontsize="small")
-    tidy(axis)
-    return png_of(figure)
+        add_legend(figure, columns=2)
+    return fit(figure)
 
 
-def bars(values: Mapping[str, float], *, title: str, unit: str) -> bytes:
-    """One horizontal bar per name.
-
-    Args:
-        values: name to length; finite.
-        title: of the figure.
-        unit: written at the axis.
-    """
-    figure, axis = _figure(title, height=0.9 + 0.23 * len(values))
-    names = [name.replace("_", " ") for name in values]
-    drawn = axis.barh(names, list(values.values()), color=BLUE)
-    axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize="small", color=GREY)
-    axis.invert_yaxis()
-    axis.set_xlabel(unit)
-    _plain(axis)
-    axis.margins(x=0.12)
-    return png_of(figure)
-
-
-def action_histogram(names: Sequence[str], shares: Mapping[str, np.ndarray]) -> bytes:
-    """How often each action is taken, in several settings side by side.
+def action_histogram(names: Sequence[str], shares: Mapping[str, np.ndarray]) -> Figure:
+    """The frequency of each action, in several settings next to each other.
 
     Args:
         names: of the actions.
-        shares: setting to `[A]` shares of one.
+        shares: setting -> `[A]` shares of 1.
     """
-    figure, axis = _figure("Actions", width=7.2)
-    places = np.arange(len(names))
-    thick = 0.8 / max(1, len(shares))
+    figure, (axis,) = new_figure(7.2, 3.2)
+    places, thick = np.arange(len(names)), 0.8 / max(1, len(shares))
     for i, (label, values) in enumerate(shares.items()):
         shift = (i - (len(shares) - 1) / 2) * thick
-        axis.bar(places + shift, 100 * values, thick, color=(BLUE, ORANGE)[i % 2], label=label)
-    axis.set_xticks(places, [n.replace("_", " ") for n in names], rotation=60, ha="right")
-    axis.tick_params(axis="x", labelsize="small")
+        axis.bar(places + shift, 100 * values, thick, color=COLOURS[i], label=label)
+    labels = [wrap(name.replace("_", " "), 1.4, lines=1) for name in names]
+    axis.set_xticks(places, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
     axis.set_ylabel("per cent")
-    axis.set_title("")
-    axis.legend(frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
-    _plain(axis)
-    return png_of(figure)
+    add_legend(figure, columns=2)
+    return fit(figure)
 
 
-def attention_map(weights: np.ndarray, ages: Sequence[int]) -> bytes:
+def attention_map(weights: np.ndarray, ages: Sequence[int]) -> Figure:
     """How far back each head of each block looks.
 
     Args:
@@ -112,119 +101,92 @@ def attention_map(weights: np.ndarray, ages: Sequence[int]) -> bytes:
         ages: distances to mark on the axis.
     """
     blocks, heads, reach = weights.shape
-    figure, axis = _figure("Attention over the past", width=7.2, height=1.2 + 0.2 * blocks * heads)
+    figure, (axis,) = new_figure(7.2, 1.2 + 0.2 * blocks * heads)
     flat = weights.reshape(blocks * heads, reach)
     image = axis.imshow(flat, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
+    axis.grid(visible=False)
     figure.colorbar(image, ax=axis, label="mean weight")
     labels = [f"block {b + 1}, head {h + 1}" for b in range(blocks) for h in range(heads)]
     axis.set_yticks(range(blocks * heads), labels, fontsize="x-small")
     axis.set_xticks([age for age in ages if age < reach])
-    axis.set_xlabel("steps back; 0 is what led into this step")
-    return png_of(figure)
+    axis.set_xlabel("steps back; 0 is the newest token")
+    return fit(figure)
 
 
-def rewards(real: np.ndarray, predicted: np.ndarray, cont: np.ndarray, context: int) -> bytes:
-    """Imagined against real reward along recorded episodes.
+def imagined_rewards(
+    real: np.ndarray, predicted: np.ndarray, cont: np.ndarray, context: int
+) -> Figure:
+    """Imagined and real reward along recorded episodes.
 
     Args:
         real: `[B, T]`.
         predicted: `[B, T]`.
-        cont: `[B, T]` predicted probability to go on.
-        context: steps seen before the dream.
+        cont: `[B, T]` predicted probability that the episode continues.
+        context: steps read before the dream.
     """
-    figure = Figure(figsize=(7.2, 1.6 * len(real) + 0.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(real), 1, squeeze=False, sharex=True)[:, 0]
+    figure, axes = new_figure(7.2, 1.6 * len(real) + 0.6, rows=len(real), sharex=True)
     steps = np.arange(real.shape[1]) - context + 1
     for row, axis in enumerate(axes):
-        axis.plot(steps, real[row], "o-", color=BLUE, markersize=3, label="real reward")
-        axis.plot(steps, predicted[row], color=ORANGE, label="imagined reward")
-        axis.plot(steps, cont[row], ":", color=GREY, label="imagined chance to go on")
+        named = row == 0
+        curves = {
+            "real reward": (real, "o-", BLUE),
+            "imagined reward": (predicted, "-", ORANGE),
+            "probability to continue": (cont, ":", GREY),
+        }
+        for name, (values, style, colour) in curves.items():
+            label = name if named else None
+            axis.plot(steps, values[row], style, color=colour, markersize=3, label=label)
         axis.axvline(0.5, color=ORANGE, linewidth=0.8)
-        _plain(axis)
-    axes[0].legend(
-        frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1)
-    )
     axes[-1].set_xlabel("imagined steps")
-    return png_of(figure)
+    add_legend(figure, columns=3)
+    return fit(figure)
+
+
+#: Minimum side in pixels of a frame in a decoding strip, and pixels between two frames.
+STRIP_PX, STRIP_GAP = 128, 6
 
 
 def decoding_strip(
     frames: np.ndarray, masked: np.ndarray, confidence: np.ndarray, real: np.ndarray
 ) -> np.ndarray:
-    """The decoding steps of a latent, beside the frame that really came.
+    """Draw the decoding steps of a latent, followed by the real frame.
 
-    Upper row: the latent as it stands after each step. Lower row: the same, places tinted by how
-    unsure the model is of their tokens, and as many dots in each place as tenths of its tokens
-    were still masked when the step began.
+    Upper row: the decoded latent after each step. Lower row: the same, tinted where the model is
+    uncertain, with one dot per tenth of a position's tokens that were masked before the step.
 
     Args:
         frames: `[S, height, width, 3]` uint8.
-        masked: `[S, h, w]` share of a place's tokens that were MASK, in [0, 1].
-        confidence: `[S, h, w]` mean probability of a place's tokens.
+        masked: `[S, h, w]` share of a position's tokens that were masked, in [0, 1].
+        confidence: `[S, h, w]` mean probability of a position's tokens.
         real: `[height, width, 3]` uint8.
 
     Returns:
         `[height, width, 3]` uint8.
     """
-    height, width, _ = real.shape
-    factor = enlargement(height, width, 128)
-    big = (height * factor, width * factor)
-    gap, top = 6, 18
-    columns = len(frames) + 1
-    size = (columns * (big[1] + gap) + gap, top + 2 * (big[0] + gap) + gap)
-    canvas = Image.new("RGB", size, BACKGROUND)
-    pen = ImageDraw.Draw(canvas)
-    for s in range(columns):
-        x = gap + s * (big[1] + gap)
-        last = s == len(frames)
-        frame = enlarge(real if last else frames[s], factor)
-        pen.text(
-            (x + big[1] // 2, top - 4),
-            "real" if last else f"step {s + 1}",
-            (40, 42, 48),
-            anchor="ms",
-        )
-        canvas.paste(Image.fromarray(frame), (x, top))
-        if last:
-            continue
-        y = top + big[0] + gap
-        canvas.paste(Image.fromarray(tint(frame, confidence[s])), (x, y))
-        _mark(pen, masked[s], (x, y), big)
-    return np.asarray(canvas)
+    # A position is wide enough for a row of five dots.
+    factor = enlargement(*real.shape[:2], max(STRIP_PX, 30 * max(masked.shape[1:])))
+    height, width = (side * factor for side in real.shape[:2])
+    count, gap, top = len(frames), STRIP_GAP, 18
+    canvas = Canvas((count + 1) * (width + gap) + gap, top + 2 * (height + gap) + gap)
+    for s, small in enumerate([*frames, real]):
+        x, frame = gap + s * (width + gap), enlarge(small, factor)
+        name = f"step {s + 1}" if s < count else "real"
+        canvas.write(name, x + width // 2, top - 4, anchor="ms")
+        canvas.paste(frame, x, top)
+        if s < count:
+            canvas.paste(tint(frame, confidence[s]), x, top + height + gap)
+            _draw_dots(canvas, masked[s], (x, top + height + gap), (height, width))
+    return canvas.pixels()
 
 
-def _mark(pen: ImageDraw.ImageDraw, share: np.ndarray, corner: tuple, size: tuple) -> None:
-    """Dots for masked tokens: one for each tenth of a place's tokens."""
+def _draw_dots(canvas: Canvas, share: np.ndarray, corner: tuple, size: tuple) -> None:
+    """One dot per tenth of a position's tokens that was masked."""
     rows, columns = share.shape
-    high, wide = size[0] / rows, size[1] / columns
-    for row in range(rows):
-        for column in range(columns):
-            for dot in range(round(10 * share[row, column])):
-                x = corner[0] + column * wide + 4 + 5 * (dot % 5)
-                y = corner[1] + row * high + 4 + 5 * (dot // 5)
-                pen.rectangle((x, y, x + 2, y + 2), fill=(255, 255, 255), outline=ACCENT)
-
-
-def _figure(title: str, *, width: float = 6.4, height: float = 3.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.set_title(title)
-    return figure, axis
-
-
-def _plain(axis: Axes) -> None:
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_axisbelow(True)
-
-
-#: Episodes averaged into the curve, as in a run's own result line.
-WINDOW = 100
-BLUE, GREY = "#1f5fa8", "#9aa0a8"
-#: The group of metrics drawn beside the return.
-LOSS_GROUP = "loss/"
+    for row, column in np.ndindex(rows, columns):
+        for dot in range(round(10 * share[row, column])):
+            x = corner[0] + column * size[1] / columns + 4 + 5 * (dot % 5)
+            y = corner[1] + row * size[0] / rows + 4 + 5 * (dot // 5)
+            canvas.pen.rectangle((x, y, x + 2, y + 2), fill=PAPER, outline=ACCENT)
 
 
 def learning_curve(run: str | Path, out: str | Path) -> Path:
@@ -240,66 +202,72 @@ def learning_curve(run: str | Path, out: str | Path) -> Path:
     Raises:
         ValueError: when the run has neither episodes nor losses yet.
     """
-    out = Path(out)
-    figure = curve_figure(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
+    return save(curve_figure(run), out)
 
 
 def curve_figure(run: str | Path) -> Figure:
     """The figure of :func:`learning_curve`; arguments and errors as there."""
     run = Path(run)
-    episodes = read_rows(run / EPISODES_FILE)
+    episodes = [row for row in read_rows(run / EPISODES_FILE) if row.get("score") is not None]
     losses = loss_series(read_rows(run / METRICS_FILE))
     if not episodes and not losses:
         raise ValueError(f"{run} has no curve yet: it holds neither episodes nor losses")
     columns = 1 + bool(losses)
-    figure = Figure(figsize=(5.6 * columns, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    _draw_return(axes[0], episodes)
+    figure, axes = new_figure(5.6 * columns, 3.6, columns=columns)
+    heading(axes[0], f"Episode return, mean of the last {WINDOW}")
+    if episodes:
+        _draw_return(axes[0], episodes)
     if losses:
-        _draw_losses(axes[1], losses)
+        heading(axes[1], "Losses")
+        positive = all((values > 0).all() for _, values in losses.values())
+        axes[1].set_yscale("log" if positive else "symlog")
+        for name, (steps, values) in losses.items():
+            axes[1].plot(steps, values, linewidth=1.2, label=name)
     for axis in axes:
-        tidy(axis)
-    return figure
+        over_steps(axis)
+    add_legend(figure, side="right")
+    return fit(figure)
 
 
-def seeds_figure(
-    seeds: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, goal: float | None = None
-) -> Figure:
-    """One quantity of several runs: every run as a thin line, their mean, and a band around it.
+def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
+    steps, scores = np.array([(row["step"], row["score"]) for row in episodes], np.float64).T
+    axis.plot(steps, scores, ".", color=GREY, markersize=2, alpha=0.4, rasterized=True)
+    mean = rolling_mean(scores)
+    axis.plot(steps, mean, "-", color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
+    write_value(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
+
+
+def seeds_figure(seeds: Series, *, title: str, goal: float | None = None) -> Figure:
+    """One quantity of several runs: each run as a thin line, their mean, and a band around them.
 
     Args:
         seeds: name -> (environment steps `[n]`, values `[n]`), steps rising.
         title: of the figure.
-        goal: where a line is drawn across.
+        goal: value at which a horizontal line is drawn.
 
     Returns:
-        The figure; its band holds all runs, over the steps that all of them have.
+        The figure; its band contains all runs, over the steps that all of them have.
     """
-    figure = Figure(figsize=(5.6, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, (axis,) = new_figure(5.6, 3.6)
     begin = max(steps[0] for steps, _ in seeds.values())
     end = min(steps[-1] for steps, _ in seeds.values())
     grid = np.linspace(begin, end, 200)
     values = np.stack([np.interp(grid, *points) for points in seeds.values()])
     axis.fill_between(grid, values.min(0), values.max(0), color=BLUE, alpha=0.18, lw=0)
     for steps, found in seeds.values():
-        axis.plot(steps, found, color=GREY, linewidth=0.7)
-    axis.plot(grid, values.mean(0), color=BLUE, linewidth=2, label=f"mean of {len(seeds)} seeds")
+        axis.plot(steps, found, "-", color=GREY, linewidth=0.7)
+    mean = f"mean of {len(seeds)} seeds"
+    axis.plot(grid, values.mean(0), "-", color=BLUE, linewidth=2, label=mean)
     if goal is not None:
-        axis.axhline(goal, color="#e25822", linewidth=1, linestyle="--", label=f"{goal:g}")
-    axis.set_title(title)
-    axis.legend(frameon=False, fontsize="small")
-    tidy(axis)
-    return figure
+        axis.axhline(goal, color=ORANGE, linewidth=1, linestyle="--", label=f"{goal:g}")
+    heading(axis, title)
+    over_steps(axis)
+    add_legend(figure, columns=2)
+    return fit(figure)
 
 
 def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Mean of each value and up to ``window - 1`` before it.
+    """Mean of each value and up to ``window - 1`` values before it.
 
     Args:
         values: `[n]`.
@@ -314,63 +282,21 @@ def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     return (sums[ends] - sums[begins]) / (ends - begins)
 
 
-def loss_series(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The losses in metrics rows.
-
-    Returns:
-        name without its group -> (steps `[n]`, values `[n]`); missing values are left out.
-    """
-    names = dict.fromkeys(k for row in rows for k in row if k.startswith(LOSS_GROUP))
+def series_of(rows: list[dict[str, Any]], names: Sequence[str]) -> Series:
+    """Metrics in rows, by name; missing values are left out, and so are names without a value."""
     series = {}
     for name in names:
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if points:
             steps, values = np.array(points, dtype=np.float64).T
-            series[name.removeprefix(LOSS_GROUP)] = (steps, values)
+            series[name] = (steps, values)
     return series
 
 
-def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
-    axis.set_title(f"Episode return, mean of the last {WINDOW}")
-    rows = [row for row in episodes if row.get("score") is not None]
-    if not rows:
-        return
-    steps, scores = np.array([(row["step"], row["score"]) for row in rows], dtype=np.float64).T
-    axis.plot(steps, scores, ".", color=GREY, markersize=2, alpha=0.4, rasterized=True)
-    mean = rolling_mean(scores)
-    axis.plot(steps, mean, color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
-    axis.annotate(
-        f"{mean[-1]:.2f}",
-        (steps[-1], mean[-1]),
-        xytext=(4, 0),
-        textcoords="offset points",
-        color=BLUE,
-        va="center",
-        annotation_clip=False,
-    )
-
-
-def _draw_losses(axis: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    axis.set_title("Losses")
-    positive = all((values > 0).all() for _, values in losses.values())
-    axis.set_yscale("log" if positive else "symlog")
-    for name, (steps, values) in losses.items():
-        axis.plot(steps, values, linewidth=1.2, label=name)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
-
-
-def tidy(axis: Axes) -> None:
-    """Axes against environment steps, without what tells nothing."""
-    axis.set_xlabel("environment steps")
-    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.margins(x=0.02)
-
-
-ORANGE, LIGHT = "#d9822b", "#d5d8dc"
-_COLOURS = (BLUE, ORANGE, "#3a8f5c", "#8c4a9c", "#b03a3a")
-_BAR = 0.3
+def loss_series(rows: list[dict[str, Any]]) -> Series:
+    """The losses in metrics rows, by name without its group; missing values are left out."""
+    names = dict.fromkeys(k for row in rows for k in row if k.startswith(LOSS_GROUP))
+    return {k.removeprefix(LOSS_GROUP): v for k, v in series_of(rows, list(names)).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,12 +304,12 @@ class Bar:
     """One bar.
 
     Attributes:
-        label: who it is.
+        label: its name.
         value: its length.
         low: lower end of its error bar, or NaN.
         high: upper end.
         ours: drawn in colour; published numbers are grey.
-        meets: hatched when it does not meet the protocol.
+        meets: hatched when False: the result does not meet the protocol.
     """
 
     label: str
@@ -394,134 +320,101 @@ class Bar:
     meets: bool = True
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that no window shows, sizes in inches."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def bar_figure(panels: Mapping[str, Sequence[Bar]], out: Path, *, unit: str) -> Path:
-    """Horizontal bars, one panel below the other.
+def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
+    """Horizontal bars with their numbers, one panel below the other.
 
     Args:
         panels: title -> bars, from top to bottom.
-        out: the picture to write.
-        unit: what the bars measure.
+        unit: of the bars.
     """
-    figure = new_figure(8.5, 1.0 + sum(0.7 + _BAR * len(bars) for bars in panels.values()))
-    heights = [2 + len(bars) for bars in panels.values()]
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    heights = [_rows_inches([bar.label for bar in bars]) for bars in panels.values()]
+    height = 1.0 + sum(0.7 + bars for bars in heights)
+    ratios = [0.6 + bars for bars in heights]
+    figure, axes = new_figure(8.5, height, rows=len(panels), height_ratios=ratios)
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
-        draw_bars(axis, bars)
-        axis.set_title(title, loc="left", fontsize="medium")
+        for row, bar in enumerate(bars):
+            _draw_bar(axis, row, bar)
+        name_rows(axis, [bar.label for bar in bars])
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.spines["left"].set_visible(False)
+        axis.grid(visible=False, axis="y")
+        axis.tick_params(axis="y", length=0)
+        axis.margins(x=0.12)
+        heading(axis, title)
         axis.set_xlabel(unit)
-    figure.savefig(out)
-    return out
+    return fit(figure)
 
 
-def draw_bars(axis: Axes, bars: Sequence[Bar]) -> None:
-    """Horizontal bars with their numbers, the first on top."""
-    rows = np.arange(len(bars))
-    for row, bar in zip(rows, bars, strict=True):
-        axis.barh(
-            row,
-            bar.value,
-            color=(BLUE if bar.meets else "white") if bar.ours else LIGHT,
-            edgecolor=BLUE if bar.ours else LIGHT,
-            hatch="" if bar.meets else "////",
-            height=0.7,
-        )
-        end = bar.value
-        if not math.isnan(bar.low):
-            axis.plot([bar.low, bar.high], [row, row], color="black", linewidth=1.2)
-            end = max(end, bar.high)
-        text = f"{bar.value:.1f}" if abs(bar.value) >= 10 else f"{bar.value:.3g}"
-        axis.annotate(
-            text,
-            (max(end, 0.0), row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-        )
-    axis.set_yticks(rows, [bar.label for bar in bars], fontsize="small")
-    axis.invert_yaxis()
-    axis.axvline(0, color=GREY, linewidth=0.8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(axis="y", length=0)
-    axis.margins(x=0.12)
+def _rows_inches(names: Sequence[str]) -> float:
+    """Height of one row per name, of which none overlaps the next."""
+    most = max((wrap_name(name).count("\n") + 1 for name in names), default=1)
+    return len(names) * max(BAR_INCHES, LINE_INCHES * (most + 0.5))
 
 
-def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int, out: Path) -> Path:
+def _draw_bar(axis: Axes, row: int, bar: Bar) -> None:
+    face = (BLUE if bar.meets else "white") if bar.ours else LIGHT
+    edge, hatch = BLUE if bar.ours else LIGHT, "" if bar.meets else "////"
+    axis.barh(row, bar.value, color=face, edgecolor=edge, hatch=hatch, height=0.7)
+    end = bar.value
+    if not math.isnan(bar.low):
+        axis.plot([bar.low, bar.high], [row, row], "-", color="black", linewidth=1.2)
+        end = max(end, bar.high)
+    text = f"{bar.value:.1f}" if abs(bar.value) >= 10 else f"{bar.value:.3g}"
+    write_value(axis, text, (max(end, 0.0), row), "black")
+
+
+def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:
     """Success rates of Crafter's achievements, one row each.
 
     Args:
-        rates: who -> achievement -> per cent.
+        rates: agent -> achievement -> per cent.
         ours: how many of them, the first ones, are ours.
-        out: the picture to write.
     """
     names = sorted(set().union(*rates.values()))
-    figure = new_figure(8.5, 1.2 + 0.3 * len(names) + 0.2 * len(rates))
-    axis = figure.subplots()
-    rows = np.arange(len(names))
-    for index, (who, row) in enumerate(rates.items()):
+    readable = [name.replace("_", " ") for name in names]
+    figure, (axis,) = new_figure(8.5, 1.2 + _rows_inches(readable))
+    for index, (agent, row) in enumerate(rates.items()):
         mine = index < ours
         axis.plot(
             [row.get(name, math.nan) for name in names],
-            rows,
+            range(len(names)),
             marker="o" if mine else "|",
             markersize=6 if mine else 11,
             markeredgewidth=1 if mine else 2.5,
             linestyle="",
-            color=_COLOURS[index % len(_COLOURS)] if mine else (GREY, "black")[index % 2],
-            label=who,
+            color=COLOURS[index % len(COLOURS)] if mine else (GREY, "black")[index % 2],
+            label=agent,
         )
-    axis.set_yticks(rows, [name.replace("_", " ") for name in names], fontsize="small")
-    axis.invert_yaxis()
+    name_rows(axis, readable)
     axis.set_xlim(-2, 102)
     axis.set_xlabel("episodes in which it was achieved, %")
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize="small")
-    figure.savefig(out)
-    return out
+    add_legend(figure)
+    return fit(figure)
 
 
 def returns_figure(
     curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
     chance: float | None,
-    out: Path,
     *,
     title: str,
-) -> Path:
-    """Learning curves, mean of the last 100 training episodes, one thin line per seed.
+) -> Figure:
+    """Learning curves, mean of the last 100 training episodes, one line per seed.
 
     Args:
-        curves: who -> per seed, steps `[n]` and returns `[n]` of its training episodes.
+        curves: agent -> per seed, steps `[n]` and returns `[n]` of its training episodes.
         chance: return of random play; None when it is not known.
-        out: the picture to write.
-        title: above it.
+        title: above the axes.
     """
-    figure = new_figure(7.5, 4.2)
-    axis = figure.subplots()
-    for index, (who, seeds) in enumerate(curves.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
+    figure, (axis,) = new_figure(7.5, 4.2)
+    for style, (agent, seeds) in zip(cycle(LINES), curves.items(), strict=False):
+        name = f"{agent} ({len(seeds)} seeds)" if len(seeds) > 1 else agent
         for number, (steps, scores) in enumerate(seeds):
-            mean = rolling_mean(scores)
-            label = f"{who} ({len(seeds)} seeds)" if len(seeds) > 1 else who
-            axis.plot(
-                steps, mean, color=colour, linewidth=1.6, label=label if number == 0 else None
-            )
+            label = None if number else name
+            axis.plot(steps, rolling_mean(scores), linewidth=1.6, label=label, **style)
     if chance is not None:
         axis.axhline(chance, color=GREY, linestyle="--", label=f"random play, {chance:.2f}")
-    axis.set_title(title, loc="left", fontsize="medium")
-    axis.set_xlabel("environment steps")
-    axis.set_ylabel("return, mean of the last 100 episodes")
-    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    if curves:
-        axis.legend(frameon=False, fontsize="small")
-    figure.savefig(out)
-    return out
+    heading(axis, title)
+    over_steps(axis)
+    axis.set_ylabel(f"return, mean of the last {WINDOW} episodes")
+    add_legend(figure)
+    return fit(figure)

@@ -1,14 +1,8 @@
-"""A dream beside reality, as a film or as one picture, from plain arrays.
+"""Films of dreams next to reality, and films of episodes.
 
-Left what really happened, right what the model imagined, uncertain places tinted; underneath, the
-predicted reward (with the real one where it is known) and the predicted probability to go on.
-
-A dream of a loaded agent beside what really happened, ready to be drawn.
-
-From a recorded stretch of the run, or from a fresh episode whose environment is stepped with the
-very actions that were dreamt.
-
-A film of one environment's first episode, written while it is played.
+A dream film shows the real frames on the left and the imagined ones on the right, with uncertain
+latent positions tinted. Below them stand the predicted reward (with the real one where it is known)
+and the predicted probability that the episode continues.
 """
 
 from __future__ import annotations
@@ -23,52 +17,56 @@ from typing import Any, Literal
 import imageio.v2 as imageio
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import UInt8
 
 from emerald_jax.agent.agent import Agent, Dream
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
-from emerald_jax.run.pictures import ACCENT, BACKGROUND, FAINT, INK, enlarge, enlargement
+from emerald_jax.run.pictures import (
+    ACCENT,
+    BLUE,
+    FAINT,
+    LINE,
+    PAPER,
+    Canvas,
+    enlarge,
+    enlargement,
+    tint,
+)
 from emerald_jax.run.recordings import Recordings
 
-#: Endings a dream can be saved as.
+#: File endings of a dream film.
 ENDINGS = (".mp4", ".gif", ".png")
-#: Sides of the frames in a film and in the one picture, in pixels at least.
+#: Minimum side in pixels of a frame in a film, and in its single picture.
 FILM_PX, SHEET_PX = 224, 56
-#: Columns of the one picture at most.
-SHEET_COLUMNS = 14
-#: A place of confidence 0 is covered by this share of the tint.
-TINT_SHARE = 0.6
-MARGIN, GAP, STRIP_HEIGHT, HEADER = 12, 8, 44, 20
-#: Pixels of a strip's caption, which stands above it.
+#: Maximum number of columns in the single picture, and the width of its row labels.
+SHEET_COLUMNS, ROW_LABEL = 14, 56
+MARGIN, GAP, PLOT_HEIGHT, HEADER = 12, 8, 44, 20
+#: Pixels of the caption above a plot, and of both plots with their captions.
 CAPTION = 16
-#: Pixels of both strips with their captions.
-STRIPS = 2 * (CAPTION + STRIP_HEIGHT + GAP)
-#: What frames that never were are painted with.
+PLOTS = 2 * (CAPTION + PLOT_HEIGHT + GAP)
+#: Grey level of frames that do not exist.
 UNKNOWN = 232
-BLUE = (31, 95, 168)
-
-#: What Pillow's default font is, with FreeType and without.
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+#: Frames per second and approximate height in pixels of an episode film.
+EPISODE_FPS, EPISODE_PX = 15, 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """What is shown: N steps, of which the first ``context`` were really seen.
+    """N steps to show, of which the model read the first ``context`` from real frames.
 
     Attributes:
         real: `[N, height, width, 3]` uint8.
         dream: the same shape, reconstructions up to ``context``.
-        context: frames seen before the dream began, 1 to N - 1.
-        known: frames of ``real`` that did happen; the others are not shown.
-        reward: `[N]` predicted reward; NaN where there is none.
-        real_reward: `[N]`; NaN where it is not known.
-        cont: `[N]` predicted probability to go on; NaN where there is none.
+        context: frames read before the dream begins, 1 to N - 1.
+        known: number of frames of ``real`` that exist; the others are not shown.
+        reward: `[N]` predicted reward, NaN where there is no prediction.
+        real_reward: `[N]`, NaN where it is not known.
+        cont: `[N]` predicted probability that the episode continues, NaN where there is none.
         confidence: `[N, h, w]` in [0, 1], of each latent position.
-        actions: what was done at each step, one word each, or empty.
+        actions: the name of the action that led to each step, or empty.
     """
 
     real: np.ndarray
@@ -92,33 +90,12 @@ class Film:
                 raise ValueError(f"{name} has {len(getattr(self, name))} steps, not {n}")
 
 
-def tint(
-    frame: UInt8[np.ndarray, "height width 3"], confidence: Float[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Cover the latent positions of a frame with orange, the more the less sure the model was.
-
-    Args:
-        frame: `[height, width, 3]` uint8.
-        confidence: `[h, w]` in [0, 1]; h and w divide height and width.
-
-    Returns:
-        `[height, width, 3]` uint8.
-    """
-    height, width, _ = frame.shape
-    rows, columns = confidence.shape
-    share = TINT_SHARE * (1 - np.clip(confidence, 0, 1))
-    share = share.repeat(-(-height // rows), axis=0)[:height]
-    share = share.repeat(-(-width // columns), axis=1)[:, :width, None]
-    mixed = frame * (1 - share) + np.array(ACCENT) * share
-    return np.round(mixed).astype(np.uint8)
-
-
 def film_frames(film: Film, *, tinted: bool = True) -> Iterator[np.ndarray]:
-    """The pictures of a film, one a step, sides even as video codecs want them.
+    """Draw one picture per step, with even sides as video codecs require.
 
     Args:
         film: what to show.
-        tinted: tint uncertain places.
+        tinted: tint uncertain positions.
 
     Yields:
         `[height, width, 3]` uint8.
@@ -126,38 +103,27 @@ def film_frames(film: Film, *, tinted: bool = True) -> Iterator[np.ndarray]:
     height, width = film.real.shape[1:3]
     factor = enlargement(height, width, FILM_PX)
     height, width = height * factor, width * factor
-    right = MARGIN + width + GAP
-    size = (right + width + MARGIN, MARGIN + HEADER + height + STRIPS + MARGIN)
-    size = tuple(side + side % 2 for side in size)
-    font = ImageFont.load_default(12)
+    right, top = MARGIN + width + GAP, MARGIN + HEADER
+    size = (right + width + MARGIN, top + height + PLOTS + MARGIN)
     for step in range(len(film.real)):
-        canvas = Image.new("RGB", size, BACKGROUND)
-        pen = ImageDraw.Draw(canvas)
-        real = film.real[step] if step < film.known else np.full_like(film.real[0], UNKNOWN)
-        dream = film.dream[step]
-        if tinted and step >= film.context:
-            dream = tint(enlarge(dream, factor), film.confidence[step])
-        else:
-            dream = enlarge(dream, factor)
-        canvas.paste(Image.fromarray(enlarge(real, factor)), (MARGIN, MARGIN + HEADER))
-        canvas.paste(Image.fromarray(dream), (right, MARGIN + HEADER))
-        left_words, right_words = _headings(film, step)
-        base = MARGIN + HEADER - 6
-        pen.text((MARGIN, base), left_words, INK, font, anchor="ls")
-        ink = ACCENT if step >= film.context else FAINT
-        pen.text((right, base), right_words, ink, font, anchor="ls")
-        top = MARGIN + HEADER + height + GAP + CAPTION
-        box = (MARGIN, top, right + width, top + STRIP_HEIGHT)
-        _draw_strips(pen, font, film, box, upto=step)
-        yield np.asarray(canvas)
+        canvas = Canvas(*(side + side % 2 for side in size))
+        real, dream = _frames_of(film, step, factor, tinted)
+        canvas.paste(real, MARGIN, top)
+        canvas.paste(dream, right, top)
+        above_real, above_dream = _headings(film, step)
+        canvas.write(above_real, MARGIN, top - 6, room=width)
+        colour = ACCENT if step >= film.context else FAINT
+        canvas.write(above_dream, right, top - 6, colour, room=width)
+        _draw_plots(canvas, film, MARGIN, right + width, top + height + GAP, upto=step)
+        yield canvas.pixels()
 
 
 def film_sheet(film: Film, *, tinted: bool = True) -> UInt8[np.ndarray, "height width 3"]:
-    """The whole film as one picture: frames in two rows, the strips underneath.
+    """Draw the complete film as one picture: frames in two rows, the plots below.
 
     Args:
-        film: what to show; of a long one evenly spaced steps are taken.
-        tinted: tint uncertain places.
+        film: what to show; of a long film, evenly spaced steps.
+        tinted: tint uncertain positions.
 
     Returns:
         `[height, width, 3]` uint8.
@@ -166,41 +132,32 @@ def film_sheet(film: Film, *, tinted: bool = True) -> UInt8[np.ndarray, "height 
     height, width = film.real.shape[1:3]
     factor = enlargement(height, width, SHEET_PX)
     height, width = height * factor, width * factor
-    label = 56
-    right = MARGIN + label + len(steps) * (width + 2)
-    top = MARGIN + HEADER
-    size = (right + MARGIN, top + 2 * (height + 2) + STRIPS + MARGIN)
-    canvas = Image.new("RGB", size, BACKGROUND)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    for row, name in enumerate(("real", "dream")):
-        y = top + row * (height + 2)
-        pen.text((MARGIN, y + height // 2), name, INK, font, anchor="lm")
-    for column, step in enumerate(steps):
-        x = MARGIN + label + column * (width + 2)
-        dreamt = step >= film.context
+    left, top = MARGIN + ROW_LABEL, MARGIN + HEADER
+    below = top + height + 2
+    right = left + max(len(steps) * (width + 2), *map(Canvas.width_of, _captions(film)))
+    canvas = Canvas(right + MARGIN, below + height + 2 + PLOTS + MARGIN)
+    for name, y in (("real", top), ("dream", below)):
+        canvas.write(name, MARGIN, y + height // 2, anchor="lm")
+    for column, step in enumerate(steps.tolist()):
+        x = left + column * (width + 2)
         offset = step - film.context + 1
-        words = f"+{offset}" if dreamt else str(offset)
-        pen.text((x + width // 2, top - 6), words, ACCENT if dreamt else FAINT, font, anchor="ms")
-        real = film.real[step] if step < film.known else np.full_like(film.real[0], UNKNOWN)
-        dream = enlarge(film.dream[step], factor)
-        if tinted and dreamt:
-            dream = tint(dream, film.confidence[step])
-        canvas.paste(Image.fromarray(enlarge(real, factor)), (x, top))
-        canvas.paste(Image.fromarray(dream), (x, top + height + 2))
-    y = top + 2 * (height + 2) + GAP + CAPTION
-    box = (MARGIN + label, y, right, y + STRIP_HEIGHT)
-    _draw_strips(pen, font, film, box, upto=len(film.real) - 1)
-    return np.asarray(canvas)
+        label, colour = (f"+{offset}", ACCENT) if offset > 0 else (str(offset), FAINT)
+        canvas.write(label, x + width // 2, top - 6, colour, anchor="ms")
+        real, dream = _frames_of(film, step, factor, tinted)
+        canvas.paste(real, x, top)
+        canvas.paste(dream, x, below)
+    _draw_plots(canvas, film, left, right, below + height + 2 + GAP, upto=len(film.real) - 1)
+    return canvas.pixels()
 
 
 def save_film(film: Film, path: str | Path, *, fps: float = 8.0, tinted: bool = True) -> Path:
-    """Write a film as .mp4 or .gif, or all of it as one .png; whole or not at all.
+    """Write a film as .mp4 or .gif, or as one picture in .png; a failure leaves the old file.
 
     Args:
         film: what to show.
-        path: where to; the ending decides.
-        fps: steps a second.
-        tinted: tint uncertain places.
+        path: the file; its ending decides the format.
+        fps: steps per second.
+        tinted: tint uncertain positions.
 
     Returns:
         ``path``.
@@ -216,303 +173,29 @@ def save_film(film: Film, path: str | Path, *, fps: float = 8.0, tinted: bool = 
     draft = path.with_name(f".{path.stem}.{os.getpid()}{ending}")
     try:
         if ending == ".png":
-            Image.fromarray(film_sheet(film, tinted=tinted)).save(draft)
+            imageio.imwrite(draft, film_sheet(film, tinted=tinted))
         else:
-            write_video(draft, film_frames(film, tinted=tinted), fps)
+            with open_video(draft, fps) as writer:
+                for frame in film_frames(film, tinted=tinted):
+                    writer.append_data(frame)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     return path
 
 
-def write_video(path: Path, frames: Iterator[np.ndarray] | np.ndarray, fps: float) -> None:
-    """Write `[height, width, 3]` uint8 frames as .mp4 (H.264) or endless .gif through imageio.
-
-    Args:
-        path: the ending decides; sides must be even for .mp4.
-        frames: the pictures.
-        fps: pictures a second.
-    """
+def open_video(path: Path, fps: float) -> Any:
+    """A writer of an .mp4 film (H.264, sides must be even) or of an endlessly repeated .gif."""
     if path.suffix.lower() == ".gif":
-        options = {"duration": 1000 / fps, "loop": 0}
-    else:
-        options = {"fps": fps, "macro_block_size": 2, "quality": 8}
-    with imageio.get_writer(path, **options) as writer:
-        for frame in frames:
-            writer.append_data(frame)
-
-
-def _headings(film: Film, step: int) -> tuple[str, str]:
-    """What stands over the two frames of a step."""
-    action = f", {film.actions[step]}" if step < len(film.actions) and film.actions[step] else ""
-    real = f"real{action}" if step < film.known else "real: not known"
-    offset = step - film.context + 1
-    if offset <= 0:
-        return real, "reconstructed"
-    over = (film.cont[film.context : step] < 0.5).any()
-    return real, f"dream +{offset}{action}{': past its end' if over else ''}"
-
-
-def _draw_strips(
-    pen: ImageDraw.ImageDraw, font: Font, film: Film, box: tuple, *, upto: int
-) -> None:
-    """Predicted reward and, below it, predicted continue, up to a step.
-
-    Args:
-        pen: what draws.
-        font: of the labels.
-        film: what is drawn.
-        box: left, top, right and bottom of the upper strip, in pixels.
-        upto: the newest step.
-    """
-    left, top, right, bottom = box
-    count = len(film.real)
-    known = np.concatenate([film.reward, film.real_reward])
-    known = np.abs(known[np.isfinite(known)])
-    most = max(float(known.max()) if known.size else 0.0, 0.1)
-
-    def x(step: float) -> float:
-        return left + (step + 0.5) * (right - left) / count
-
-    middle, half = (top + bottom) / 2, (bottom - top) / 2 - 4
-    begin = left + film.context * (right - left) / count
-    lower = bottom + GAP + CAPTION
-    for y0, y1 in ((top, bottom), (lower, lower + bottom - top)):
-        pen.rectangle((left, y0, right, y1), outline=(222, 222, 218), fill=(255, 255, 255))
-        pen.line((begin, y0, begin, y1), fill=ACCENT)
-    pen.line((left, middle, right, middle), fill=(222, 222, 218))
-    bar = max(1.0, 0.3 * (right - left) / count)
-    floor = lower + (bottom - top) - 4
-    points = []
-    for step in range(upto + 1):
-        if np.isfinite(film.reward[step]):
-            y = middle - half * film.reward[step] / most
-            pen.rectangle((x(step) - bar, min(y, middle), x(step) + bar, max(y, middle)), ACCENT)
-        if np.isfinite(film.real_reward[step]):
-            y = middle - half * film.real_reward[step] / most
-            pen.ellipse((x(step) - 2, y - 2, x(step) + 2, y + 2), fill=BLUE)
-        if np.isfinite(film.cont[step]):
-            points.append((x(step), floor - (bottom - top - 8) * film.cont[step]))
-    if len(points) > 1:
-        pen.line(points, fill=ACCENT, width=2)
-    scale = f", full scale {most:.2g}" if known.size else ""
-    words = f"reward: predicted (bars), real (dots){scale}"
-    pen.text((left, top - 5), words, FAINT, font, anchor="ls")
-    pen.text((left, lower - 5), "predicted chance to go on, 0 to 1", FAINT, font, anchor="ls")
-
-
-Actions = Literal["recorded", "policy", "random"] | tuple[int, ...]
-
-#: Added to a seed, so that these episodes are not those of training or evaluation.
-_SEED_OFFSET = 2_000_003
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilmPlan:
-    """What to film.
-
-    Attributes:
-        source: ``real`` begins with recorded frames, ``reset`` with a fresh episode.
-        actions: who steers the dream: the ``policy``, ``random`` ones, given ones (then they set
-            the horizon), or, from recorded frames, those ``recorded``.
-        horizon: imagined steps.
-        context: frames seen before the dream begins; a short episode gives fewer.
-        seed: decides the stretch or the episode, and the dream.
-        steps: decoding steps; None takes the run's.
-        temperature: of the tokens.
-    """
-
-    source: Literal["real", "reset"] = "real"
-    actions: Actions = "policy"
-    horizon: int = 50
-    context: int = 4
-    seed: int = 0
-    steps: int | None = None
-    temperature: float = 1.0
-
-
-class _Reality:
-    """Frames, actions and rewards as they really came, growing."""
-
-    def __init__(self) -> None:
-        self.images: list[np.ndarray] = []
-        self.actions: list[int] = []
-        self.rewards: list[float] = []
-
-    def add(self, image: np.ndarray, action: int, reward: float) -> None:
-        self.images.append(image.copy())
-        self.actions.append(int(action))
-        self.rewards.append(float(reward))
-
-
-def film_run(agent: Agent, run: str | Path, plan: FilmPlan) -> Film:
-    """Make the film.
-
-    Args:
-        agent: from :func:`loaded.load`.
-        run: its run directory, where recorded frames lie.
-        plan: what to film.
-
-    Returns:
-        :class:`Film`.
-
-    Raises:
-        ReplayError: recorded frames are asked for and there are none.
-        EnvError: the environment cannot be made here.
-    """
-    if plan.source == "real":
-        return _film_recorded(agent, Recordings(run), plan)
-    envs = replace(agent.config.envs, count=1, workers="inline")
-    env = make_vector_env(agent.config.env, envs, seed=plan.seed + _SEED_OFFSET)
-    try:
-        return _film_reset(agent, env, plan)
-    finally:
-        env.close()
-
-
-def _film_recorded(agent: Agent, recordings: Recordings, plan: FilmPlan) -> Film:
-    if not len(recordings):
-        raise ReplayError("the run holds no recorded frames to begin with: use --from reset")
-    rng = np.random.default_rng(plan.seed)
-    clip = recordings.draw(plan.context + plan.horizon, rng)
-    context = min(plan.context, len(clip) - 1)
-    if context < 1:
-        raise ReplayError("no recorded episode is two frames long: use --from reset")
-    horizon, actions = plan.horizon, plan.actions
-    if actions == "recorded":
-        horizon = len(clip) - context
-        actions = tuple(clip.action[context:].tolist())
-    reality = _Reality()
-    for t in range(len(clip) if plan.actions == "recorded" else context):
-        reality.add(clip.image[t], clip.action[t], clip.reward[t])
-    made = _imagine(agent, reality, context, replace(plan, horizon=horizon, actions=actions), rng)
-    return _as_film(agent.spec, reality, made, context)
-
-
-def _film_reset(agent: Agent, env: VectorEnv, plan: FilmPlan) -> Film:
-    reality, key = _Reality(), jax.random.key(plan.seed + _SEED_OFFSET)
-    record, state = env.reset(), agent.initial(1)
-    reality.add(record.image[0], -1, 0.0)
-    for t in range(plan.context - 1):
-        action, state = agent.act(record.image, state, jax.random.fold_in(key, t))
-        record = env.step(action)
-        reality.add(record.image[0], action[0], record.reward[0])
-        if record.is_last[0]:
-            break
-    context = len(reality.images)
-    made = _imagine(agent, reality, context, plan, np.random.default_rng(plan.seed))
-    for action in made.actions:
-        if record.is_last[0]:
-            break
-        record = env.step(np.array([action], np.int32))
-        reality.add(record.image[0], action, record.reward[0])
-    return _as_film(agent.spec, reality, made, context)
-
-
-def _imagine(
-    agent: Agent,
-    reality: _Reality,
-    context: int,
-    plan: FilmPlan,
-    rng: np.random.Generator,
-) -> Dream:
-    future = None
-    if plan.actions == "random":
-        future = rng.integers(agent.spec.num_actions, size=plan.horizon)
-    elif not isinstance(plan.actions, str):
-        future = np.array(plan.actions)
-    return agent.imagine(
-        np.stack(reality.images[:context]),
-        np.array(reality.actions[:context]),
-        key=jax.random.key(plan.seed),
-        horizon=plan.horizon if future is None else len(future),
-        future=future,
-        steps=plan.steps,
-        temperature=plan.temperature,
-    )
-
-
-def _as_film(spec: EnvSpec, reality: _Reality, made: Dream, context: int) -> Film:
-    total = context + len(made.frames)
-    known = len(reality.images)
-    rest = total - known
-    unseen = np.full(context, np.nan)
-    actions = (*reality.actions[:context], *made.actions.tolist())
-    confidence = made.confidence.mean(-1)
-    return Film(
-        real=np.concatenate(
-            [np.stack(reality.images), np.zeros((rest, *made.frames.shape[1:]), np.uint8)]
-        ),
-        dream=np.concatenate([made.seen, made.frames]),
-        context=context,
-        known=known,
-        reward=np.concatenate([unseen, made.rewards]),
-        real_reward=np.array(reality.rewards + [np.nan] * rest),
-        cont=np.concatenate([unseen, made.continues]),
-        confidence=np.concatenate([np.ones((context, *confidence.shape[1:])), confidence]),
-        actions=tuple(action_name(spec, a) for a in actions),
-    )
-
-
-def action_name(spec: EnvSpec, action: int) -> str:
-    """What an action is called; empty for -1, no action."""
-    if action < 0:
-        return ""
-    return spec.action_names[action].replace("_", " ") if spec.action_names else f"action {action}"
-
-
-def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int, ...]:
-    """Actions from a file: a JSON list, or one a line; numbers or the environment's names.
-
-    Args:
-        path: the file.
-        spec: of the environment they are meant for.
-
-    Raises:
-        ConfigError: in one line, when it cannot be read or holds what is no action.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(f"the actions in {path} cannot be read: {reason}") from error
-    if text.lstrip().startswith("["):
-        try:
-            words = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{path} is no JSON list of actions: {error}") from error
-    else:
-        words = [line.strip() for line in text.splitlines() if line.strip()]
-    if not words:
-        raise ConfigError(f"{path} holds no actions")
-    return tuple(_read_action(word, i, path, spec) for i, word in enumerate(words, 1))
-
-
-def _read_action(word: object, place: int, path: Path, spec: EnvSpec) -> int:
-    if isinstance(word, str) and word in spec.action_names:
-        return spec.action_names.index(word)
-    number = word if isinstance(word, int) and not isinstance(word, bool) else None
-    if isinstance(word, str) and word.lstrip("-").isdecimal():
-        number = int(word)
-    if number is None or not 0 <= number < spec.num_actions:
-        names = f", or a name such as {spec.action_names[0]}" if spec.action_names else ""
-        raise ConfigError(
-            f"{path}: action {place} is {word!r}; {spec.name} takes 0 … "
-            f"{spec.num_actions - 1}{names}"
-        )
-    return number
-
-
-#: Frames per second, and the height wanted in pixels; both are for the eye alone.
-FPS, HEIGHT = 15, 256
+        return imageio.get_writer(path, duration=1000 / fps, loop=0)
+    return imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8)
 
 
 class EpisodeFilm:
-    """Shown every vector step, it keeps the first episode of environment 0 as an mp4.
+    """Write the first episode of environment 0 as .mp4; call it with every vector step.
 
-    Pixels are repeated, not blended, so that what is seen is what the agent saw. A context manager:
-    the file is whole when it is left.
+    Pixels are repeated, not smoothed, so the film shows what the agent saw. A context manager: the
+    file is complete when it exits.
     """
 
     def __init__(self, path: Path) -> None:
@@ -534,11 +217,270 @@ class EpisodeFilm:
             self._writer = None
 
     def __call__(self, record: VectorStep) -> None:
-        """Film a vector step."""
+        """Add the image of environment 0, unless its first episode has ended."""
         if self._over:
             return
-        if self._writer is None:
-            self._writer = imageio.get_writer(self._path, fps=FPS, macro_block_size=2)
+        self._writer = self._writer or open_video(self._path, EPISODE_FPS)
         image = record.image[0]
-        self._writer.append_data(enlarge(image, max(1, round(HEIGHT / image.shape[0]))))
+        self._writer.append_data(enlarge(image, max(1, round(EPISODE_PX / image.shape[0]))))
         self._over = bool(record.is_last[0])
+
+
+def _frames_of(film: Film, step: int, factor: int, tinted: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The real and the dreamt frame of a step as they are drawn."""
+    real = film.real[step] if step < film.known else np.full_like(film.real[0], UNKNOWN)
+    dream = enlarge(film.dream[step], factor)
+    if tinted and step >= film.context:
+        dream = tint(dream, film.confidence[step])
+    return enlarge(real, factor), dream
+
+
+def _headings(film: Film, step: int) -> tuple[str, str]:
+    """The lines above the real and the dreamt frame."""
+    action = f", {film.actions[step]}" if step < len(film.actions) and film.actions[step] else ""
+    real = f"real{action}" if step < film.known else "real: not known"
+    offset = step - film.context + 1
+    if offset <= 0:
+        return real, "reconstructed"
+    over = (film.cont[film.context : step] < 0.5).any()
+    return real, f"dream +{offset}{' (past its end)' if over else ''}{action}"
+
+
+def _full_scale(film: Film) -> float:
+    """The largest absolute reward of a film, at least 0.1."""
+    return float(np.nanmax(np.abs([*film.reward, *film.real_reward, 0.1])))
+
+
+def _captions(film: Film) -> tuple[str, str]:
+    """The lines above the two plots."""
+    return (
+        f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}",
+        "predicted probability to continue, 0 to 1",
+    )
+
+
+def _draw_plots(canvas: Canvas, film: Film, left: int, right: int, top: int, *, upto: int) -> None:
+    """Draw the rewards and, below them, the predicted probability to continue.
+
+    Args:
+        canvas: to draw on.
+        film: what is drawn.
+        left: in pixels.
+        right: in pixels.
+        top: of the upper plot's caption, in pixels.
+        upto: the newest step that is drawn.
+    """
+    pen, wide = canvas.pen, (right - left) / len(film.real)
+    begin, upper, lower = (
+        left + film.context * wide,
+        top + CAPTION,
+        top + 2 * CAPTION + PLOT_HEIGHT + GAP,
+    )
+    for y, caption in zip((upper, lower), _captions(film), strict=True):
+        pen.rectangle((left, y, right, y + PLOT_HEIGHT), outline=LINE, fill=PAPER)
+        pen.line((begin, y, begin, y + PLOT_HEIGHT), fill=ACCENT)
+        canvas.write(caption, left, y - 5, FAINT)
+    zero = upper + PLOT_HEIGHT / 2
+    pen.line((left, zero, right, zero), fill=LINE)
+    scale = (PLOT_HEIGHT / 2 - 4) / _full_scale(film)
+    bar = max(1.0, 0.3 * wide)
+    points = []
+    for step in range(upto + 1):
+        x = left + (step + 0.5) * wide
+        if np.isfinite(film.reward[step]):
+            y = zero - scale * film.reward[step]
+            pen.rectangle((x - bar, min(y, zero), x + bar, max(y, zero)), ACCENT)
+        if np.isfinite(film.real_reward[step]):
+            y = zero - scale * film.real_reward[step]
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=BLUE)
+        if np.isfinite(film.cont[step]):
+            points.append((x, lower + PLOT_HEIGHT - 4 - (PLOT_HEIGHT - 8) * film.cont[step]))
+    if len(points) > 1:
+        pen.line(points, fill=ACCENT, width=2)
+
+
+Actions = Literal["recorded", "policy", "random"] | tuple[int, ...]
+
+#: Added to a seed, so that these episodes differ from those of training and evaluation.
+_SEED_OFFSET = 2_000_003
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmPlan:
+    """What to film.
+
+    Attributes:
+        source: ``real`` begins with recorded frames, ``reset`` with a new episode.
+        actions: of the dream: those of the ``policy``, ``random`` ones, given ones (which also set
+            the horizon), or, from recorded frames, the ``recorded`` ones.
+        horizon: imagined steps.
+        context: frames read before the dream begins; fewer in a short episode.
+        seed: decides the recorded clip or the episode, and the dream.
+        steps: decoding steps; None uses the run's setting.
+        temperature: of the tokens.
+    """
+
+    source: Literal["real", "reset"] = "real"
+    actions: Actions = "policy"
+    horizon: int = 50
+    context: int = 4
+    seed: int = 0
+    steps: int | None = None
+    temperature: float = 1.0
+
+
+def film_run(agent: Agent, run: str | Path, plan: FilmPlan) -> Film:
+    """Let an agent dream, and collect the dream and the real frames next to it.
+
+    A dream from a new episode is compared with the environment under the same actions.
+
+    Args:
+        agent: from :func:`emerald_jax.load`.
+        run: its run directory, which holds the recorded frames.
+        plan: what to film.
+
+    Returns:
+        :class:`Film`.
+
+    Raises:
+        ReplayError: recorded frames are asked for and there are none.
+        EnvError: the environment cannot be made on this machine.
+    """
+    if plan.source == "real":
+        return _film_recorded(agent, Recordings(run), plan)
+    envs = replace(agent.config.envs, count=1, workers="inline")
+    env = make_vector_env(agent.config.env, envs, seed=plan.seed + _SEED_OFFSET)
+    try:
+        return _film_reset(agent, env, plan)
+    finally:
+        env.close()
+
+
+#: Real frames `[K, …]` with the actions `[K]` and the rewards `[K]` that led to them.
+_Real = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _film_recorded(agent: Agent, recordings: Recordings, plan: FilmPlan) -> Film:
+    if not len(recordings):
+        raise ReplayError("the run holds no recorded frames to begin with: use --from reset")
+    rng = np.random.default_rng(plan.seed)
+    clip = recordings.draw(plan.context + plan.horizon, rng)
+    context = min(plan.context, len(clip) - 1)
+    if context < 1:
+        raise ReplayError("no recorded episode is two frames long: use --from reset")
+    known = context
+    if plan.actions == "recorded":
+        known, plan = len(clip), replace(plan, actions=tuple(clip.action[context:].tolist()))
+    real = (clip.image[:known], clip.action[:known], clip.reward[:known])
+    return _as_film(agent.spec, real, _imagine(agent, real, context, plan, rng), context)
+
+
+def _film_reset(agent: Agent, env: VectorEnv, plan: FilmPlan) -> Film:
+    key = jax.random.key(plan.seed + _SEED_OFFSET)
+    record, state = env.reset(), agent.initial(1)
+    rows = [_row(record)]
+    while len(rows) < plan.context and not record.is_last[0]:
+        step_key = jax.random.fold_in(key, len(rows) - 1)
+        action, state = agent.act(record.image, state, step_key)
+        record = env.step(action)
+        rows.append(_row(record))
+    context, rng = len(rows), np.random.default_rng(plan.seed)
+    made = _imagine(agent, _columns(rows), context, plan, rng)
+    for action in made.actions:
+        if record.is_last[0]:
+            break
+        record = env.step(np.array([action], np.int32))
+        rows.append(_row(record))
+    return _as_film(agent.spec, _columns(rows), made, context)
+
+
+def _row(record: VectorStep) -> tuple[np.ndarray, int, float]:
+    """A copy of what environment 0 did: the next step may overwrite the record."""
+    return record.image[0].copy(), int(record.action[0]), float(record.reward[0])
+
+
+def _columns(rows: list) -> _Real:
+    return tuple(np.array(column) for column in zip(*rows, strict=True))
+
+
+def _imagine(
+    agent: Agent, real: _Real, context: int, plan: FilmPlan, rng: np.random.Generator
+) -> Dream:
+    """Dream on from the first ``context`` real frames."""
+    future = None
+    if plan.actions == "random":
+        future = rng.integers(agent.spec.num_actions, size=plan.horizon)
+    elif not isinstance(plan.actions, str):
+        future = np.array(plan.actions)
+    return agent.imagine(
+        real[0][:context],
+        real[1][:context],
+        key=jax.random.key(plan.seed),
+        horizon=plan.horizon if future is None else len(future),
+        future=future,
+        steps=plan.steps,
+        temperature=plan.temperature,
+    )
+
+
+def _as_film(spec: EnvSpec, real: _Real, made: Dream, context: int) -> Film:
+    images, actions, rewards = real
+    missing = context + len(made.frames) - len(images)
+    unseen = np.full(context, np.nan)
+    confidence = made.confidence.mean(-1)
+    taken = (*actions[:context].tolist(), *made.actions.tolist())
+    return Film(
+        real=np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]),
+        dream=np.concatenate([made.seen, made.frames]),
+        context=context,
+        known=len(images),
+        reward=np.concatenate([unseen, made.rewards]),
+        real_reward=np.concatenate([rewards, np.full(missing, np.nan)]),
+        cont=np.concatenate([unseen, made.continues]),
+        confidence=np.concatenate([np.ones((context, *confidence.shape[1:])), confidence]),
+        actions=tuple(action_name(spec, a) for a in taken),
+    )
+
+
+def action_name(spec: EnvSpec, action: int) -> str:
+    """The readable name of an action; empty for -1, no action."""
+    if action < 0:
+        return ""
+    return spec.action_names[action].replace("_", " ") if spec.action_names else f"action {action}"
+
+
+def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int, ...]:
+    """Read actions from a JSON list or a file with one per line, as numbers or names.
+
+    Args:
+        path: the file.
+        spec: of the environment in which they are taken.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something that is not an action.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"the actions in {path} cannot be read: {reason}") from error
+    try:
+        is_list = text.lstrip().startswith("[")
+        entries = (
+            json.loads(text) if is_list else [x.strip() for x in text.splitlines() if x.strip()]
+        )
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON list of actions: {error}") from error
+    if not entries:
+        raise ConfigError(f"{path} holds no actions")
+    choices = {str(i): i for i in range(spec.num_actions)}
+    choices |= {name: i for i, name in enumerate(spec.action_names)}
+    for place, entry in enumerate(entries, 1):
+        if isinstance(entry, bool) or str(entry) not in choices:
+            names = f", or a name such as {spec.action_names[0]}" if spec.action_names else ""
+            raise ConfigError(
+                f"{path}: action {place} is {entry!r}; {spec.name} takes 0 … "
+                f"{spec.num_actions - 1}{names}"
+            )
+    return tuple(choices[str(entry)] for entry in entries)

@@ -1,339 +1,65 @@
-"""A report as one HTML file that opens from disk: pictures inside, no script, no request.
+"""``emerald-jax inspect``: one HTML file with a run's curves, recorded frames and model at work.
 
-The sections of a report that need a trained model and recorded frames.
-
-What ``emerald-jax inspect`` shows: a run's rows, its recorded frames, and its model at work.
-
-Every section stands for itself: what a run does not have is said in its place, so that a run of
-one minute, a running one, or an export can be looked at too.
+The file opens from disk: pictures are inside, it has no script and sends no request. Each section
+is one function of :class:`Source` that returns a sentence about it and its tables and pictures. A
+section that a run has no data for states the reason, so a run of one minute, a running one, or an
+export can be inspected too.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from emerald_jax.agent.agent import Agent, Dream
+from emerald_jax.agent.dream import read
 from emerald_jax.agent.state import count_parameters
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvError
 from emerald_jax.look import figures
-from emerald_jax.look.figures import curve_figure, rolling_mean
 from emerald_jax.look.film import action_name
 from emerald_jax.look.inside import attention_weights, by_distance, decoding_trace
+from emerald_jax.look.style import png_of
 from emerald_jax.presets import PRESETS
 from emerald_jax.replay import ReplayError
-from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_config, read_rows
+from emerald_jax.run.directory import (
+    EPISODES_FILE,
+    METRICS_FILE,
+    compare_settings,
+    read_config,
+    read_rows,
+)
 from emerald_jax.run.files import CheckpointError, write_atomic
+from emerald_jax.run.log import achievements_of
 from emerald_jax.run.pictures import report_strip
 from emerald_jax.run.recordings import Clip, Recordings
 from emerald_jax.run.weights import load
 from emerald_jax.scores import crafter_score, success_rates
 from emerald_jax.types import Batch
 
-
-class Table(NamedTuple):
-    """Rows of text; ``marked`` ones are bold.
-
-    Attributes:
-        rows: cells, the first of each row is its name.
-        marked: indices of rows that stand out.
-        folded: a title under which the table is folded away; empty shows it.
-    """
-
-    rows: Sequence[Sequence[str]]
-    marked: frozenset[int] = frozenset()
-    folded: str = ""
-
-
-class Picture(NamedTuple):
-    """A PNG or GIF.
-
-    Attributes:
-        data: the file's bytes.
-        alt: what it shows, for those who cannot see it.
-        wide: keep its size and scroll, instead of shrinking it to the page.
-    """
-
-    data: bytes
-    alt: str
-    wide: bool = False
-
-
-class Section(NamedTuple):
-    """One part of a report.
-
-    Attributes:
-        title: its heading.
-        about: one or two sentences on what is to be seen.
-        parts: tables and pictures.
-        missing: why there is nothing to be seen; empty when there is.
-    """
-
-    title: str
-    about: str = ""
-    parts: tuple[Table | Picture, ...] = ()
-    missing: str = ""
-
-
-def html_report(title: str, subtitle: str, sections: Iterable[Section]) -> str:
-    """The whole page.
-
-    Args:
-        title: of the page.
-        subtitle: one line under it.
-        sections: in order.
-
-    Returns:
-        HTML that needs nothing else.
-    """
-    sections = list(sections)
-    page = resources.files("emerald_jax.look").joinpath("report.html").read_text(encoding="utf-8")
-    links = (f'<a href="#s{i}">{html.escape(s.title)}</a>' for i, s in enumerate(sections))
-    return Template(page).substitute(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        contents="\n".join(links),
-        sections="\n".join(_section(i, s) for i, s in enumerate(sections)),
-    )
-
-
-def settings_table(values: Mapping[str, object], defaults: Mapping[str, object] | None) -> Table:
-    """Every setting, those that differ from the preset's marked and first.
-
-    Args:
-        values: full name to value.
-        defaults: the preset's; None marks nothing.
-    """
-    changed = [n for n in values if defaults is not None and defaults.get(n) != values[n]]
-    names = [*changed, *(name for name in values if name not in changed)]
-    rows = [(name, str(values[name])) for name in names]
-    title = f"{len(values)} settings, {len(changed)} other than the preset's"
-    return Table(rows, frozenset(range(len(changed))), title)
-
-
-def _section(index: int, section: Section) -> str:
-    parts = [f'<h2 id="s{index}">{html.escape(section.title)}</h2>']
-    if section.about and not section.missing:
-        parts.append(f"<p>{html.escape(section.about)}</p>")
-    if section.missing:
-        parts.append(f'<p class="none">Not shown: {html.escape(section.missing)}.</p>')
-    parts += [_table(p) if isinstance(p, Table) else _picture(p) for p in section.parts]
-    return "\n".join(parts)
-
-
-def _picture(picture: Picture) -> str:
-    kind = "gif" if picture.data.startswith(b"GIF8") else "png"
-    data = base64.b64encode(picture.data).decode()
-    image = f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(picture.alt)}">'
-    return f'<div class="wide">{image}</div>' if picture.wide else image
-
-
-def _table(table: Table) -> str:
-    rows = []
-    for i, (name, *cells) in enumerate(table.rows):
-        kind = ' class="changed"' if i in table.marked else ""
-        inside = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(f"<tr{kind}><th>{html.escape(name)}</th>{inside}</tr>")
-    body = f'<div class="wide"><table>{"".join(rows)}</table></div>'
-    if not table.folded:
-        return body
-    return f"<details><summary>{html.escape(table.folded)}</summary>{body}</details>"
-
-
-#: Clips looked at, the frames seen of each, and the steps dreamt after them.
+#: Number of clips shown, the frames read of each, and the steps imagined after them.
 CLIPS, CONTEXT, HORIZON = 3, 4, 15
-#: Decoding steps shown, where the run's own are fewer.
+#: Minimum number of decoding steps shown.
 LEAST_STEPS = 3
 #: Recorded actions counted, and steps of the policy's dream.
 COUNTED, DREAMT = 20_000, 50
-
-
-class ModelSections:
-    """Makes the sections, each on demand."""
-
-    def __init__(self, agent: Agent, recordings: Recordings, seed: int) -> None:
-        """Prepare; nothing is computed yet.
-
-        Args:
-            agent: the trained agent.
-            recordings: of its run.
-            seed: of the clips that are looked at, and of the dreams.
-        """
-        self.agent, self.recordings, self.seed = agent, recordings, seed
-
-    def sections(self) -> dict[str, Callable[[], Section]]:
-        """Title to what makes it; making one may raise ReplayError or ValueError."""
-        return {
-            "Parameters": self._parameters,
-            "Reconstructions and dreams": self._dreams,
-            "Imagined against real reward": self._rewards,
-            "Decoding steps": self._decoding,
-            "Attention over the past": self._attention,
-            "Actions": self._actions,
-        }
-
-    @cached_property
-    def clips(self) -> list[Clip]:
-        """Recorded stretches of equal length, as long as there are any."""
-        rng = np.random.default_rng(self.seed)
-        found = [self.recordings.draw(CONTEXT + HORIZON, rng) for _ in range(4 * CLIPS)]
-        longest = max(len(clip) for clip in found)
-        if longest <= CONTEXT:
-            raise ReplayError(f"no recorded episode is longer than {CONTEXT} frames")
-        whole = [clip for clip in found if len(clip) == longest]
-        different = {(clip.env, clip.row): clip for clip in whole}
-        return list(different.values())[:CLIPS]
-
-    @cached_property
-    def dream(self) -> Dream:
-        """The clips' beginnings, dreamt on under the recorded actions."""
-        image, action = (np.stack([getattr(c, n) for c in self.clips]) for n in ("image", "action"))
-        return self.agent.imagine(
-            image[:, :CONTEXT],
-            action[:, :CONTEXT],
-            key=jax.random.key(self.seed),
-            horizon=image.shape[1] - CONTEXT,
-            future=action[:, CONTEXT:],
-        )
-
-    def _parameters(self) -> Section:
-        counts = count_parameters(self.agent.params)
-        rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.items()]
-        about = f"Weights after {self.agent.updates:,} updates."
-        return Section("Parameters", about, (Table(rows),))
-
-    def _dreams(self) -> Section:
-        image = np.stack([clip.image for clip in self.clips])
-        action = np.stack([clip.action for clip in self.clips])
-        key = jax.random.key(self.seed)
-        decoded = self.agent.imagine(image, action, key=key, horizon=1, steps=1).seen
-        strip = report_strip(image, decoded, self.dream.frames, CONTEXT)
-        about = (
-            f"The model sees {CONTEXT} recorded frames; right of the orange line it dreams on with "
-            "the recorded actions alone. The error row is brighter the further the dream is off."
-        )
-        picture = Picture(figures.png_of(strip), "real frames, reconstructions, dream, error", True)
-        return Section("Reconstructions and dreams", about, (picture,))
-
-    def _rewards(self) -> Section:
-        real = np.stack([clip.reward for clip in self.clips])
-        unseen = np.full((len(real), CONTEXT), np.nan)
-        predicted, cont = (
-            np.concatenate([unseen, x], axis=1) for x in (self.dream.rewards, self.dream.continues)
-        )
-        about = "The same dreams: what they promised, and what the recorded episodes gave."
-        picture = Picture(
-            figures.rewards(real, predicted, cont, CONTEXT), "imagined and real reward by step"
-        )
-        return Section("Imagined against real reward", about, (picture,))
-
-    def _decoding(self) -> Section:
-        learner = self.agent.learner
-        prior = getattr(self.agent.config.model, "prior", "maskgit")
-        if prior != "maskgit":
-            return Section("Decoding steps", missing=f"this run's prior is {prior}")
-        clip, steps = self.clips[0], max(LEAST_STEPS, self.agent.config.behavior.decode_steps)
-        at = len(clip) // 2
-        h = self._hidden(clip)[at]
-        trace = jax.jit(partial(decoding_trace, learner=learner, steps=steps))(
-            self.agent.params, h, jax.random.key(self.seed)
-        )
-        side = round(trace.masked.shape[1] ** 0.5)
-        masked, sure = (
-            np.asarray(x).mean(-1).reshape(steps, side, side)
-            for x in (trace.masked, trace.confidence)
-        )
-        strip = figures.decoding_strip(np.asarray(trace.frame), masked, sure, clip.image[at])
-        tokens = trace.masked[0].size
-        counts = ", ".join(str(int(n)) for n in np.asarray(trace.masked).sum((1, 2)))
-        about = (
-            f"The prediction of one recorded frame from its past, in {steps} steps; {counts} of "
-            f"{tokens} tokens were masked when each began. Dots: one for each tenth of a place's "
-            "tokens that was masked. Tint: how unsure the model is there. A token that is drawn "
-            "again later stands at its likeliest class."
-        )
-        return Section("Decoding steps", about, (Picture(figures.png_of(strip), "decoding steps"),))
-
-    def _attention(self) -> Section:
-        model = self.agent.config.model
-        kind = getattr(model, "sequence", "tssm")
-        if kind != "tssm":
-            return Section("Attention over the past", missing=f"the {kind} has no attention")
-        clip = self._past(model.context + 1)
-        weights = jax.jit(partial(attention_weights, learner=self.agent.learner))(
-            self.agent.params, self._sequence(clip), jax.random.key(self.seed)
-        )
-        # The newest steps see the most of the past.
-        newest = by_distance(np.asarray(weights), model.context)[:, :, -(len(clip) // 4 + 1) :]
-        ages = [0, *(2**i for i in range(12) if 2**i >= model.context / 16)]
-        picture = figures.attention_map(newest.mean(axis=2), ages)
-        about = (
-            f"Mean attention of the last quarter of {len(clip)} recorded steps by distance; each "
-            "block looks back at most "
-            f"{model.context} steps, {model.blocks} blocks together "
-            f"{model.blocks * model.context}."
-        )
-        return Section("Attention over the past", about, (Picture(picture, "attention"),))
-
-    def _actions(self) -> Section:
-        spec = self.agent.spec
-        rows = self.recordings.newest(COUNTED)
-        taken = rows["action"][~rows["is_first"]]
-        starts = [clip for clip in self.clips for _ in range(8)]
-        dream = self.agent.imagine(
-            np.stack([clip.image[:CONTEXT] for clip in starts]),
-            np.stack([clip.action[:CONTEXT] for clip in starts]),
-            key=jax.random.key(self.seed),
-            horizon=DREAMT,
-        )
-        shares = {
-            f"recorded, the last {taken.size:,}": _shares(taken, spec.num_actions),
-            f"the policy in dreams, {dream.actions.size:,}": _shares(
-                dream.actions, spec.num_actions
-            ),
-        }
-        names = [action_name(spec, i) for i in range(spec.num_actions)]
-        about = "A policy that has collapsed to few actions shows here before losses tell."
-        picture = Picture(figures.action_histogram(names, shares), "shares of the actions")
-        return Section("Actions", about, (picture,))
-
-    def _past(self, length: int) -> Clip:
-        rng = np.random.default_rng(self.seed)
-        return self.recordings.draw(length, rng)
-
-    def _hidden(self, clip: Clip) -> np.ndarray:
-        """h of every frame of a clip, `[T, D]`."""
-        model, params = self.agent.learner.model, self.agent.params["world_model"]
-        passed = jax.jit(lambda p, s, k: model.apply({"params": p}, s, k).state.h)
-        return passed(params, self._sequence(clip), jax.random.key(self.seed))
-
-    def _sequence(self, clip: Clip) -> Batch:
-        """A clip as a sequence about whose past nothing is known."""
-        reset = np.zeros(len(clip), bool)
-        reset[0] = True
-        carry = jax.tree.map(lambda x: x[0], self.agent.initial(1).carry)
-        return Batch(*clip[:6], reset=reset, carry=carry)
-
-
-def _shares(actions: np.ndarray, count: int) -> np.ndarray:
-    counts = np.bincount(actions.ravel(), minlength=count)
-    return counts / max(1, counts.sum())
-
-
-Rows = list[dict[str, Any]]
-
 #: Episodes whose achievements are counted.
 RECENT_EPISODES = 100
+
+Rows = list[dict[str, Any]]
+#: A sentence about a section, and its tables and pictures as HTML.
+Section = tuple[str, list[str]]
 
 
 def inspect_run(
@@ -344,8 +70,8 @@ def inspect_run(
     Args:
         run: a run directory, or an export; it is only read.
         out: the HTML file to write.
-        checkpoint: its step; None takes the newest sound one.
-        seed: of the frames that are looked at, and of the dreams.
+        checkpoint: its step; None uses the newest valid one.
+        seed: of the choice of frames, and of the dreams.
 
     Returns:
         ``out``.
@@ -357,175 +83,336 @@ def inspect_run(
     run, out = Path(run), Path(out)
     config = read_config(run)
     metrics, episodes = read_rows(run / METRICS_FILE), read_rows(run / EPISODES_FILE)
-    sections = [
-        _settings(config),
-        _try("Learning curves", lambda: _curves(run)),
-        *([_success(episodes)] if any(_achievements(row) for row in episodes) else []),
-        *_model_sections(run, checkpoint, seed),
-        _try("Imagined and real reward over training", lambda: _reward_drift(metrics, episodes)),
-        _metric(metrics, "Return scale", ("behavior/return_scale",), _RETURN_SCALE),
-        _metric(metrics, "Values", ("behavior/value", "behavior/return"), _VALUES),
-        _metric(metrics, "Entropy", ("behavior/policy_entropy",), _ENTROPY),
-        _metric(
-            metrics,
-            "Latent entropy",
-            ("model/posterior_entropy", "model/prior_entropy"),
-            "How uncertain encoder and prediction are about a latent position, in nats: a gap that "
-            "grows says that the world surprises the model.",
-        ),
-        _metric(metrics, "Pixel error", ("model/pixel_error",), _PIXELS),
-        _time(metrics),
-    ]
-    steps = max((row.get("step", 0) for row in [*metrics, *episodes]), default=0)
-    subtitle = f"{config.env}, preset {config.preset}, {steps:,} environment steps"
-    page = html_report(str(run), subtitle, sections)
-    write_atomic(out, page.encode())
-    return out
-
-
-_RETURN_SCALE = (
-    "What advantages are divided by: the range of imagined returns, never below 1. A scale that "
-    "keeps rising while episodes do not get better warns of a model that is being exploited."
-)
-_VALUES = (
-    "What the critic expects of imagined states, and the returns that it learns from. Values that "
-    "drift away from what episodes give, or from their own returns, promise what is not there."
-)
-_ENTROPY = (
-    "Of the policy, in nats. Near zero it explores no more; near its maximum it has learnt nothing."
-)
-_PIXELS = "Mean squared error of the reconstructions on the unit scale."
-
-
-def _try(title: str, make: Callable[[], Section]) -> Section:
-    """A section, or the reason why there is none."""
+    achievements = [found for row in episodes if (found := achievements_of(row))]
+    sections: dict[str, Callable[[], Section]] = {
+        "Settings": partial(_settings, config),
+        "Learning curves": lambda: ("", [_picture(figures.curve_figure(run), "learning curves")]),
+    }
+    if achievements:
+        sections["Success rates"] = lambda: _success(achievements[-RECENT_EPISODES:])
     try:
-        return make()
-    except (ReplayError, EnvError, ValueError) as error:
-        return Section(title, missing=" ".join(str(error).split()))
-
-
-def _settings(config: Config) -> Section:
-    preset = PRESETS.get(config.preset)
-    defaults = _flat(preset[1].to_dict()) if preset else None
-    table = settings_table(_flat(config.to_dict()), defaults)
-    return Section("Settings", parts=(table,))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _curves(run: Path) -> Section:
-    picture = Picture(figures.png_of(curve_figure(run)), "return and losses against steps")
-    return Section("Learning curves", parts=(picture,))
-
-
-def _achievements(row: Mapping[str, Any]) -> Mapping[str, int]:
-    return row.get("achievements") or (row.get("extra") or {}).get("achievements") or {}
-
-
-def _success(episodes: Rows) -> Section:
-    unlocked = [_achievements(row) for row in episodes if _achievements(row)][-RECENT_EPISODES:]
-    rates = success_rates(unlocked, sorted({name for row in unlocked for name in row}))
-    ordered = dict(sorted(rates.items(), key=lambda item: -item[1]))
-    about = (
-        f"Share of the last {len(unlocked)} training episodes that unlocked each achievement. "
-        f"The score over these episodes is {crafter_score(rates):.2f} %; published scores pool "
-        "other episodes."
-    )
-    picture = Picture(
-        figures.bars(ordered, title="Success rates", unit="per cent of episodes"),
-        "success rate of every achievement",
-    )
-    return Section("Success rates", about, (picture,))
-
-
-def _model_sections(run: Path, checkpoint: int | None, seed: int) -> list[Section]:
-    """What needs weights and frames."""
-    try:
-        agent, recordings = load(run, checkpoint), Recordings(run)
+        source = Source(load(run, checkpoint), Recordings(run), seed)
+        sections |= {title: partial(make, source) for title, make in MODEL_SECTIONS.items()}
     except (CheckpointError, EnvError, ReplayError) as error:
         if checkpoint is not None:
             raise
-        reason = " ".join(str(error).split())
-        return [Section("The model at work", missing=reason)]
-    look = ModelSections(agent, recordings, seed)
-    parts = [(title, make) for title, make in look.sections().items()]
-    return [_try(title, make) for title, make in parts]
+        sections["The model at work"] = partial(_missing, str(error))
+    sections["Imagined and real reward over training"] = lambda: _reward_drift(metrics, episodes)
+    for title, (names, about) in METRICS.items():
+        sections[title] = partial(_metric, metrics, title, names, about)
+    sections["Time"] = lambda: _time(metrics)
+    steps = max((row.get("step", 0) for row in [*metrics, *episodes]), default=0)
+    subtitle = f"{config.env}, preset {config.preset}, {steps:,} environment steps"
+    write_atomic(out, _page(str(run), subtitle, sections).encode())
+    return out
 
 
-def _series(rows: Rows, names: tuple[str, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metrics by name; those that no row has are left out."""
-    found = {}
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        if points:
-            steps, values = np.array(points, np.float64).T
-            found[name] = (steps, values)
-    return found
+def _page(title: str, subtitle: str, sections: Mapping[str, Callable[[], Section]]) -> str:
+    page = resources.files("emerald_jax.look").joinpath("report.html").read_text(encoding="utf-8")
+    links = (f'<a href="#s{i}">{html.escape(name)}</a>' for i, name in enumerate(sections))
+    return Template(page).substitute(
+        title=html.escape(title),
+        subtitle=html.escape(subtitle),
+        contents="\n".join(links),
+        sections="\n".join(_section(i, *item) for i, item in enumerate(sections.items())),
+    )
 
 
-def _metric(rows: Rows, title: str, names: tuple[str, ...], about: str) -> Section:
-    series = _series(rows, names)
+def _section(index: int, title: str, make: Callable[[], Section]) -> str:
+    """A section as HTML, or the reason why it is missing."""
+    try:
+        about, parts = make()
+        about = f"<p>{html.escape(about)}</p>" if about else ""
+    except (ReplayError, EnvError, ValueError) as error:
+        reason = html.escape(" ".join(str(error).split()))
+        about, parts = f'<p class="none">Not shown: {reason}.</p>', []
+    return "\n".join([f'<h2 id="s{index}">{html.escape(title)}</h2>', about, *parts])
+
+
+def _missing(reason: str) -> Section:
+    raise ValueError(reason)
+
+
+def _picture(picture: Figure | np.ndarray, alt: str, *, wide: bool = False) -> str:
+    """A picture as HTML; a wide one keeps its size and scrolls."""
+    data = base64.b64encode(png_of(picture)).decode()
+    image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
+    return f'<div class="wide">{image}</div>' if wide else image
+
+
+def _table(rows: Sequence[Sequence[str]], *, bold: int = 0) -> str:
+    """A table as HTML; the first cell of each row is its name, the first ``bold`` rows are bold."""
+    lines = []
+    for i, (name, *cells) in enumerate(rows):
+        kind = ' class="changed"' if i < bold else ""
+        inside = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        lines.append(f"<tr{kind}><th>{html.escape(name)}</th>{inside}</tr>")
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _settings(config: Config) -> Section:
+    """Every setting; those that differ from the preset come first, in bold."""
+    values: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        group = value if isinstance(value, dict) else {"": value}
+        values |= {f"{name}.{key}".removesuffix("."): x for key, x in group.items()}
+    preset = PRESETS[config.preset][1] if config.preset in PRESETS else config
+    changed = {difference.name for difference in compare_settings(preset, config)}
+    names = sorted(values, key=lambda name: name not in changed)
+    table = _table([(name, str(values[name])) for name in names], bold=len(changed))
+    summary = f"{len(values)} settings, {len(changed)} other than the preset's"
+    return "", [f"<details><summary>{summary}</summary>{table}</details>"]
+
+
+def _success(achievements: Sequence[Mapping[str, int]]) -> Section:
+    rates = success_rates(achievements, sorted({name for row in achievements for name in row}))
+    about = (
+        f"Share of the last {len(achievements)} training episodes that unlocked each achievement. "
+        f"The score over these episodes is {crafter_score(rates):.2f} %; published scores pool "
+        "other episodes."
+    )
+    bars = [
+        figures.Bar(label=name.replace("_", " "), value=rate, ours=True)
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
+    ]
+    figure = figures.bar_figure({"Success rates": bars}, unit="per cent of episodes")
+    return about, [_picture(figure, "success rate of every achievement")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained agent and the recorded frames of its run.
+
+    Attributes:
+        agent: the trained agent.
+        recordings: of its run.
+        seed: of the choice of clips, and of the dreams.
+    """
+
+    agent: Agent
+    recordings: Recordings
+    seed: int
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of all draws."""
+        return jax.random.key(self.seed)
+
+    @cached_property
+    def clips(self) -> list[Clip]:
+        """Recorded clips of equal length, the longest available."""
+        rng = np.random.default_rng(self.seed)
+        found = [self.recordings.draw(CONTEXT + HORIZON, rng) for _ in range(4 * CLIPS)]
+        longest = max(len(clip) for clip in found)
+        if longest <= CONTEXT:
+            raise ReplayError(f"no recorded episode is longer than {CONTEXT} frames")
+        different = {(clip.env, clip.row): clip for clip in found if len(clip) == longest}
+        return list(different.values())[:CLIPS]
+
+    def stack(self, name: str) -> np.ndarray:
+        """One column of all clips, `[clips, T, …]`."""
+        return np.stack([getattr(clip, name) for clip in self.clips])
+
+    @cached_property
+    def dream(self) -> Dream:
+        """The beginnings of the clips, continued under the recorded actions."""
+        image, action = self.stack("image"), self.stack("action")
+        return self.agent.imagine(
+            image[:, :CONTEXT],
+            action[:, :CONTEXT],
+            key=self.key,
+            horizon=image.shape[1] - CONTEXT,
+            future=action[:, CONTEXT:],
+        )
+
+
+def _parameters(source: Source) -> Section:
+    counts = count_parameters(source.agent.params)
+    rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.items()]
+    return f"Weights after {source.agent.updates:,} updates.", [_table(rows)]
+
+
+def _dreams(source: Source) -> Section:
+    image, action = source.stack("image"), source.stack("action")
+    decoded = source.agent.imagine(image, action, key=source.key, horizon=1, steps=1).seen
+    strip = report_strip(image, decoded, source.dream.frames, CONTEXT)
+    about = (
+        f"The model reads {CONTEXT} recorded frames; right of the orange line it imagines under "
+        "the recorded actions alone. The error row is brighter where the dream is less accurate."
+    )
+    return about, [_picture(strip, "real frames, reconstructions, dream, error", wide=True)]
+
+
+def _rewards(source: Source) -> Section:
+    real = source.stack("reward")
+    unseen = np.full((len(real), CONTEXT), np.nan)
+    dream = (source.dream.rewards, source.dream.continues)
+    predicted, cont = (np.concatenate([unseen, x], axis=1) for x in dream)
+    figure = figures.imagined_rewards(real, predicted, cont, CONTEXT)
+    about = "The same dreams: the rewards they predict, and those of the recorded episodes."
+    return about, [_picture(figure, "imagined and real reward by step")]
+
+
+def _decoding(source: Source) -> Section:
+    agent = source.agent
+    prior = getattr(agent.config.model, "prior", "maskgit")
+    if prior != "maskgit":
+        raise ValueError(f"this run's prior is {prior}")
+    clip, steps = source.clips[0], max(LEAST_STEPS, agent.config.behavior.decode_steps)
+    at = len(clip) // 2
+    reading = jax.jit(partial(read, learner=agent.learner))
+    _, states = reading(agent.params, clip.image[:, None], clip.action[:, None], source.key)
+    trace = jax.jit(partial(decoding_trace, learner=agent.learner, steps=steps))(
+        agent.params, states.h[at, 0], source.key
+    )
+    side = round(trace.masked.shape[1] ** 0.5)
+    masked, sure = (
+        np.asarray(x).mean(-1).reshape(steps, side, side) for x in (trace.masked, trace.confidence)
+    )
+    strip = figures.decoding_strip(np.asarray(trace.frame), masked, sure, clip.image[at])
+    counts = ", ".join(str(int(n)) for n in np.asarray(trace.masked).sum((1, 2)))
+    about = (
+        f"The prediction of one recorded frame from its past, in {steps} steps; {counts} of "
+        f"{trace.masked[0].size} tokens were masked at the start of each. Dots: one per tenth of a "
+        "position's tokens that was masked. Tint: how uncertain the model is there. A token that "
+        "a later step draws again is shown as its most probable class."
+    )
+    return about, [_picture(strip, "decoding steps")]
+
+
+def _attention(source: Source) -> Section:
+    agent, model = source.agent, source.agent.config.model
+    kind = getattr(model, "sequence", "tssm")
+    if kind != "tssm":
+        raise ValueError(f"the {kind} has no attention")
+    clip = source.recordings.draw(model.context + 1, np.random.default_rng(source.seed))
+    carry = jax.tree.map(lambda x: x[0], agent.initial(1).carry)
+    # Nothing is known about the past of the first frame.
+    sequence = Batch(*clip[:6], reset=np.arange(len(clip)) == 0, carry=carry)
+    weights = jax.jit(partial(attention_weights, learner=agent.learner))(
+        agent.params, sequence, source.key
+    )
+    # The newest steps see the most of the past.
+    newest = by_distance(np.asarray(weights), model.context)[:, :, -(len(clip) // 4 + 1) :]
+    ages = [0, *(2**i for i in range(12) if 2**i >= model.context / 16)]
+    about = (
+        f"Mean attention of the last quarter of {len(clip)} recorded steps by distance. Each block "
+        f"looks back at most {model.context} steps, {model.blocks} blocks together "
+        f"{model.blocks * model.context}."
+    )
+    return about, [_picture(figures.attention_map(newest.mean(axis=2), ages), "attention")]
+
+
+def _actions(source: Source) -> Section:
+    agent, spec = source.agent, source.agent.spec
+    rows = source.recordings.newest(COUNTED)
+    taken = rows["action"][~rows["is_first"]]
+    image, action = (source.stack(x)[:, :CONTEXT].repeat(8, axis=0) for x in ("image", "action"))
+    dream = agent.imagine(image, action, key=source.key, horizon=DREAMT)
+    shares = {
+        f"recorded, the last {taken.size:,}": taken,
+        f"the policy in dreams, {dream.actions.size:,}": dream.actions,
+    }
+    counts = {
+        name: np.bincount(actions.ravel(), minlength=spec.num_actions) / max(1, actions.size)
+        for name, actions in shares.items()
+    }
+    names = [action_name(spec, i) for i in range(spec.num_actions)]
+    about = "A policy that uses only a few actions is visible here before the losses show it."
+    return about, [_picture(figures.action_histogram(names, counts), "shares of the actions")]
+
+
+#: Sections that need weights and recorded frames.
+MODEL_SECTIONS: dict[str, Callable[[Source], Section]] = {
+    "Parameters": _parameters,
+    "Reconstructions and dreams": _dreams,
+    "Imagined against real reward": _rewards,
+    "Decoding steps": _decoding,
+    "Attention over the past": _attention,
+    "Actions": _actions,
+}
+
+
+#: Sections that plot metrics: the metrics, and a sentence about them.
+METRICS = {
+    "Return scale": (
+        ("behavior/return_scale",),
+        "The divisor of advantages: the range of imagined returns, at least 1. If it keeps rising "
+        "while episodes do not improve, the policy may be exploiting errors of the model.",
+    ),
+    "Values": (
+        ("behavior/value", "behavior/return"),
+        "The critic's values of imagined states, and the returns it learns from. Values that drift "
+        "away from real returns, or from their own targets, are unreliable.",
+    ),
+    "Entropy": (
+        ("behavior/policy_entropy",),
+        "Of the policy, in nats. Near zero it no longer explores; near its maximum it has learned "
+        "nothing.",
+    ),
+    "Latent entropy": (
+        ("model/posterior_entropy", "model/prior_entropy"),
+        "The uncertainty of encoder and prediction about a latent position, in nats. A growing gap "
+        "means that the model predicts the world worse.",
+    ),
+    "Pixel error": (
+        ("model/pixel_error",),
+        "Mean squared error of the reconstructions, for pixels between 0 and 1.",
+    ),
+}
+
+
+def _short(series: figures.Series) -> figures.Series:
+    """Series by the last part of their names."""
+    return {name.rpartition("/")[2].replace("_", " "): s for name, s in series.items()}
+
+
+def _metric(rows: Rows, title: str, names: Sequence[str], about: str) -> Section:
+    series = figures.series_of(rows, names)
     if not series:
-        return Section(title, missing=f"no row of {METRICS_FILE} has {' or '.join(names)}")
-    short = {name.rpartition("/")[2].replace("_", " "): s for name, s in series.items()}
-    picture = Picture(figures.lines(short, title=title), f"{title} against environment steps")
-    return Section(title, about, (picture,))
+        raise ValueError(f"no row of {METRICS_FILE} has {' or '.join(names)}")
+    figure = figures.lines(_short(series), title=title)
+    return about, [_picture(figure, f"{title} against environment steps")]
 
 
 def _reward_drift(metrics: Rows, episodes: Rows) -> Section:
-    """Imagined reward per step beside the real one."""
-    title = "Imagined and real reward over training"
-    series = _series(metrics, ("behavior/imagined_reward",))
+    """Imagined and real reward per step."""
+    series = dict(figures.series_of(metrics, ["behavior/imagined_reward"]))
     rows = [r for r in episodes if r.get("score") is not None and r.get("length")]
     if rows:
-        steps = np.array([row["step"] for row in rows], np.float64)
-        scores, lengths = (np.array([row[k] for row in rows]) for k in ("score", "length"))
-        series["real"] = (steps, rolling_mean(scores) / rolling_mean(lengths))
+        steps, scores, lengths = (
+            np.array([row[k] for row in rows], np.float64) for k in ("step", "score", "length")
+        )
+        series["real"] = (steps, figures.rolling_mean(scores) / figures.rolling_mean(lengths))
     if not series:
-        return Section(title, missing="the run has neither imagined nor real rewards yet")
-    short = {name.rpartition("/")[2].replace("_", " "): s for name, s in series.items()}
+        raise ValueError("the run has neither imagined nor real rewards yet")
     about = (
         "Mean reward of a step, imagined in updates and real over the last 100 training episodes. "
-        "Imagination that promises ever more than reality gives is being exploited. Imagined steps "
-        "count by the chance that the dream has gone on so far."
+        "If imagined rewards rise ever further above real ones, the policy exploits errors of the "
+        "model. Imagined steps are weighted by the probability that the dream has not ended."
     )
-    picture = Picture(figures.lines(short, title="Reward per step"), title)
-    return Section(title, about, (picture,))
+    figure = figures.lines(_short(series), title="Reward per step")
+    return about, [_picture(figure, "imagined and real reward over training")]
 
 
 def _time(metrics: Rows) -> Section:
-    """Where the time goes, from whatever shares and rates the run logged."""
-    title = "Time"
-    names = sorted(
-        {name for row in metrics for name in row if name.startswith(("speed/", "time/"))}
-    )
-    shares = {n: s for n, s in _series(metrics, tuple(names)).items() if "share" in n}
-    rates = {n: s for n, s in _series(metrics, tuple(names)).items() if n not in shares}
+    """Wall time by part, from the shares and rates that the run logged."""
+    names = sorted({k for row in metrics for k in row if k.startswith(("speed/", "time/"))})
     if not names:
-        return Section(title, missing=f"no row of {METRICS_FILE} has a speed")
-    parts: list[Picture | Table] = []
+        raise ValueError(f"no row of {METRICS_FILE} has a speed")
+    series = figures.series_of(metrics, names)
+    shares = {name: points for name, points in series.items() if "share" in name}
+    parts = []
     if shares:
-        plain = {_plain(name): series for name, series in shares.items()}
-        drawn = figures.lines(plain, title="Shares of the loop's time", share=True)
-        parts.append(Picture(drawn, "shares of the loop's time against environment steps"))
+        title = "Shares of the loop's time"
+        figure = figures.lines(_short(shares), title=title, share=True)
+        parts.append(_picture(figure, f"{title} against environment steps"))
+    rates = _short({name: points for name, points in series.items() if name not in shares})
     if rates:
-        rows = [(_plain(n), f"{np.median(v):.3g}", f"{v[-1]:.3g}") for n, (_, v) in rates.items()]
-        parts.append(Table([("", "median", "latest"), *rows]))
+        rows = [(name, f"{np.median(v):.3g}", f"{v[-1]:.3g}") for name, (_, v) in rates.items()]
+        parts.append(_table([("", "median", "latest"), *rows]))
     about = (
-        "Waiting for environments, waiting for the device, and copying batches out of the replay: "
-        "the larger of the first two decides the pace."
+        "Waiting for environments, waiting for the device, and copying batches from the replay: "
+        "the larger of the first two limits the speed."
     )
-    return Section(title, about, tuple(parts))
-
-
-def _plain(name: str) -> str:
-    return name.partition("/")[2].replace("_", " ")
+    return about, parts

@@ -1,23 +1,23 @@
-"""One dream that somebody steers: a state, what moves it, and the real environment beside it.
+"""Dreams that are steered one step at a time: by a person, or as a Gymnasium environment.
 
-Nothing here knows a network or a page: the server calls :meth:`DreamSession.step` as often as it
-shows a frame. Not thread-safe: call it from one thread.
+:class:`DreamSession` holds the dream; ``emerald-jax play`` and :class:`DreamEnv` both step it. It
+needs no page or network and is not thread-safe: call it from one thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.agent.acting import Observation, act
 from emerald_jax.agent.agent import Agent
-from emerald_jax.agent.dream import Dreamt, Shown, dream_step, sample_policy, show
-from emerald_jax.agent.state import Learner, init_carry
+from emerald_jax.agent.dream import Shown, dream_step, read, sample_policy, show
+from emerald_jax.agent.state import Learner
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
@@ -27,7 +27,7 @@ from emerald_jax.types import Array, Carry, Key, Params, State
 
 #: Real frames the model reads before a dream begins from a recorded one.
 CONTEXT = 8
-#: Tokens colder or hotter than this are of no use, and 0 would divide.
+#: Range of temperatures; 0 would divide by zero.
 TEMPERATURES = (0.05, 4.0)
 _SEED_OFFSET = 3_000_017
 
@@ -37,12 +37,12 @@ class Picture(NamedTuple):
 
     Attributes:
         frame: `[height, width, 3]` uint8.
-        reward: predicted reward that came with it.
-        cont: predicted probability that the episode goes on.
+        reward: predicted reward of the step to this frame.
+        cont: predicted probability that the episode continues.
         confidence: `[h, w]` float32, of each latent position; 1 on a frame that was read.
         step: imagined steps since the dream began.
-        action: what led here; -1 where the dream begins.
-        real: `[height, width, 3]` uint8 of the environment beside, or None.
+        action: the action that led here; -1 where the dream begins.
+        real: `[height, width, 3]` uint8 of the real environment, or None.
         real_reward: its reward.
         real_over: its episode has ended; ``real`` is its last frame.
     """
@@ -59,39 +59,42 @@ class Picture(NamedTuple):
 
 
 class DreamSession:
-    """See the module docstring.
+    """A dream, the policy's next choice in it, and optionally the real environment next to it.
 
     Attributes:
         agent: whose dream it is.
-        recordings: where a dream may begin.
+        recordings: frames from which a dream may begin.
         steps: decoding steps S; change it with :meth:`configure`.
         temperature: of the tokens.
     """
 
     def __init__(self, agent: Agent, recordings: Recordings, *, seed: int = 0) -> None:
-        """Prepare; :meth:`begin_recorded` or :meth:`begin_real` makes the first frame.
+        """Prepare; :meth:`begin`, :meth:`begin_recorded` or :meth:`begin_real` starts a dream.
 
         Args:
-            agent: from :func:`loaded.load`.
+            agent: from :func:`emerald_jax.load`.
             recordings: of the same run; may be empty.
-            seed: of everything random.
+            seed: of all draws.
         """
         self.agent, self.recordings = agent, recordings
         self.steps, self.temperature = agent.config.behavior.decode_steps, 1.0
-        self._rng = np.random.default_rng(seed)
-        self._seed, self._key = seed, jax.random.key(seed)
-        self._see = jax.jit(partial(_see, learner=agent.learner))
+        self._read = jax.jit(partial(_read, learner=agent.learner))
         self._step = jax.jit(partial(_step, learner=agent.learner), static_argnames="steps")
         self._env: VectorEnv | None = None
         self._record: VectorStep | None = None
-        self._count = 0
         self._dreamt = 0
         self._carry: Any = None
         self._choice: Any = None
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Repeat all draws from here on as in a new session with this seed."""
+        self._seed, self._key, self._count = seed, jax.random.key(seed), 0
+        self._rng = np.random.default_rng(seed)
 
     @property
     def beside(self) -> bool:
-        """Whether the real environment runs beside this dream."""
+        """Whether the real environment runs next to this dream."""
         return self._record is not None
 
     def configure(self, *, steps: int | None = None, temperature: float | None = None) -> None:
@@ -109,43 +112,58 @@ class DreamSession:
         self.steps = self.steps if steps is None else steps
         self.temperature = self.temperature if temperature is None else temperature
 
-    def begin_recorded(self, env: int | None = None, row: int | None = None) -> Picture:
-        """Read the recorded frames up to one, and dream from there.
+    def begin(self, images: np.ndarray, actions: np.ndarray) -> Picture:
+        """Read real frames, and start a dream after the last one.
+
+        Args:
+            images: `[T, height, width, 3]` uint8; each T is compiled once.
+            actions: `[T]` int32, the action that led to each image; -1 where an episode begins.
+
+        Returns:
+            The last frame as the model reconstructs it.
+        """
+        self._dreamt, self._record = 0, None
+        return self._begin(images, actions)
+
+    def begin_recorded(
+        self, env: int | None = None, row: int | None = None, context: int = CONTEXT
+    ) -> Picture:
+        """Start a dream from recorded frames.
 
         Args:
             env: environment that was recorded; None draws one.
-            row: row of the frame; None draws one.
+            row: row of the last frame; None draws one.
+            context: maximum number of frames to read, all of one episode.
 
         Raises:
-            ReplayError: when it is not recorded.
+            ReplayError: when the frame is not recorded.
         """
         if not len(self.recordings):
             raise ReplayError("no frames are recorded: begin from the real environment instead")
         if env is None or row is None:
-            clip = self.recordings.draw(CONTEXT, self._rng)
+            clip = self.recordings.draw(context, self._rng)
         else:
-            clip = self.recordings.before(env, row, CONTEXT)
-        self._record = None
-        return self._read(clip.image, clip.action)
+            clip = self.recordings.before(env, row, context)
+        return self.begin(clip.image, clip.action)
 
     def begin_real(self) -> Picture:
-        """Begin a new episode of the real environment, which goes on beside the dream.
+        """Begin an episode of the real environment, which then runs next to the dream.
 
         Raises:
-            EnvError: when it cannot be made here.
+            EnvError: when the environment cannot be made on this machine.
         """
         if self._env is None:
             config = self.agent.config
             envs = replace(config.envs, count=1, workers="inline")
             self._env = make_vector_env(config.env, envs, seed=self._seed + _SEED_OFFSET)
-        self._record = self._env.reset()
-        return self._read(self._record.image, np.array([-1], np.int32))
+        self._dreamt, self._record = 0, self._env.reset()
+        return self._begin(self._record.image, np.array([-1], np.int32))
 
     def step(self, action: int | None) -> Picture:
         """Imagine one frame.
 
         Args:
-            action: what to do; None lets the agent's policy choose.
+            action: the action to take; None lets the agent's policy choose.
 
         Raises:
             ConfigError: when there is no such action.
@@ -157,12 +175,11 @@ class DreamSession:
                 f"action {action} does not exist: choose below {self.agent.spec.num_actions}"
             )
         chosen = self._choice if action is None else np.array([action], np.int32)
-        self._carry, dreamt, shown, choice = self._step(
+        self._carry, shown, confidence, choice = self._step(
             self.agent.params,
             self._carry,
             chosen,
-            self._key,
-            np.uint32(self._tick()),
+            *self._draw(),
             np.float32(self.temperature),
             steps=self.steps,
         )
@@ -170,7 +187,7 @@ class DreamSession:
         taken = int(chosen[0])
         if self._record is not None and not self._record.is_last[0]:
             self._record = self._env.step(np.array([taken], np.int32))
-        return self._picture(shown, dreamt.confidence, choice, taken)
+        return self._picture(shown, confidence, choice, taken)
 
     def close(self) -> None:
         """Close the real environment; safe to call twice."""
@@ -178,23 +195,17 @@ class DreamSession:
             self._env.close()
             self._env = self._record = None
 
-    def _read(self, images: np.ndarray, actions: np.ndarray) -> Picture:
-        """Forget everything, read real frames, show the newest as the model sees it."""
-        self._carry = jax.device_put(
-            init_carry(self.agent.learner, 1), jax.tree.leaves(self.agent.params)[0].sharding
+    def _begin(self, images: np.ndarray, actions: np.ndarray) -> Picture:
+        inputs = (images[:, None], np.asarray(actions, np.int32)[:, None])
+        self._carry, shown, confidence, choice = self._read(
+            self.agent.params, *inputs, *self._draw()
         )
-        self._dreamt = 0
-        for image, action in zip(images, actions, strict=True):
-            seen = Observation(image[None], action[None], action[None] < 0)
-            self._carry, shown, choice = self._see(
-                self.agent.params, self._carry, seen, self._key, np.uint32(self._tick())
-            )
-        return self._picture(shown, np.ones(self._carry.z.shape, np.float32), choice, -1)
+        return self._picture(shown, confidence, choice, -1)
 
-    def _tick(self) -> int:
-        """A number that no other draw of this session had."""
+    def _draw(self) -> tuple[Key, np.uint32]:
+        """The base key, and a number that no other draw of this session had."""
         self._count += 1
-        return self._count
+        return self._key, np.uint32(self._count)
 
     def _picture(self, shown: Shown, confidence: Any, choice: Any, action: int) -> Picture:
         self._choice = np.asarray(choice)
@@ -215,18 +226,27 @@ class DreamSession:
         )
 
 
-def _see(
+#: Of one rollout, each with a leading dimension of 1: the carry, what the model's heads show, the
+#: confidence of the tokens, and the policy's next action.
+_Moved = tuple[Carry, Shown, Array, Array]
+
+
+def _read(
     params: dict[str, Params],
-    carry: Carry,
-    seen: Observation,
+    image: Array,
+    action: Array,
     base: Key,
     index: Array,
     *,
     learner: Learner,
-) -> tuple[Carry, Shown, Array]:
-    """Read one real frame: the carry, what the model sees, what its policy would do."""
-    acted = act(params, carry, seen, jax.random.fold_in(base, index), learner=learner)
-    return acted.carry, show(params, acted.state, learner=learner), acted.action
+) -> _Moved:
+    """Read `[T, 1]` real frames, and show the last one."""
+    read_key, policy_key = jax.random.split(jax.random.fold_in(base, index))
+    carry, states = read(params, image, action, read_key, learner=learner)
+    state = jax.tree.map(lambda x: x[-1], states)
+    choice = sample_policy(params, state, jnp.uint32(0), policy_key, learner=learner)
+    sure = jnp.ones(state.z.shape, jnp.float32)
+    return carry, show(params, state, learner=learner), sure, choice
 
 
 def _step(
@@ -239,11 +259,143 @@ def _step(
     *,
     learner: Learner,
     steps: int,
-) -> tuple[Carry, Dreamt, Shown, Array]:
-    """Imagine one frame, show it, and say what the policy would do next."""
+) -> _Moved:
+    """Imagine one frame."""
     model_key, policy_key = jax.random.split(jax.random.fold_in(base, index))
     options = dict(learner=learner, steps=steps, temperature=temperature)
     carry, dreamt = dream_step(params, carry, action, model_key, **options)
     state = State(dreamt.z, dreamt.h)
     choice = sample_policy(params, state, jnp.uint32(0), policy_key, learner=learner)
-    return carry, dreamt, show(params, dreamt, learner=learner), choice
+    return carry, show(params, dreamt, learner=learner), dreamt.confidence, choice
+
+
+class DreamEnv(gymnasium.Env):
+    """An agent's world model as a Gymnasium environment: every frame is imagined.
+
+    An episode begins after real frames. A step returns the imagined frame and the predicted reward.
+    The episode terminates when the predicted probability to continue falls below 0.5, and is
+    truncated after ``horizon`` steps. ``info`` holds that probability as ``cont`` and the
+    ``confidence`` of the latent positions, `[h, w]`. ::
+
+        agent, recordings = ej.load("runs/catch"), ej.Recordings("runs/catch")
+        env = ej.DreamEnv(agent, recordings, horizon=50)
+        observation, info = env.reset(seed=0)
+        done = False
+        while not done:
+            observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+            done = terminated or truncated
+
+    Attributes:
+        session: the dream itself.
+        horizon: steps after which an episode is truncated.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        agent: Agent,
+        recordings: Recordings,
+        *,
+        horizon: int = 50,
+        context: int = CONTEXT,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        render_mode: str | None = None,
+    ) -> None:
+        """Prepare; :meth:`reset` starts a dream.
+
+        Args:
+            agent: from :func:`emerald_jax.load`.
+            recordings: of the same run; may be empty if every reset names a start.
+            horizon: steps after which an episode is truncated.
+            context: maximum number of recorded frames read before an episode.
+            steps: decoding steps S; None uses the run's setting.
+            temperature: of the tokens.
+            render_mode: ``rgb_array`` or None.
+
+        Raises:
+            ConfigError: when a value is out of range.
+        """
+        if horizon < 1 or context < 1:
+            raise ConfigError(f"horizon {horizon} and context {context} must be 1 or more")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode must be rgb_array or None, not {render_mode!r}")
+        self.session, self.horizon, self._context = (
+            DreamSession(agent, recordings),
+            horizon,
+            context,
+        )
+        self.session.configure(steps=steps, temperature=temperature)
+        self.render_mode = render_mode
+        spec = agent.spec
+        self.observation_space = gymnasium.spaces.Box(0, 255, spec.image_shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(spec.num_actions)
+        self._picture: Picture | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a dream.
+
+        Args:
+            seed: of this and all later episodes; None continues the sequence of draws.
+            options: the start: ``env`` and ``row`` of a recorded frame, or ``image``
+                `[T, height, width, 3]` uint8 and ``action`` `[T]`, the action that led to each
+                image (-1 where an episode begins). Empty or None draws a recorded clip.
+
+        Returns:
+            The last real frame as the model reconstructs it, and ``info``.
+
+        Raises:
+            ReplayError: when the start is not recorded.
+            ConfigError: when the options do not describe a start.
+        """
+        super().reset(seed=seed)
+        self.session.reseed(int(self.np_random.integers(2**31)))
+        given = options or {}
+        if set(given) not in ({"image", "action"}, {"env", "row"}, set()):
+            raise ConfigError(f"options must be image and action, or env and row, not {[*given]}")
+        if "image" in given:
+            image, action = np.asarray(given["image"]), np.asarray(given["action"])
+            wanted = (len(action), *self.observation_space.shape) if action.ndim == 1 else None
+            if image.dtype != np.uint8 or image.shape != wanted or not len(action):
+                raise ConfigError(
+                    f"a start is image [T, height, width, 3] uint8 and action [T], not "
+                    f"{image.shape} {image.dtype} and {action.shape}"
+                )
+            self._picture = self.session.begin(image, action)
+        else:
+            self._picture = self.session.begin_recorded(**given, context=self._context)
+        return self._picture.frame, self._info()
+
+    def step(
+        self, action: int | np.integer
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Imagine one step.
+
+        Args:
+            action: 0 to num_actions - 1.
+
+        Returns:
+            The imagined frame, the predicted reward, terminated, truncated, and ``info``.
+
+        Raises:
+            ConfigError: before the first reset, or when there is no such action.
+        """
+        picture = self._picture = self.session.step(int(action))
+        over = picture.step >= self.horizon
+        return picture.frame, picture.reward, picture.cont < 0.5, over, self._info()
+
+    def render(self) -> np.ndarray | None:
+        """The newest frame, `[height, width, 3]` uint8; None without ``rgb_array``."""
+        if self.render_mode is None or self._picture is None:
+            return None
+        return self._picture.frame
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.close()
+
+    def _info(self) -> dict[str, Any]:
+        return {"cont": self._picture.cont, "confidence": self._picture.confidence}

@@ -1,5 +1,6 @@
-"""Runs beside the published numbers: one table and one figure per benchmark.
+"""Our runs compared with published numbers: one table and one figure per benchmark.
 
-``runs.py`` reads run directories and says which of them may be averaged; a file per benchmark knows
-its protocols and names every deviation from them; ``tables.py`` writes Markdown.
+``runs.py`` reads run directories, decides which of them may be averaged, and writes tables. One
+file per benchmark knows its protocols and names every deviation from them. ``write.py`` writes the
+report.
 """

@@ -1,11 +1,11 @@
-"""Crafter under its two protocols, which are not comparable with one another.
+"""Crafter under its two protocols, whose results are not comparable.
 
 *Training*: the benchmark's own. Every training episode counts, in the order in which they ended,
-until their lengths add up to 1 M steps. *Evaluation*: EMERALD's and delta-IRIS'. A checkpoint of
-10 M steps plays 256 fresh episodes per seed, sampling actions, with a time limit of 10 000 steps.
+until their lengths add up to 1 M steps. *Evaluation*: that of EMERALD and delta-IRIS. A checkpoint
+of 10 M steps plays 256 new episodes per seed, sampling actions, with a time limit of 10 000 steps.
 
-A score per seed, averaged, is what the benchmark's own scripts compute; the score of all episodes
-pooled is a little larger. Both are told.
+The benchmark's own scripts average one score per seed; the score of all episodes pooled is a little
+higher. The table has both.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from emerald_jax.reports import runs
 from emerald_jax.reports.runs import (
     NONE,
+    Result,
     RunFacts,
     Table,
     about,
-    left_out_note,
+    deviations_of,
+    entries_of,
+    mean_and_deviation,
+    meets,
+    notes_of,
     number,
-    same_seed_note,
-    spread,
 )
 from emerald_jax.run.log import achievements_of
 from emerald_jax.scores import crafter, crafter_score, success_rates
@@ -41,7 +44,7 @@ class SeedScore:
     Attributes:
         rates: success rates in per cent.
         mean_return: of its episodes.
-        episodes: how many there are.
+        episodes: their number.
     """
 
     rates: dict[str, float]
@@ -54,21 +57,13 @@ class SeedScore:
         return crafter_score(self.rates)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One agent under one protocol: all seeds that may be averaged.
+class Entry(runs.Entry):
+    """One agent under one protocol: all seeds that may be averaged, each a :class:`SeedScore`."""
 
-    Attributes:
-        label: who it is.
-        protocol: :data:`TRAINING` or :data:`EVALUATION`.
-        deviations: in what it is not the protocol; empty when it meets it.
-        seeds: one or more.
-    """
-
-    label: str
-    protocol: str
-    deviations: tuple[str, ...]
-    seeds: list[SeedScore]
+    @property
+    def seeds(self) -> list[SeedScore]:
+        """The results."""
+        return self.results
 
     @property
     def score(self) -> float:
@@ -77,7 +72,7 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """Who it is and what it is not, in one line."""
+        """Name, protocol and deviations in one line."""
         kind = "training" if self.protocol == TRAINING else "evaluation"
         deviations = f", {'; '.join(self.deviations)}" if self.deviations else ""
         return f"{self.label}, {kind}{deviations}"
@@ -92,18 +87,14 @@ class Entry:
         }
 
 
-def entries(runs: Sequence[RunFacts]) -> list[Entry]:
+def entries(found: Sequence[RunFacts]) -> list[Entry]:
     """Our results, those of the training protocol first."""
-    found: dict[tuple, Entry] = {}
-    pairs = [(run, *result) for run in runs for result in (*_training(run), *_evaluations(run))]
-    for run, protocol, deviations, seed in sorted(pairs, key=lambda pair: pair[1] != TRAINING):
-        key = (run.experiment, protocol, deviations)
-        entry = Entry(label=run.label, protocol=protocol, deviations=deviations, seeds=[])
-        found.setdefault(key, entry).seeds.append(seed)
-    return list(found.values())
+    training = [result for run in found for result in _training(run)]
+    evaluations = [result for run in found for result in _evaluations(run)]
+    return entries_of([*training, *evaluations], Entry)
 
 
-def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
+def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     """Ours and the published numbers, protocol by protocol."""
     rows = []
     for protocol in (TRAINING, EVALUATION):
@@ -125,33 +116,28 @@ def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     notes = (
         "Score: mean ± standard deviation over seeds; pooled: over all episodes of all seeds. "
         "Rows of different protocols cannot be compared.",
-        *left_out_note(runs),
-        *same_seed_note(runs),
-        *_unscored_note(runs),
+        *notes_of(read, "Never evaluated"),
     )
     return Table(columns=COLUMNS, rows=rows, notes=notes)
 
 
 def rates_table(ours: Sequence[Entry]) -> Table:
     """Success rates of ours, of the authors' released runs and of people, in per cent."""
-    columns = {entry.title: entry.pooled_rates for entry in ours}
-    columns["EMERALD, released runs (published)"] = released_rates()
-    columns["human experts (published)"] = human_rates()
-    names = sorted(released_rates())
+    columns = {entry.title: entry.pooled_rates for entry in ours} | published_rates()
+    names = sorted(next(iter(published_rates().values())))
     return Table(
         columns=("achievement", *columns),
         rows=[(name, *(number(rates.get(name)) for rates in columns.values())) for name in names],
     )
 
 
-def released_rates() -> dict[str, float]:
-    """Success rates of the authors' released runs, in per cent."""
-    return crafter()["evaluated_at_10M"]["emerald_released_runs"]["rates"]
-
-
-def human_rates() -> dict[str, float]:
-    """Success rates of human experts, in per cent."""
-    return crafter()["human_experts"]["rates"]
+def published_rates() -> dict[str, dict[str, float]]:
+    """Published success rates, of the authors' released runs and of people, in per cent."""
+    released = crafter()["evaluated_at_10M"]["emerald_released_runs"]["rates"]
+    return {
+        "EMERALD, released runs (published)": released,
+        "human experts (published)": crafter()["human_experts"]["rates"],
+    }
 
 
 def published_scores(protocol: str) -> dict[str, dict[str, float]]:
@@ -184,18 +170,18 @@ def _published_rows(protocol: str) -> Iterable[tuple[str, ...]]:
 def _our_row(entry: Entry) -> tuple[str, ...]:
     return (
         entry.label,
-        spread([seed.score for seed in entry.seeds]),
+        mean_and_deviation([seed.score for seed in entry.seeds]),
         f"{crafter_score(entry.pooled_rates):.1f}",
-        spread([seed.mean_return for seed in entry.seeds], 2),
+        mean_and_deviation([seed.mean_return for seed in entry.seeds], 2),
         str(len(entry.seeds)),
         str(sum(seed.episodes for seed in entry.seeds)),
         entry.protocol,
-        "yes" if not entry.deviations else f"**no**: {'; '.join(entry.deviations)}",
+        meets(entry.deviations),
     )
 
 
-def _training(run: RunFacts) -> Iterable[tuple[str, tuple[str, ...], SeedScore]]:
-    """The training protocol's result of a run; none before an episode ended."""
+def _training(run: RunFacts) -> Iterable[Result]:
+    """The result of a run under the training protocol; none before an episode ended."""
     counted, total = [], 0
     for row in run.episodes:
         total += row["length"]
@@ -207,40 +193,26 @@ def _training(run: RunFacts) -> Iterable[tuple[str, tuple[str, ...], SeedScore]]
         return
     steps = sum(row["length"] for row in counted)
     few = (f"{about(steps)} of {BUDGET:,} steps",) if steps < BUDGET - SLACK else ()
-    yield (
-        TRAINING,
-        (*few, *_settings(run.config.envs.image_size, run.config.envs.time_limit)),
-        SeedScore(
-            rates=success_rates(unlocked, sorted(unlocked[0])),
-            mean_return=statistics.fmean(row["score"] for row in counted),
-            episodes=len(counted),
-        ),
+    envs = run.config.envs
+    seed = SeedScore(
+        rates=success_rates(unlocked, sorted(unlocked[0])),
+        mean_return=statistics.fmean(row["score"] for row in counted),
+        episodes=len(counted),
     )
+    yield run, TRAINING, (*few, *_settings(envs.image_size, envs.time_limit)), seed
 
 
-def _evaluations(run: RunFacts) -> Iterable[tuple[str, tuple[str, ...], SeedScore]]:
-    """The evaluation protocol's results of a run, one per kind of evaluation."""
-    kinds: dict[tuple[str, ...], dict[str, Any]] = {}
+def _evaluations(run: RunFacts) -> Iterable[Result]:
+    """The results of a run under the evaluation protocol."""
     for result in run.evaluations:
         if "rates" not in result:
             continue
-        steps, deviations = result.get("env_steps") or 0, []
-        if steps < EVAL_STEPS - SLACK or steps > EVAL_STEPS + SLACK:
-            deviations.append(f"after {about(steps)} of {EVAL_STEPS:,} steps")
-        if result["episodes"] < EVAL_EPISODES:
-            deviations.append(f"{result['episodes']} of {EVAL_EPISODES} episodes")
-        if result["mode"] != "sample":
-            deviations.append("likeliest action")
-        if result.get("left_out"):
-            deviations.append(f"{result['left_out']} episodes left out")
-        deviations += _settings(result.get("image_size"), result.get("time_limit"))
-        # Another seed of the same weights is no other seed of training: the first one counts.
-        kinds.setdefault(tuple(deviations), result)
-    for deviations, result in kinds.items():
+        found = deviations_of(result, steps=EVAL_STEPS, slack=SLACK, episodes=EVAL_EPISODES)
+        settings = _settings(result.get("image_size"), result.get("time_limit"))
         seed = SeedScore(
             rates=result["rates"], mean_return=result["return"], episodes=result["episodes"]
         )
-        yield EVALUATION, deviations, seed
+        yield run, EVALUATION, (*found, *settings), seed
 
 
 def _settings(image: int | None, limit: int | None) -> tuple[str, ...]:
@@ -251,10 +223,3 @@ def _settings(image: int | None, limit: int | None) -> tuple[str, ...]:
     if limit not in (0, TIME_LIMIT):
         found.append(f"time limit {limit}, not {TIME_LIMIT:,}")
     return tuple(found)
-
-
-def _unscored_note(runs: Sequence[RunFacts]) -> tuple[str, ...]:
-    missing = [str(run.path) for run in runs if not run.evaluations]
-    if not missing:
-        return ()
-    return (f"Never evaluated: {', '.join(missing)} (emerald-jax eval RUN).",)

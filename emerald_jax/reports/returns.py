@@ -1,26 +1,27 @@
-"""Environments without a published protocol: returns beside those of random play.
+"""Environments without a published protocol: our returns and those of random play.
 
-Random play is played anew where it is asked for. Otherwise it is the run's own: before the first
-update actions are uniformly random. Only episodes that ended by then are known to be wholly random,
-and long ones are rarer among them, which the table says.
+Random play is played for the report where that is requested. Otherwise it is the run's own: before
+the first update, actions are uniformly random. Only episodes that ended by then are known to be
+random throughout, and long ones are less frequent among them; the table states this.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from emerald_jax.envs.playing import is_whole, play_randomly
 from emerald_jax.reports.runs import (
     NONE,
+    Entry,
+    Result,
     RunFacts,
     Table,
     about,
-    left_out_note,
-    same_seed_note,
-    spread,
+    entries_of,
+    mean_and_deviation,
+    notes_of,
 )
 
 RECENT = 100
@@ -28,29 +29,11 @@ RANDOM = "random play"
 COLUMNS = ("agent", "return", "seeds", "episodes", "protocol")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One kind of result: all seeds that may be averaged.
-
-    Attributes:
-        label: who it is.
-        protocol: how the returns came about.
-        returns: mean return of each seed.
-        episodes: of all seeds together.
-    """
-
-    label: str
-    protocol: str
-    returns: list[float]
-    episodes: list[int]
-
-
-@dataclass(frozen=True)
-class Chance:
+class Chance(NamedTuple):
     """Random play.
 
     Attributes:
-        protocol: how it came about.
+        protocol: how it was obtained.
         scores: return of each episode.
     """
 
@@ -61,35 +44,43 @@ class Chance:
 def entries(runs: Sequence[RunFacts], chance: Chance | None = None) -> list[Entry]:
     """Results of one environment's runs: training, evaluations, random play.
 
+    A result is the mean return and the number of episodes.
+
     Args:
         runs: all of the same environment.
-        chance: random play; None takes the runs' own.
+        chance: random play; None uses the runs' own.
     """
-    found: dict[tuple, Entry] = {}
+    chance = chance or chance_before_training(runs)
+    ours = entries_of([*_training(runs), *_evaluations(runs)])
+    random = Entry(label=RANDOM, protocol=chance.protocol, results=[_mean(chance.scores)])
+    return [*ours, random] if chance.scores else ours
 
-    def add(key: tuple, label: str, protocol: str, mean: float, episodes: int) -> None:
-        entry = Entry(label=label, protocol=protocol, returns=[], episodes=[])
-        entry = found.setdefault((key, protocol), entry)
-        entry.returns.append(mean)
-        entry.episodes.append(episodes)
 
+def _mean(scores: Sequence[float]) -> tuple[float, int]:
+    """The mean return and the number of episodes."""
+    return statistics.fmean(scores), len(scores)
+
+
+def _training(runs: Sequence[RunFacts]) -> Iterable[Result]:
     for run in runs:
         recent = [row["score"] for row in run.episodes[-RECENT:]]
         if recent:
-            last = f"last {len(recent)} training episodes of {about(run.env_steps)} steps"
-            add(run.experiment, run.label, last, statistics.fmean(recent), len(recent))
+            how = f"last {len(recent)} training episodes of {about(run.env_steps)} steps"
+            yield run, how, (), _mean(recent)
+
+
+def _evaluations(runs: Sequence[RunFacts]) -> Iterable[Result]:
     for run in runs:
-        kinds: dict[str, dict[str, Any]] = {}
         for result in run.evaluations:
-            # Another seed of the same weights is no other seed of training: the first one counts.
-            kinds.setdefault(_evaluation(result), result)
-        for protocol, result in kinds.items():
-            add(run.experiment, run.label, protocol, result["return"], result["episodes"])
-    chance = chance or chance_before_training(runs)
-    if chance.scores:
-        mean = statistics.fmean(chance.scores)
-        add(("random",), RANDOM, chance.protocol, mean, len(chance.scores))
-    return list(found.values())
+            yield run, _how(result), (), (result["return"], result["episodes"])
+
+
+def _how(result: dict[str, Any]) -> str:
+    """How an evaluation was played."""
+    how = "sampled actions" if result["mode"] == "sample" else "likeliest action"
+    left_out = f", {result['left_out']} left out" if result.get("left_out") else ""
+    after = about(result.get("env_steps") or 0)
+    return f"evaluation, {result['episodes']} episodes{left_out} after {after} steps, {how}"
 
 
 def chance_before_training(runs: Sequence[RunFacts]) -> Chance:
@@ -104,38 +95,32 @@ def chance_before_training(runs: Sequence[RunFacts]) -> Chance:
 
 
 def chance_played(run: RunFacts, episodes: int) -> Chance:
-    """Random play of so many whole episodes in the run's environment, made as the run made it.
+    """Play complete random episodes in a run's environment, made as the run made it.
 
     Raises:
-        EnvError: the environment cannot be made here, or fails too often.
+        EnvError: the environment cannot be made on this machine, or fails too often.
     """
     played = play_randomly(run.config.env, run.config.envs, episodes)[1]
     scores = [episode.score for episode in played if is_whole(episode)]
-    return Chance("whole episodes, played for this report", scores)
+    return Chance("complete episodes, played for this report", scores)
 
 
 def table(runs: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
-    """Ours and random play."""
+    """Our results and random play."""
     rows = [
-        (e.label, spread(e.returns, 2), _seeds(e), str(sum(e.episodes)), e.protocol) for e in ours
+        (
+            entry.label,
+            mean_and_deviation([mean for mean, _ in entry.results], 2),
+            NONE if entry.label == RANDOM else str(len(entry.runs)),
+            str(sum(episodes for _, episodes in entry.results)),
+            entry.protocol,
+        )
+        for entry in ours
     ]
     notes = ["Mean ± standard deviation over seeds."]
     if any(run.config.env.startswith("gym:ALE/") for run in runs):
         notes.append(
-            "Gymnasium's own Atari environments repeat actions by chance and differ in more: this "
+            "Gymnasium's own Atari environments repeat actions at random and differ in more: this "
             "is not the Atari 100k protocol, whose environments are called atari:GAME."
         )
-    notes += [*left_out_note(runs), *same_seed_note(runs)]
-    return Table(columns=COLUMNS, rows=rows, notes=tuple(notes))
-
-
-def _seeds(entry: Entry) -> str:
-    return NONE if entry.label == RANDOM else str(len(entry.returns))
-
-
-def _evaluation(result: dict[str, Any]) -> str:
-    """How an evaluation was played."""
-    how = "sampled actions" if result["mode"] == "sample" else "likeliest action"
-    left_out = f", {result['left_out']} left out" if result.get("left_out") else ""
-    after = about(result.get("env_steps") or 0)
-    return f"evaluation, {result['episodes']} episodes{left_out} after {after} steps, {how}"
+    return Table(columns=COLUMNS, rows=rows, notes=(*notes, *notes_of(runs)))

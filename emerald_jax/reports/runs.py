@@ -1,24 +1,27 @@
-"""What a run directory offers a report, and which runs are seeds of one and the same experiment.
-
-Tables as Markdown, and numbers as they are written in them.
-"""
+"""Runs as a report reads them, the seeds that may be averaged, and tables in Markdown."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS
-from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_config, read_rows
+from emerald_jax.run.directory import (
+    EPISODES_FILE,
+    METRICS_FILE,
+    compare_settings,
+    read_config,
+    read_rows,
+)
 from emerald_jax.run.evaluations import read_evaluations
 from emerald_jax.run.log import RESUMES_FILE, is_whole_row
 from emerald_jax.scores import Interval
 
-#: Settings that do not make another experiment. Steps are told in every row instead.
+#: Settings that do not make another experiment. The number of steps is stated in every row instead.
 _FREE = ("preset", "env", "seed", "logdir", "devices", "max_minutes", "steps")
 _FREE_GROUPS = (
     "log.",
@@ -28,27 +31,34 @@ _FREE_GROUPS = (
     "model.dtype",
     "model.remat",
 )
-#: Environments whose state a checkpoint holds, so that no episode is lost by an interruption.
+#: Environments whose state is in the checkpoint, so that an interruption loses no episode.
 _EXACT = ("gymnax", "craftax")
+#: Changed settings in a label.
 _SHOWN = 4
+#: Printed where there is no number.
+NONE = "–"
+
+E = TypeVar("E", bound="Entry")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunFacts:
     """One run, read from disk.
 
     Attributes:
         path: its directory.
         config: its settings.
-        episodes: rows of its whole training episodes, in the order in which they ended.
+        label: its preset and changed settings, those first that differ between the runs read.
+        episodes: rows of its complete training episodes, in the order in which they ended.
         faults: training episodes that a fault cut short; they do not count.
-        left_open: training episodes that an interruption cut and that were not recorded.
+        left_open: training episodes that an interruption cut short and that were not recorded.
         evaluations: results, of the oldest weights first.
-        env_steps: environment steps at its last sign of life.
+        env_steps: environment steps in its newest row.
     """
 
     path: Path
     config: Config
+    label: str
     episodes: list[dict[str, Any]]
     faults: int
     left_open: int
@@ -56,116 +66,172 @@ class RunFacts:
     env_steps: int
 
     @property
-    def label(self) -> str:
-        """The preset, and the settings that were changed."""
-        changed = changed_settings(self.config)
-        shown = [f"{name} {value}" for name, value in list(changed.items())[:_SHOWN]]
-        more = [f"{len(changed) - _SHOWN} more changed"] if len(changed) > _SHOWN else []
-        return ", ".join([f"ours: {self.config.preset}", *shown, *more])
-
-    @property
     def experiment(self) -> tuple[tuple[str, Any], ...]:
-        """What seeds of one experiment share: every setting that matters, less the environment."""
+        """The settings that all seeds of one experiment share, without the environment."""
         return (("preset", self.config.preset), *changed_settings(self.config).items())
 
+    @property
+    def game(self) -> str:
+        """The environment's name within its family, such as ``Pong``."""
+        return self.config.env.partition(":")[2]
 
-def read_run(path: str | Path) -> RunFacts:
-    """One run.
+
+def read_runs(paths: Iterable[str | Path]) -> list[RunFacts]:
+    """Read several runs.
 
     Raises:
-        ConfigError: ``path`` is no run directory.
+        ConfigError: one is no run directory, or is given twice.
     """
-    path = Path(path)
-    config = read_config(path)
+    paths = [Path(path) for path in paths]
+    seen = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise ConfigError(f"{path} is given twice: a run counts once")
+        seen.add(path.resolve())
+    configs = [read_config(path) for path in paths]
+    return [_read_run(*found) for found in zip(paths, configs, _labels(configs), strict=True)]
+
+
+def _read_run(path: Path, config: Config, label: str) -> RunFacts:
     rows = [row for row in read_rows(path / EPISODES_FILE) if row.get("score") is not None]
-    whole = [row for row in rows if is_whole_row(row)]
+    complete = [row for row in rows if is_whole_row(row)]
     last = [row.get("step", 0) for row in (*rows[-1:], *read_rows(path / METRICS_FILE)[-1:])]
     resumes = {row.get("step") for row in read_rows(path / RESUMES_FILE)}
-    lost = 0 if config.env.partition(":")[0] in _EXACT else config.envs.count * len(resumes)
+    exact = config.env.partition(":")[0] in _EXACT
     return RunFacts(
         path=path,
         config=config,
-        episodes=whole,
-        faults=len(rows) - len(whole),
-        left_open=lost,
+        label=label,
+        episodes=complete,
+        faults=len(rows) - len(complete),
+        left_open=0 if exact else config.envs.count * len(resumes),
         evaluations=read_evaluations(path),
         env_steps=max(last, default=0),
     )
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[RunFacts]:
-    """Several runs.
-
-    Raises:
-        ConfigError: one is no run directory, or is given twice.
-    """
-    paths = list(paths)
-    seen = set()
-    for path in paths:
-        if Path(path).resolve() in seen:
-            raise ConfigError(f"{path} is given twice: a run counts once")
-        seen.add(Path(path).resolve())
-    return [read_run(path) for path in paths]
+def _labels(configs: Sequence[Config]) -> list[str]:
+    """A label for each run; runs of different experiments get different labels."""
+    changed = [changed_settings(config) for config in configs]
+    names = {name for settings in changed for name in settings}
+    same = {name for name in names if len({repr(c.get(name)) for c in changed}) == 1}
+    experiments: dict[str, list] = {}
+    labels = []
+    for config, settings in zip(configs, changed, strict=True):
+        ordered = sorted(settings, key=lambda name: name in same)
+        shown = [f"{name} {settings[name]}" for name in ordered[:_SHOWN]]
+        more = [f"{len(ordered) - _SHOWN} more changed"] if len(ordered) > _SHOWN else []
+        label = ", ".join([f"ours: {config.preset}", *shown, *more])
+        known = experiments.setdefault(label, [])
+        if settings not in known:
+            known.append(settings)
+        number = known.index(settings) + 1
+        labels.append(label if number == 1 else f"{label} ({number})")
+    return labels
 
 
 def changed_settings(config: Config) -> dict[str, Any]:
-    """Settings that differ from the preset's, less those that make no other experiment."""
+    """Settings that differ from the preset's and make another experiment."""
     preset = PRESETS[config.preset][1] if config.preset in PRESETS else Config()
-    ours, theirs = _flat(config.to_dict()), _flat(preset.to_dict())
     return {
         name: value
-        for name, value in ours.items()
-        if value != theirs.get(name) and name not in _FREE and not name.startswith(_FREE_GROUPS)
+        for name, _, value in compare_settings(preset, config)
+        if name not in _FREE and not name.startswith(_FREE_GROUPS)
     }
 
 
-def left_out_note(runs: Sequence[RunFacts]) -> tuple[str, ...]:
-    """How many training episodes do not count, and why; nothing when all do."""
-    faults, lost = sum(run.faults for run in runs), sum(run.left_open for run in runs)
-    parts = []
-    if faults:
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Results that may be averaged: of one experiment, obtained in one way.
+
+    Attributes:
+        label: name of the agent.
+        protocol: how the results were obtained.
+        deviations: how that differs from a published protocol; empty if it does not.
+        runs: one or more, the seeds.
+        results: of each run.
+    """
+
+    label: str
+    protocol: str
+    deviations: tuple[str, ...] = ()
+    runs: list[RunFacts] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
+
+
+#: A run, the protocol, the deviations from it, and the result.
+Result = tuple[RunFacts, str, tuple[str, ...], Any]
+
+
+def entries_of(results: Iterable[Result], kind: type[E] = Entry) -> list[E]:
+    """Collect the results that may be averaged, in the order of first appearance.
+
+    Only the first result of a run counts under the same protocol with the same deviations: another
+    evaluation of the same weights is not another training seed.
+    """
+    found: dict[tuple, E] = {}
+    for run, protocol, deviations, result in results:
+        key = (run.experiment, protocol, deviations)
+        new = kind(label=run.label, protocol=protocol, deviations=deviations)
+        entry = found.setdefault(key, new)
+        if run not in entry.runs:
+            entry.runs.append(run)
+            entry.results.append(result)
+    return list(found.values())
+
+
+def deviations_of(
+    result: dict[str, Any], *, steps: int, slack: int, episodes: int
+) -> tuple[str, ...]:
+    """How an evaluation differs from a protocol.
+
+    Args:
+        result: of the evaluation.
+        steps: environment steps after which the protocol evaluates.
+        slack: steps by which it may differ.
+        episodes: minimum number of episodes.
+    """
+    found, after = [], result.get("env_steps") or 0
+    if abs(after - steps) > slack:
+        found.append(f"after {about(after)} of {steps:,} steps")
+    if result["episodes"] < episodes:
+        found.append(f"{result['episodes']} of {episodes} episodes")
+    if result["mode"] != "sample":
+        found.append("likeliest action")
+    if result.get("left_out"):
+        found.append(f"{result['left_out']} episodes left out")
+    return tuple(found)
+
+
+def notes_of(runs: Sequence[RunFacts], unscored: str = "") -> tuple[str, ...]:
+    """Notes on the runs of a table: episodes that do not count, repeated seeds, no evaluation.
+
+    Args:
+        runs: of the table.
+        unscored: introduces the runs without an evaluation; empty leaves them out.
+    """
+    notes, parts = [], []
+    if faults := sum(run.faults for run in runs):
         parts.append(f"{faults} that a fault of the environment cut short")
-    if lost:
+    if lost := sum(run.left_open for run in runs):
         parts.append(f"{lost} that were open when a run was interrupted")
-    return (f"Training episodes left out: {' and '.join(parts)}.",) if parts else ()
-
-
-def same_seed_note(runs: Sequence[RunFacts]) -> tuple[str, ...]:
-    """A warning when runs that are averaged share a seed."""
+    if parts:
+        notes.append(f"Training episodes left out: {' and '.join(parts)}.")
     keys = [(run.experiment, run.config.env, run.config.seed) for run in runs]
-    twice = sorted(
-        {run.config.seed for run, key in zip(runs, keys, strict=True) if keys.count(key) > 1}
-    )
-    if not twice:
-        return ()
-    return (
-        f"Runs of one experiment share a seed ({', '.join(map(str, twice))}): their spread is "
-        "no spread over seeds.",
-    )
-
-
-def about(steps: int) -> str:
-    """A number of steps to two digits, so that seeds of one length fall together."""
-    digits = max(len(str(steps)) - 2, 0)
-    return f"{round(steps, -digits):,}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their full names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
-
-
-#: What stands where there is no number.
-NONE = "–"
+    if twice := sorted({key[-1] for key in keys if keys.count(key) > 1}):
+        notes.append(
+            f"Runs of one experiment share a seed ({', '.join(map(str, twice))}): their standard "
+            "deviation is not one over seeds."
+        )
+    missing = [str(run.path) for run in runs if not run.evaluations]
+    if unscored and missing:
+        notes.append(f"{unscored}: {', '.join(missing)} (emerald-jax eval RUN).")
+    return tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table and what must be read with it.
+    """A table with notes.
 
     Attributes:
         columns: their headings.
@@ -184,8 +250,17 @@ class Table:
         return text + "".join(f"\n{note}\n" for note in self.notes)
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Mean ± standard deviation over seeds; a single one stands alone."""
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def meets(deviations: Sequence[str]) -> str:
+    """Whether a result meets its protocol, as a cell."""
+    return f"**no**: {'; '.join(deviations)}" if deviations else "yes"
+
+
+def mean_and_deviation(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation over seeds; only the value where there is one seed."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
@@ -199,9 +274,11 @@ def interval(found: Interval, digits: int = 3) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number, or the sign that there is none."""
+    """A number, or :data:`NONE`."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def about(steps: int) -> str:
+    """A number of steps rounded to two digits, so that seeds of similar length are one row."""
+    digits = max(len(str(steps)) - 2, 0)
+    return f"{round(steps, -digits):,}"

@@ -1,4 +1,4 @@
-"""The report itself: report.md and one picture or two per benchmark."""
+"""Write a report: report.md, and one or two pictures per benchmark."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from emerald_jax.look.figures import Bar, bar_figure, rates_figure, returns_figure
+from emerald_jax.look.style import save
 from emerald_jax.reports import atari, crafter, returns
 from emerald_jax.reports.runs import RunFacts, read_runs
 from emerald_jax.run.files import write_atomic
@@ -23,16 +24,16 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
 
     Args:
         paths: run directories; they are only read.
-        out: directory for report.md and its pictures; made when there is none.
-        random_episodes: of random play in each environment that has no published protocol; 0 takes
-            what the runs themselves played before their first update.
+        out: directory for report.md and its pictures; created if missing.
+        random_episodes: of random play in each environment that has no published protocol; 0 uses
+            the episodes that the runs themselves played before their first update.
 
     Returns:
         The text of report.md.
 
     Raises:
         ConfigError: one of ``paths`` is no run directory, or is given twice.
-        EnvError: random play is wanted in an environment that cannot be made here.
+        EnvError: random play is requested in an environment that cannot be made on this machine.
     """
     runs, out = read_runs(paths), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
 
 
 def _sections(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
-    """Runs by benchmark; environments without one each have their own section."""
+    """Runs by benchmark; every environment without a benchmark has its own section."""
     found: dict[str, list[RunFacts]] = {}
     for run in runs:
         family, _, game = run.config.env.partition(":")
@@ -63,46 +64,46 @@ def _crafter(runs: list[RunFacts], out: Path) -> str:
     ours = crafter.entries(runs)
     panels = {}
     for protocol in (crafter.TRAINING, crafter.EVALUATION):
-        bars = [
-            Bar(
-                label=entry.label,
-                value=entry.score,
-                low=min(seed.score for seed in entry.seeds) if len(entry.seeds) > 1 else np.nan,
-                high=max(seed.score for seed in entry.seeds) if len(entry.seeds) > 1 else np.nan,
-                ours=True,
-                meets=not entry.deviations,
-            )
-            for entry in ours
-            if entry.protocol == protocol
-        ]
+        bars = [_crafter_bar(entry) for entry in ours if entry.protocol == protocol]
         known = crafter.published_scores(protocol).items()
         bars += [Bar(label=name.replace("_", " "), value=row["score"]) for name, row in known]
         panels[f"Crafter, {protocol} (hatched: not the protocol)"] = bars
-    bar_figure(panels, out / "crafter.png", unit="score, %")
+    save(bar_figure(panels, unit="score, %"), out / "crafter.png")
     text = crafter.table(runs, ours).markdown() + "\n![Crafter scores](crafter.png)\n"
     if ours:
-        rates = {_who(entry): entry.pooled_rates for entry in ours}
-        rates["EMERALD, released runs (published)"] = crafter.released_rates()
-        rates["human experts (published)"] = crafter.human_rates()
-        rates_figure(rates, len(rates) - 2, out / "crafter-rates.png")
+        rates = {f"score {_pooled(e):.1f} %: {e.title}": e.pooled_rates for e in ours}
+        rates |= crafter.published_rates()
+        figure = rates_figure(rates, len(ours))
+        save(figure, out / "crafter-rates.png")
         text += f"\n{crafter.rates_table(ours).markdown()}\n![Success rates](crafter-rates.png)\n"
     return text
 
 
-def _who(entry: crafter.Entry) -> str:
-    """An entry in one line, for a legend."""
-    return f"{entry.title}, score {crafter_score(entry.pooled_rates):.1f} %"
+def _crafter_bar(entry: crafter.Entry) -> Bar:
+    """The mean score, and the range over seeds where there are several."""
+    scores = [seed.score for seed in entry.seeds]
+    low, high = (min(scores), max(scores)) if len(scores) > 1 else (np.nan, np.nan)
+    shown = {"value": entry.score, "low": low, "high": high, "meets": not entry.deviations}
+    return Bar(label=entry.label, ours=True, **shown)
+
+
+def _pooled(entry: crafter.Entry) -> float:
+    return crafter_score(entry.pooled_rates)
 
 
 def _atari(runs: list[RunFacts], out: Path) -> str:
     ours = atari.entries(runs)
     panels = {}
-    for name in ("mean", "median", "iqm"):
-        bars = []
-        for entry in ours:
-            found = entry.aggregates[name]
-            label = f"{entry.label} ({len(entry.returns)} of {len(atari.games())} games)"
-            bars.append(Bar(label=label, **found._asdict(), ours=True, meets=entry.meets))
+    for name in atari.AGGREGATES:
+        bars = [
+            Bar(
+                label=f"{entry.coverage}: {entry.label}",
+                **entry.aggregates[name]._asdict(),
+                ours=True,
+                meets=entry.meets,
+            )
+            for entry in ours
+        ]
         bars += [
             Bar(label=method, value=row[name])
             for method, row in atari.published_aggregates().items()
@@ -110,7 +111,7 @@ def _atari(runs: list[RunFacts], out: Path) -> str:
         ]
         title = name.upper() if name == "iqm" else name
         panels[f"Atari 100k, {title} over games (hatched: not the protocol)"] = bars
-    bar_figure(panels, out / "atari100k.png", unit="human-normalised score")
+    save(bar_figure(panels, unit="human-normalised score"), out / "atari100k.png")
     text = atari.table(runs, ours).markdown() + "\n![Aggregates](atari100k.png)\n"
     return text + (f"\n{atari.games_table(ours).markdown()}" if ours else "")
 
@@ -128,12 +129,12 @@ def _returns(runs: list[RunFacts], out: Path, random_episodes: int) -> str:
             curves.setdefault(run.label, []).append(tuple(points.T))
     level = float(np.mean(chance.scores)) if chance.scores else None
     name = f"{re.sub(r'[^A-Za-z0-9._]+', '-', env)}.png"
-    returns_figure(curves, level, out / name, title=env)
+    save(returns_figure(curves, level, title=env), out / name)
     return f"{returns.table(runs, ours).markdown()}\n![Learning curve]({name})\n"
 
 
 def _runs_section(runs: Sequence[RunFacts]) -> str:
-    """Which runs these were."""
+    """The list of runs."""
     lines = [
         f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
         f"{run.config.seed}, {run.env_steps:,} of {run.config.steps:,} steps, "

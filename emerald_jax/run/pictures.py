@@ -1,26 +1,88 @@
-"""Pictures that compare a dream with reality, from plain arrays; nothing here needs a model."""
+"""The canvas of all pictures drawn pixel by pixel, and strips that compare a dream with reality.
+
+Everything here works on plain arrays; nothing needs a model.
+"""
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+#: Colours of everything the package draws, as red, green and blue.
 BACKGROUND = (250, 250, 248)
+PAPER = (255, 255, 255)
 INK = (40, 42, 48)
 FAINT = (140, 144, 152)
-#: Where imagination begins.
+LINE = (222, 222, 218)
+#: Everything imagined.
 ACCENT = (226, 88, 34)
+#: Everything real.
+BLUE = (31, 95, 168)
 
+FONT_SIZE = 12
 #: A frame is enlarged until its shorter side has at least this many pixels.
 MIN_FRAME_PX = 48
+#: A latent position of confidence 0 is covered by this share of the tint.
+TINT_SHARE = 0.6
 #: Pixels between two frames, between two sequences, and at the border.
 GAP, GROUP_GAP, MARGIN = 2, 14, 10
 #: Pixels of the column of row labels and of the line of step numbers.
 LABEL_WIDTH, HEADER_HEIGHT = 84, 18
-FONT_SIZE = 12
+
+
+class Canvas:
+    """A picture of fixed size.
+
+    Attributes:
+        pen: Pillow's functions for lines, rectangles and ellipses.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        """Fill it with the background colour."""
+        self._image = Image.new("RGB", (width, height), BACKGROUND)
+        self._font = ImageFont.load_default(FONT_SIZE)
+        self.pen = ImageDraw.Draw(self._image)
+
+    def paste(self, frame: np.ndarray, x: int, y: int) -> None:
+        """Draw ``frame``, `[height, width, 3]` uint8, with its upper left corner at x, y."""
+        self._image.paste(Image.fromarray(frame), (x, y))
+
+    def write(
+        self,
+        text: str,
+        x: float,
+        y: float,
+        colour: tuple[int, int, int] = INK,
+        *,
+        anchor: str = "ls",
+        room: float | None = None,
+    ) -> None:
+        """Draw one line of text.
+
+        Args:
+            text: what to write.
+            x: in pixels from the left.
+            y: in pixels from the top.
+            colour: of the text.
+            anchor: the point of the text that lies at x, y, see Pillow's text anchors.
+            room: pixels available; a longer text is shortened and ends in "…".
+        """
+        while room is not None and len(text) > 1 and self._font.getlength(text) > room:
+            text = text.removesuffix("…")[:-1].rstrip() + "…"
+        self.pen.text((x, y), text, colour, self._font, anchor=anchor)
+
+    @staticmethod
+    def width_of(text: str) -> int:
+        """Pixels that a line of text needs."""
+        return math.ceil(ImageFont.load_default(FONT_SIZE).getlength(text))
+
+    def pixels(self) -> np.ndarray:
+        """The picture, `[height, width, 3]` uint8."""
+        return np.asarray(self._image)
 
 
 def report_strip(
@@ -118,6 +180,27 @@ def enlargement(height: int, width: int, least: int = MIN_FRAME_PX) -> int:
     return max(1, -(-least // min(height, width)))
 
 
+def tint(
+    frame: UInt8[np.ndarray, "height width 3"], confidence: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Cover the latent positions of a frame with orange, more where the model was less certain.
+
+    Args:
+        frame: `[height, width, 3]` uint8.
+        confidence: `[h, w]` in [0, 1]; h and w divide height and width.
+
+    Returns:
+        `[height, width, 3]` uint8.
+    """
+    height, width, _ = frame.shape
+    rows, columns = confidence.shape
+    share = TINT_SHARE * (1 - np.clip(confidence, 0, 1))
+    share = share.repeat(-(-height // rows), axis=0)[:height]
+    share = share.repeat(-(-width // columns), axis=1)[:, :width, None]
+    mixed = frame * (1 - share) + np.array(ACCENT) * share
+    return np.round(mixed).astype(np.uint8)
+
+
 def _check(real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int) -> None:
     if real.ndim != 5 or real.shape[-1] != 3:
         raise ValueError(f"real is [B, T, height, width, 3], not {real.shape}")
@@ -152,24 +235,21 @@ def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
         return x, MARGIN + HEADER_HEIGHT + sequence * group + row * (height + GAP)
 
     right, bottom = corner(batch - 1, len(rows) - 1, length - 1)
-    size = (right + width + MARGIN, bottom + height + MARGIN)
-    canvas = Image.new("RGB", size, BACKGROUND)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    canvas = Canvas(right + width + MARGIN, bottom + height + MARGIN)
 
     for step in range(length):
         x, y = corner(0, 0, step)
         ink = ACCENT if step >= context else FAINT
-        pen.text((x + width // 2, y - 5), _offset(step, context), ink, font, anchor="ms")
+        canvas.write(_offset(step, context), x + width // 2, y - 5, ink, anchor="ms")
     line = corner(0, 0, context)[0] - 2 * GAP - 1
-    pen.line([(line, MARGIN), (line, bottom + height)], ACCENT, width=2)
+    canvas.pen.line([(line, MARGIN), (line, bottom + height)], ACCENT, width=2)
     for sequence in range(batch):
         for row, (name, frames) in enumerate(rows.items()):
             x, y = corner(sequence, row, 0)
-            pen.text((x - 8, y + height // 2), name, INK, font, anchor="rm")
+            canvas.write(name, x - 8, y + height // 2, anchor="rm")
             for step in range(length):
-                frame = Image.fromarray(enlarge(frames[sequence, step], factor))
-                canvas.paste(frame, corner(sequence, row, step))
-    return np.asarray(canvas)
+                canvas.paste(enlarge(frames[sequence, step], factor), *corner(sequence, row, step))
+    return canvas.pixels()
 
 
 def _offset(step: int, context: int) -> str:

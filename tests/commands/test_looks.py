@@ -1,4 +1,4 @@
-"""``dream``, ``inspect`` and ``play`` as they are typed."""
+"""The commands ``dream``, ``inspect`` and ``play``."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SPEC = EnvSpec(name="game", image_shape=(16, 16, 3), num_actions=3, action_names
 
 @pytest.fixture(scope="module", autouse=True)
 def _quickly() -> Iterator[None]:
-    """Programs of this file are compiled with little optimisation."""
+    """Compile the programs of this file with little optimisation."""
     with little_optimisation():
         yield
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line that a refused command leaves."""
-    assert cli.main([str(word) for word in words]) == 2
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The single line that a refused command prints."""
+    assert cli.main([str(x) for x in arguments]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("emerald-jax: ")
@@ -48,27 +48,27 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "frames"),
+    ("arguments", "frames"),
     [
         ("--from real --horizon 4 --seed 1", 8),
         ("--from reset --actions FILE --context 1", 6),
     ],
 )
 def test_dream(
-    words: str, frames: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, frames: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     actions = tmp_path / "actions"
     actions.write_text("0\n1\n2\n\n1\n0\n")
     out = tmp_path / "dream.gif"
-    words = words.replace("FILE", str(actions)).split()
-    assert cli.main(["dream", str(run), *words, "--out", str(out)]) == 0
+    options = arguments.replace("FILE", str(actions)).split()
+    assert cli.main(["dream", str(run), *options, "--out", str(out)]) == 0
     with Image.open(out) as film:
         assert film.n_frames == frames
     assert "then" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("--out x.avi", "--out x.avi must end in .mp4, .gif, .png"),
         ("--out x.gif --horizon 0", "--horizon and --context must lie in"),
@@ -80,7 +80,7 @@ def test_dream(
     ],
 )
 def test_bad_dreams_are_refused(
-    words: str,
+    arguments: str,
     line: str,
     run: Path,
     tmp_path: Path,
@@ -88,7 +88,7 @@ def test_bad_dreams_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert line in refusal(capsys, "dream", run, *words.split())
+    assert line in refusal(capsys, "dream", run, *arguments.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -96,9 +96,9 @@ def test_bad_dreams_are_refused(
 def test_no_run_is_one_line(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--out", "x.gif"] if command == "dream" else []
-    assert "holds no config.json" in refusal(capsys, command, tmp_path, *words)
-    assert "does not exist" in refusal(capsys, command, tmp_path / "nowhere", *words)
+    options = ["--out", "x.gif"] if command == "dream" else []
+    assert "holds no config.json" in refusal(capsys, command, tmp_path, *options)
+    assert "does not exist" in refusal(capsys, command, tmp_path / "nowhere", *options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +111,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["0\n2\n1\n", "[0, 2, 1]", "a\nc\nb", '["a", 2, "1"]'])
-def test_actions_in_every_spelling(text: str, tmp_path: Path) -> None:
+def test_actions_in_all_formats(text: str, tmp_path: Path) -> None:
     path = tmp_path / "actions"
     path.write_text(text)
     assert read_actions(path, SPEC) == (0, 2, 1)
@@ -140,7 +140,7 @@ def test_bad_actions_are_one_line(data: bytes, message: str, tmp_path: Path) -> 
 
 
 class Page(HTMLParser):
-    """What a report shows and what it asks for."""
+    """The contents of a report and its links."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_inspect_shows_everything_a_run_has(
     assert text.count("Not shown") == 1
     assert "model/posterior_entropy or model/prior_entropy" in text
     assert "model.width" in text
-    # Nothing is asked for but what is inside.
+    # The page requests nothing from outside.
     assert all(a.startswith(("#", "data:")) for a in page.addresses), page.addresses
     assert "script" not in page.tags
     assert len(page.images) >= 11
@@ -194,7 +194,7 @@ def test_inspect_shows_everything_a_run_has(
         assert picture.std() > 2
 
 
-def test_inspect_of_a_run_that_has_nothing_yet(
+def test_inspect_of_an_empty_run(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
@@ -232,7 +232,7 @@ def test_play_serves_until_it_is_stopped(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("--port 70000", "--port is 70000"),
         ("--fps 0", "--fps must lie in 1 … 60"),
@@ -240,15 +240,15 @@ def test_play_serves_until_it_is_stopped(run: Path) -> None:
     ],
 )
 def test_bad_play_is_refused(
-    words: str, line: str, run: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, line: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert line in refusal(capsys, "play", run, *words.split())
+    assert line in refusal(capsys, "play", run, *arguments.split())
 
 
-def test_a_port_in_use_is_told_before_anything_is_loaded(
+def test_a_port_in_use_is_reported_before_loading(
     tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A run without weights: had they been looked for first, that would be the complaint.
+    # A run without weights: if they were loaded first, the error would name them.
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -50,26 +50,26 @@ class Page:
             self._note(answer)
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Remember what the page asked for and what it complained of."""
-        kind, facts = event.get("method"), event.get("params", {})
+        """Keep the requests and the errors of the page."""
+        kind, details = event.get("method"), event.get("params", {})
         if kind == "Network.requestWillBeSent":
-            self.requests.append(facts["request"]["url"])
+            self.requests.append(details["request"]["url"])
         elif kind == "Runtime.exceptionThrown":
-            self.problems.append(json.dumps(facts["exceptionDetails"]))
-        elif kind == "Log.entryAdded" and facts["entry"]["level"] == "error":
-            self.problems.append(facts["entry"]["text"])
+            self.problems.append(json.dumps(details["exceptionDetails"]))
+        elif kind == "Log.entryAdded" and details["entry"]["level"] == "error":
+            self.problems.append(details["entry"]["text"])
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
 
     def value(self, expression: str) -> Any:
-        """What an expression of the page's script is now."""
+        """The current value of an expression in the page."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 20) -> Any:
-        """Until an expression is true; a page that is not there yet is not."""
+        """Wait until an expression is true; while the page is missing it is false."""
         patient = f"(() => {{ try {{ return {expression}; }} catch (_) {{ return false; }} }})()"
         return wait_for(lambda: self.value(patient), expression, seconds)
 
@@ -83,18 +83,18 @@ class Page:
 
 
 def wait_for(ready: Callable[[], Any], what: str, seconds: float = 20) -> Any:
-    """Ask until the answer is true."""
+    """Repeat a question until the answer is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := ready():
             return found
         time.sleep(0.02)
-    raise AssertionError(f"never came true: {what}")
+    raise AssertionError(f"still false: {what}")
 
 
 @contextmanager
 def browsing(profile: Path) -> Iterator[Page]:
-    """A fresh browser with one tab; ``profile`` is a directory of its own."""
+    """A new browser with one tab; ``profile`` is its own directory."""
     command = [
         *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
         *("--disable-dev-shm-usage", "--remote-debugging-port=0", "--window-size=1100,820"),

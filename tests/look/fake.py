@@ -1,4 +1,4 @@
-"""A dream that needs no model, served from a thread: for the protocol and for the browser."""
+"""A dream without a model, served from a thread, to test the protocol and the page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FakeRecordings:
 
 
 class FakeSession:
-    """Paints a square that actions move; a decoding step takes 40 ms."""
+    """Draws a square that actions move; a decoding step takes 40 ms."""
 
     def __init__(self, *, names: tuple[str, ...] = NAMES) -> None:
         spec = EnvSpec(name="fake", image_shape=(SIDE, SIDE, 3), num_actions=5, action_names=names)
@@ -78,7 +78,7 @@ class FakeSession:
 
 @contextmanager
 def serving(session: FakeSession, **options: object) -> Iterator[tuple[PlayServer, list[str]]]:
-    """The server in a thread of its own, and what it says."""
+    """Run the server in its own thread; yields it and the list of its lines."""
     said: list[str] = []
     own = {"listening": take_port(0), "title": "runs/fake", "say": said.append}
     server = PlayServer(session, **own, **options)

@@ -12,7 +12,7 @@ from tests.look.fake import FakeSession, serving
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
-#: Column of the fake's bright square, read off the canvas.
+#: Column of the fake's bright square, read from the canvas.
 SQUARE = (
     "(() => { const c = document.getElementById('dream'); if (!c.width) return -1;"
     "const d = c.getContext('2d').getImageData(0, 5, c.width, 1).data;"
@@ -34,7 +34,7 @@ def test_a_person_plays(page: Page, tmp_path: Path) -> None:
         assert page.value("document.querySelectorAll('#actions button').length") == 5
         assert page.value("document.getElementById('title').textContent") == "runs/fake"
 
-        # A held key moves the picture, a released one lets it rest.
+        # A held key moves the picture until it is released.
         start = page.value(SQUARE)
         page.key("ArrowRight", "keyDown")
         page.wait(f"{SQUARE} !== {start}")
@@ -46,7 +46,7 @@ def test_a_person_plays(page: Page, tmp_path: Path) -> None:
         page.wait(f"Number(document.body.dataset.frames) > {frames + 5}")
         assert page.value(SQUARE) == place
 
-        # S = 3 costs the fake 120 ms a frame: the rate falls and page and terminal say so.
+        # With S = 3 the fake needs 120 ms per frame: page and terminal report the lower rate.
         page.value(
             "(() => { const s = document.getElementById('steps'); s.value = '3';"
             "s.dispatchEvent(new Event('change')); })()"
@@ -55,7 +55,7 @@ def test_a_person_plays(page: Page, tmp_path: Path) -> None:
         assert session.steps == 3
         assert any("at S = 3" in line for line in said)
 
-        # Reset from a recorded frame, then the real environment beside.
+        # Reset from a recorded frame, then with the real environment next to the dream.
         page.value(
             "(() => { const s = document.getElementById('steps'); s.value = '0';"
             "s.dispatchEvent(new Event('change'));"
@@ -68,7 +68,7 @@ def test_a_person_plays(page: Page, tmp_path: Path) -> None:
         page.wait("!document.getElementById('realView').hidden")
         page.wait(f"{SQUARE} === 0")
 
-        # Only this server was asked for anything, and nothing went wrong in the page.
+        # The page sent requests only to this server, and had no errors.
         page.picture(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
         port = server.port

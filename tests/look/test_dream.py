@@ -1,4 +1,4 @@
-"""Films: real beside dreamt, strips underneath, and files that open."""
+"""Films: real frames next to dreamt ones, plots below, and files that open."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emerald_jax.look.film import Film, film_frames, film_sheet, save_film, tint
-from emerald_jax.run.pictures import ACCENT
+from emerald_jax.look.film import Film, film_frames, film_sheet, save_film
+from emerald_jax.run.pictures import ACCENT, tint
 from tests.films import read_mp4
 
 N, CONTEXT = 8, 3
@@ -33,7 +33,7 @@ def film(**changes: object) -> Film:
     return Film(**{**values, **changes})
 
 
-def test_tint_covers_what_is_unsure_and_nothing_else() -> None:
+def test_tint_covers_only_uncertain_positions() -> None:
     frame = np.full((16, 16, 3), 100, np.uint8)
     confidence = np.ones((4, 4))
     confidence[0, 1], confidence[2, 3] = 0.0, 0.5
@@ -47,18 +47,18 @@ def test_tint_covers_what_is_unsure_and_nothing_else() -> None:
     assert changed[8:12, 12:].all()
 
 
-def test_frames_show_reality_left_and_the_dream_right() -> None:
+def test_real_frames_are_left_and_dreamt_ones_right() -> None:
     frames = list(film_frames(film()))
     assert len(frames) == N
     assert {frame.shape for frame in frames} == {frames[0].shape}
     assert all(side % 2 == 0 for side in frames[0].shape[:2])
     middle = [(int(f[120, 100, 0]), int(f[120, 340, 0])) for f in frames]
     assert middle[:6] == [(40, 90)] * 6
-    # What never happened is blank.
+    # Frames that do not exist are blank.
     assert [left for left, _ in middle[6:]] == [232, 232]
 
 
-def test_the_strips_grow_with_the_film() -> None:
+def test_the_plots_grow_with_the_film() -> None:
     frames = [frame.astype(int) for frame in film_frames(film())]
     top = 224 + 32
     ink = [int((frame[top:] == ACCENT).all(-1).sum()) for frame in frames]
@@ -72,14 +72,14 @@ def test_uncertain_frames_are_tinted_on_request() -> None:
     plain, tinted = (list(film_frames(unsure, tinted=on))[-1] for on in (False, True))
     assert (plain[120, 340] == 90).all()
     assert tinted[120, 340, 0] > tinted[120, 340, 2] + 50
-    # Frames that were seen are not: their tokens were read.
+    # Frames that were read are not tinted: their tokens are known.
     assert (next(film_frames(unsure))[120, 340] == 90).all()
 
 
 def test_the_sheet_holds_every_step_of_a_short_film() -> None:
     picture = film_sheet(film())
     side = 16 * 4
-    # Whole frames, whichever their colour: real ones that happened, and all the dreamt ones.
+    # Complete frames by colour: the known real ones, and all dreamt ones.
     for value, count in ((40, 6), (90, N)):
         area = (picture == value).all(-1).sum()
         assert area == count * side * side
@@ -99,9 +99,7 @@ def test_files_open_and_hold_every_step(ending: str, tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_a_film_that_fails_leaves_what_was_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_film_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def two_frames(film: Film, *, tinted: bool) -> Iterator[np.ndarray]:
         yield from itertools.islice(film_frames(film, tinted=tinted), 2)
         raise RuntimeError("the disk is full")
@@ -122,7 +120,7 @@ def test_a_film_that_fails_leaves_what_was_there(
         ({"dream": np.zeros((N, 8, 8, 3), np.uint8)}, "differ"),
     ],
 )
-def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
+def test_inconsistent_films_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         film(**change)
 

@@ -1,4 +1,4 @@
-"""Every action gets a key of its own, wherever its name comes from."""
+"""Every action gets its own key, in any environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ATARI = ("noop", "fire", "up", "right", "left", "down", "upright", "upleft", "do
 
 
 @pytest.mark.parametrize("names", [CRAFTER, ATARI, tuple(f"thing_{i}" for i in range(20)), ()])
-def test_keys_are_distinct_and_none_is_the_pages_own(names: tuple[str, ...]) -> None:
+def test_keys_are_distinct_and_not_used_by_the_page(names: tuple[str, ...]) -> None:
     count = len(names) or 7
     keys = key_bindings(names, count)
     idle = idle_action(names)
@@ -24,7 +24,7 @@ def test_keys_are_distinct_and_none_is_the_pages_own(names: tuple[str, ...]) -> 
     assert idle is None or keys[idle] == ""
 
 
-def test_crafter_is_steered_as_people_expect() -> None:
+def test_crafter_has_the_usual_keys() -> None:
     keys = dict(zip(CRAFTER, key_bindings(CRAFTER, len(CRAFTER)), strict=True))
     arrows = {f"move_{way}": f"Arrow{way.title()}" for way in ("left", "right", "up", "down")}
     assert keys.items() >= (arrows | {"do": " ", "sleep": "z", "noop": ""}).items()
@@ -35,6 +35,6 @@ def test_actions_without_names_are_numbered() -> None:
     assert idle_action(()) is None
 
 
-def test_more_actions_than_keys_leave_some_without() -> None:
+def test_some_actions_have_no_key_when_the_keys_run_out() -> None:
     keys = key_bindings(tuple(f"act {i}" for i in range(60)), 60)
     assert len({key for key in keys if key}) == len([key for key in keys if key]) > 30

@@ -1,4 +1,4 @@
-"""Several runs of one thing: their mean, and a band that holds them all."""
+"""Several seeds: their mean, and a band that contains them all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from emerald_jax.look.figures import seeds_figure
 
 
-def test_mean_and_band_cover_the_steps_that_all_have():
+def test_mean_and_band_cover_the_steps_of_all_seeds():
     seeds = {
         "a": (np.array([0.0, 100.0]), np.array([0.0, 10.0])),
         "b": (np.array([20.0, 60.0]), np.array([4.0, 8.0])),

@@ -1,4 +1,4 @@
-"""What goes over the socket, who may talk to it, and how it ends."""
+"""The socket's messages, its access rules, and how the server stops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unpack(message: bytes) -> tuple[dict, np.ndarray, np.ndarray | None]:
 
 
 def until(ws: ClientConnection, wanted: str) -> dict:
-    """The next frame's header, or words, that hold ``wanted``."""
+    """The next frame header or text message that has the entry ``wanted``."""
     for _ in range(400):
         message = ws.recv(timeout=5)
         head = json.loads(message) if isinstance(message, str) else unpack(message)[0]
@@ -73,8 +73,8 @@ def frame(ws: ClientConnection) -> bytes:
     return message
 
 
-def say(ws: ClientConnection, **words: object) -> None:
-    ws.send(json.dumps(words))
+def say(ws: ClientConnection, **request: object) -> None:
+    ws.send(json.dumps(request))
 
 
 def test_a_player_is_greeted_and_shown_a_frame(server: PlayServer) -> None:
@@ -133,7 +133,7 @@ def test_reset_from_a_recorded_frame(server: PlayServer) -> None:
         assert unpack(message)[0]["step"] == 0
 
 
-def test_the_real_environment_beside(server: PlayServer) -> None:
+def test_the_real_environment_next_to_the_dream(server: PlayServer) -> None:
     with player(server) as ws:
         say(ws, do="reset", **{"from": "real"})
         head = until(ws, "beside")
@@ -150,7 +150,7 @@ def test_settings(server: PlayServer, session: FakeSession) -> None:
     assert (session.steps, session.temperature) == (1, 0.5)
 
 
-def test_it_says_when_the_machine_is_too_slow(session: FakeSession) -> None:
+def test_a_machine_that_is_too_slow_is_reported(session: FakeSession) -> None:
     session.steps = 3  # 120 ms a frame
     with serving(session, fps=50.0) as (server, said), player(server) as ws:
         head = until(ws, "rate")
@@ -159,7 +159,7 @@ def test_it_says_when_the_machine_is_too_slow(session: FakeSession) -> None:
         for _ in range(3):
             frame(ws)
     assert len(said) == 1
-    assert "frames a second at S = 3, fewer than the 50 asked for" in said[0]
+    assert "frames per second at S = 3, fewer than the requested 50" in said[0]
 
 
 def test_without_an_idle_action_the_dream_waits(session: FakeSession) -> None:
@@ -172,7 +172,7 @@ def test_without_an_idle_action_the_dream_waits(session: FakeSession) -> None:
         assert unpack(frame(ws))[0]["action"] == 1
 
 
-def test_a_dream_that_cannot_begin_says_why_and_the_page_lives(session: FakeSession) -> None:
+def test_a_dream_that_cannot_begin_leaves_the_page_usable(session: FakeSession) -> None:
     def fail() -> None:
         raise EnvError("fake is not installed: pip install fake")
 
@@ -191,13 +191,13 @@ def test_a_dream_that_cannot_begin_says_why_and_the_page_lives(session: FakeSess
         ('{"do": "dance"}', "unknown request 'dance'"),
         ('{"do": "hold", "action": 5}', "there is no action 5"),
         ('{"do": "hold", "action": "up"}', "action must be a number, not 'up'"),
-        ('{"do": "set", "fps": 1e9}', "frames a second must lie in 1 … 60"),
+        ('{"do": "set", "fps": 1e9}', "frames per second must lie in 1 … 60"),
         ('{"do": "set", "steps": 99}', "decoding steps must lie in 0 … 48, not 99"),
         ('{"do": "set", "temperature": Infinity}', "temperature must be a number"),
         ('{"do": "reset", "row": 99}', "row 99 is not recorded: the rows are 3 to 8"),
     ],
 )
-def test_nonsense_is_answered_and_play_goes_on(
+def test_invalid_messages_are_answered_and_play_continues(
     server: PlayServer, message: str, answer: str
 ) -> None:
     with player(server) as ws:
@@ -244,7 +244,7 @@ def test_the_page(server: PlayServer) -> None:
     assert headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     text = body.decode()
-    # Nothing from outside: no address but the server's own socket.
+    # No outside address, only the server's own socket.
     assert "http" not in text.replace("http-equiv", "")
     assert "</html>" in text
     assert fetch(server, "/etc/passwd")[0] == 404
@@ -271,7 +271,7 @@ def test_nothing_listens_beyond_the_loopback(server: PlayServer) -> None:
     assert ours == ["127.0.0.1"]
 
 
-def test_it_stops_cleanly_while_somebody_plays(session: FakeSession) -> None:
+def test_it_stops_cleanly_during_play(session: FakeSession) -> None:
     with ExitStack() as stack:
         with serving(session, fps=50.0) as (server, _):
             ws = stack.enter_context(player(server))
@@ -288,5 +288,5 @@ def test_a_port_in_use_is_one_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} is in use: choose another --port"):
             take_port(port)
-    # It is free again at once.
+    # It is free again immediately.
     take_port(port).close()

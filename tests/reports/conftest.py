@@ -1,4 +1,4 @@
-"""Run directories made up of numbers that can be checked by hand."""
+"""Run directories with numbers that can be checked by hand."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def make_run(tmp_path):
 
 @pytest.fixture
 def crafter_episodes():
-    """``crafter_episodes(count, length, wood)``: everyone of them achieves wood, or nobody."""
+    """``crafter_episodes(count, length, wood)``: all of them collect wood, or none."""
 
     def make(count, length, wood, score=1.0):
         achieved = dict.fromkeys(NAMES, 0) | {"collect_wood": int(wood)}

@@ -1,4 +1,4 @@
-"""Atari 100k: normalised scores, aggregates, and what is not the protocol."""
+"""Atari 100k: normalised scores, aggregates, and deviations from the protocol."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_aggregates_by_hand(play):
     row = table.rows[0]
     assert row[:3] == ("ours: atari100k", "2", "3")
     assert row[-1] == "**no**: 2 of 26 games"
-    # The published methods over the same two games are beside it.
+    # The published methods over the same two games are in the table too.
     assert any(row[0] == "diamond (published means of these games)" for row in table.rows)
     assert any("differ in their number of runs" in note for note in table.notes)
     (boxing, pong) = atari.games_table([entry]).rows
@@ -69,7 +69,7 @@ def test_all_games_meet_the_protocol(play):
         ({}, {"time_limit": 100}, "time limit 400 frames, not 108,000"),
     ],
 )
-def test_what_is_not_the_protocol_is_not_averaged(play, changes, envs, deviation):
+def test_results_that_deviate_from_the_protocol_are_not_averaged(play, changes, envs, deviation):
     runs = read_runs([play("Pong", 20.0), play("Pong", 0.0, seed=1, envs=envs, **changes)])
     found = atari.entries(runs)
     assert [entry.deviations for entry in found] == [(), (deviation,)]

@@ -1,4 +1,4 @@
-"""Crafter's two protocols, and what must never be averaged."""
+"""Crafter's two protocols, and results that must not be averaged."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_training_counts_the_first_million_steps(make_run, crafter_episodes):
 def test_too_few_steps_are_labelled(make_run, crafter_episodes):
     (entry,) = results(make_run("a", "crafter", episodes=crafter_episodes(98, 10_000, wood=True)))
     assert entry.deviations == ("980,000 of 1,000,000 steps",)
-    # As the benchmark's own scripts have it, 10 000 steps may be missing.
+    # As in the benchmark's own scripts, 10 000 steps may be missing.
     (entry,) = results(make_run("b", "crafter", episodes=crafter_episodes(99, 10_000, wood=True)))
     assert entry.deviations == ()
 
@@ -58,7 +58,7 @@ def test_seeds_are_averaged_and_pooled(make_run, evaluation):
         ({"left_out": 3}, "3 episodes left out"),
     ],
 )
-def test_what_is_not_the_protocol_is_a_row_of_its_own(make_run, evaluation, changes, deviation):
+def test_a_deviation_from_the_protocol_has_its_own_row(make_run, evaluation, changes, deviation):
     runs = [
         make_run("a", "crafter", evals=[evaluation()]),
         make_run("b", "crafter", seed=1, evals=[evaluation(**changes)]),
@@ -80,14 +80,14 @@ def test_other_settings_are_another_agent(make_run, evaluation):
     assert [len(entry.seeds) for entry in found] == [2, 1]
 
 
-def test_a_second_evaluation_is_no_second_seed(make_run, evaluation):
+def test_a_second_evaluation_is_not_a_second_seed(make_run, evaluation):
     run = make_run("a", "crafter", evals=[evaluation(), evaluation(seed=1, wood=0.0)])
     (entry,) = results(run)
     assert len(entry.seeds) == 1
     assert entry.pooled_rates["collect_wood"] == 100
 
 
-def test_left_out_episodes_are_told(make_run, crafter_episodes):
+def test_left_out_episodes_are_noted(make_run, crafter_episodes):
     rows = crafter_episodes(5, 100, wood=True)
     rows[2]["fault"] = "died"
     runs = read_runs([make_run("a", "crafter", episodes=rows, resumes=[200, 200, 300])])

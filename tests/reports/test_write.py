@@ -1,4 +1,6 @@
-"""The whole report: sections, pictures, random play, and what is refused."""
+"""The complete report: sections, pictures, random play, and refusals."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,8 +8,9 @@ from PIL import Image
 
 from emerald_jax import cli
 from emerald_jax.config import ConfigError
+from emerald_jax.presets import get_preset
 from emerald_jax.reports import returns
-from emerald_jax.reports.runs import about, changed_settings, read_run, read_runs
+from emerald_jax.reports.runs import about, changed_settings, read_runs
 from emerald_jax.reports.write import write_report
 
 
@@ -42,27 +45,27 @@ def test_one_section_per_benchmark(make_run, crafter_episodes, evaluation, tmp_p
             assert line.count(" | ") == cells
 
 
-def test_random_play_is_what_ended_before_the_first_update(make_run):
+def test_random_play_is_the_episodes_before_the_first_update(make_run):
     # tiny's prefill is 64 steps: seven episodes of nine steps end within it.
     rows = catch_rows(7, -1.0) + [{**row, "step": row["step"] + 63} for row in catch_rows(50, 1.0)]
     found = returns.entries(read_runs([make_run("a", "tiny", episodes=rows)]))
-    assert [(e.label, e.returns, e.episodes) for e in found] == [
-        ("ours: tiny", [pytest.approx(43 / 57)], [57]),
-        ("random play", [-1.0], [7]),
+    assert [(e.label, e.results) for e in found] == [
+        ("ours: tiny", [(pytest.approx(43 / 57), 57)]),
+        ("random play", [(-1.0, 7)]),
     ]
 
 
-def test_random_play_can_be_played_anew(make_run, tmp_path):
+def test_random_play_can_be_played_for_the_report(make_run, tmp_path):
     # Catch ends after nine steps with 1 or -1; the run itself has no random episode.
     path = make_run("a", "tiny", episodes=[{"step": 500, "score": 1.0, "length": 9}])
-    chance = returns.chance_played(read_run(path), 6)
+    chance = returns.chance_played(read_runs([path])[0], 6)
     assert len(chance.scores) == 6
     assert set(chance.scores) <= {-1.0, 1.0}
     text = write_report([path], tmp_path / "out", random_episodes=6)
-    assert f"| random play | {np.mean(chance.scores):.2f} | – | 6 | whole episodes" in text
+    assert f"| random play | {np.mean(chance.scores):.2f} | – | 6 | complete episodes" in text
 
 
-def test_seeds_and_their_spread(make_run):
+def test_seeds_and_their_standard_deviation(make_run):
     paths = [make_run(f"{s}", "tiny", seed=s, episodes=catch_rows(8, float(s))) for s in (0, 2)]
     runs = read_runs(paths)
     table = returns.table(runs, returns.entries(runs))
@@ -72,31 +75,56 @@ def test_seeds_and_their_spread(make_run):
     assert "share a seed (0)" in " ".join(returns.table(runs, returns.entries(runs)).notes)
 
 
-def test_a_run_without_episodes_is_no_crash(make_run, tmp_path):
+def test_a_run_without_episodes_is_reported(make_run, tmp_path):
     paths = [make_run(preset, preset) for preset in ("tiny", "crafter", "atari100k")]
     text = write_report(paths, tmp_path / "out")
     assert "Never evaluated, so not in the table" in text
 
 
-def test_what_makes_another_experiment(make_run):
-    run = read_run(
-        make_run(
-            "a", "tiny", seed=9, logdir="x", devices=3, envs={"workers": "process", "processes": 3}
-        )
+def test_settings_that_make_another_experiment(make_run):
+    path = make_run(
+        "a", "tiny", seed=9, logdir="x", devices=3, envs={"workers": "process", "processes": 3}
     )
+    (run,) = read_runs([path])
     assert changed_settings(run.config) == {}
-    run = read_run(make_run("b", "tiny", train_ratio=2.0, envs={"time_limit": 5}))
+    (run,) = read_runs([make_run("b", "tiny", train_ratio=2.0, envs={"time_limit": 5})])
     assert run.label == "ours: tiny, train_ratio 2.0, envs.time_limit 5"
+
+
+def test_different_experiments_have_different_labels(make_run, tmp_path):
+    # All differ from the preset in six settings; only the last ones differ between the runs.
+    many = dict(train_ratio=2.0, envs={"time_limit": 5, "count": 3, "image_size": 32})
+    tiny = get_preset("tiny")
+    paths = [
+        make_run(
+            str(i),
+            "tiny",
+            episodes=catch_rows(8, float(i)),
+            replay=dataclasses.replace(tiny.replay, prefill=32, capacity=3000),
+            behavior=dataclasses.replace(tiny.behavior, entropy=scale),
+            **many,
+        )
+        for i, scale in enumerate((0.1, 0.2))
+    ]
+    labels = [run.label for run in read_runs(paths)]
+    assert labels == [
+        f"ours: tiny, behavior.entropy {scale}, train_ratio 2.0, envs.count 3, "
+        "envs.image_size 32, 3 more changed"
+        for scale in (0.1, 0.2)
+    ]
+    # Their curves are not taken for two seeds of one agent.
+    text = write_report(paths, tmp_path / "out")
+    assert all(f"| {label} |" in text for label in labels)
 
 
 @pytest.mark.parametrize(
     ("steps", "text"), [(0, "0"), (99, "99"), (3012, "3,000"), (996_000, "1,000,000")]
 )
-def test_steps_are_told_to_two_digits(steps, text):
+def test_steps_are_rounded_to_two_digits(steps, text):
     assert about(steps) == text
 
 
-def test_what_cannot_be_reported(make_run, tmp_path):
+def test_bad_paths_are_refused(make_run, tmp_path):
     run = make_run("a", "tiny")
     with pytest.raises(ConfigError, match="is given twice"):
         read_runs([run, run / "."])
