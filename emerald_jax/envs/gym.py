@@ -1,13 +1,13 @@
-"""Area resizing: every new pixel is the mean of the part of the old image that it covers.
+"""Any Gymnasium environment with an image observation and discrete actions.
 
-Any Gymnasium environment with an image observation and discrete actions.
+Images are resized by area: every new pixel is the mean of the part of the old image that it
+covers. (Pillow's BOX filter differs from that at ratios that are not integers.)
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -16,15 +16,15 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
+from emerald_jax.envs.workers import EnvFactory
 
 
 @functools.lru_cache(maxsize=32)
 def area_weights(old: int, new: int) -> np.ndarray:
     """Share of each old pixel in each new one along one axis, `[new, old]` float32; rows sum to 1.
 
-    Args:
-        old: pixels there are.
-        new: pixels wanted; may be more, then old pixels are repeated and blended at their seams.
+    With more new pixels than old ones, old pixels are repeated and blended at their seams.
     """
     edges = np.arange(new + 1) * (old / new)
     pixels = np.arange(old)
@@ -35,11 +35,11 @@ def area_weights(old: int, new: int) -> np.ndarray:
 
 
 def resize_area(image: np.ndarray, size: int) -> np.ndarray:
-    """``image`` resized to a square, whatever its aspect ratio.
+    """``image`` resized to a square; its aspect ratio is not kept.
 
     Args:
         image: `[height, width, channels]`, any number type.
-        size: height and width wanted.
+        size: height and width of the result.
 
     Returns:
         `[size, size, channels]` float32.
@@ -53,14 +53,17 @@ RENDER = "render"
 
 
 class ImageEnv(gymnasium.Wrapper):
-    """Shows any image observation as a square RGB image, and repeats actions.
+    """Any environment with images and discrete actions, shown as a square RGB image.
 
     Observation: `[size, size, 3]` uint8. Grey images become RGB, channels may come first or last;
     numbers other than uint8 are scaled by the bounds of their space; every image is resized by
     area, so its aspect ratio may change.
-    Actions: from 0, whatever number the environment begins with.
-    Reward: the sum over the frames that an action lasts. Terminated, truncated and info: the last
-    frame's; truncated also after ``time_limit`` steps of the agent.
+    Actions: counted from 0, wherever the environment's own begin; repeated for ``frame_skip``
+    frames.
+    Reward: the sum over the frames of an action.
+    Terminated and info: the last frame's.
+    Truncated: the last frame's, or after ``time_limit`` steps of the agent.
+    Source: a Gymnasium id or a user's factory, https://gymnasium.farama.org.
     """
 
     def __init__(
@@ -73,15 +76,15 @@ class ImageEnv(gymnasium.Wrapper):
         image_key: str = "",
         time_limit: int = 0,
     ):
-        """Wrap ``env``, after a look at its spaces.
+        """Check the spaces of ``env`` and wrap it.
 
         Args:
             env: the environment.
             name: as the user wrote it, for messages.
             size: height and width of the image in pixels.
-            frame_skip: frames an action lasts.
-            image_key: entry of a dict observation; empty takes the only image there is,
-                ``render`` what ``env.render()`` returns.
+            frame_skip: frames per action.
+            image_key: entry of a dict observation; empty selects its only image, ``render`` the
+                result of ``env.render()``.
             time_limit: steps of the agent after which an episode is cut; 0 sets no limit.
 
         Raises:
@@ -104,7 +107,7 @@ class ImageEnv(gymnasium.Wrapper):
         return self._convert(observation), info
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One action, for as many frames as it lasts."""
+        """One action, repeated for ``frame_skip`` frames or until the episode ends."""
         total = 0.0
         for _ in range(self._skip):
             observation, reward, terminated, truncated, info = self.env.step(
@@ -137,53 +140,19 @@ class ImageEnv(gymnasium.Wrapper):
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def gym_factory(name: str, game: str, envs: EnvsConfig) -> ImageEnv:
-    """One environment of Gymnasium's registry.
+def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
+    """Spec of an environment, which is made once to read its spaces.
 
     Args:
         name: as the user wrote it.
         game: Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that registers it,
-            ``minigrid:MiniGrid-Empty-5x5-v0``.
+            ``minigrid:MiniGrid-Empty-5x5-v0``; or a factory.
         envs: image size and key, frame skip and time limit.
 
     Raises:
-        EnvError: when Gymnasium cannot make it, or it cannot be shown or controlled.
+        EnvError: when the environment cannot be made, shown or controlled.
     """
-    limit = {"max_episode_steps": -1} if envs.time_limit else {}
-    render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
-    try:
-        env = gymnasium.make(game, disable_env_checker=True, **limit, **render)
-    except gymnasium.error.UnregisteredEnv as error:
-        hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
-        raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error
-    except ModuleNotFoundError as error:
-        name = error.name or game.partition(":")[0]
-        raise ModuleNotFoundError(str(error), name=name) from error
-    except Exception as error:  # Constructors of strangers raise anything.
-        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}") from error
-    return _wrap(name, env, envs)
-
-
-def own_factory(name: str, factory: Callable[[], gymnasium.Env], envs: EnvsConfig) -> ImageEnv:
-    """One environment from a user's factory; arguments and errors as in :func:`gym_factory`."""
-    env = factory()
-    if not isinstance(env, gymnasium.Env):
-        raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
-    return _wrap(name, env, envs)
-
-
-def gym_spec(name: str, factory: Callable[[], ImageEnv], envs: EnvsConfig) -> EnvSpec:
-    """Spec of an environment, which is made once for a look at it.
-
-    Args:
-        name: as the user wrote it.
-        factory: makes the environment.
-        envs: image size, frame skip and time limit.
-
-    Raises:
-        EnvError: when it cannot be made, shown or controlled.
-    """
-    env = factory()
+    env = make_image_env(name, game, envs)
     limit = envs.time_limit
     if not limit and env.spec is not None and env.spec.max_episode_steps:
         limit = math.ceil(env.spec.max_episode_steps / (envs.frame_skip or 1))
@@ -197,7 +166,24 @@ def gym_spec(name: str, factory: Callable[[], ImageEnv], envs: EnvsConfig) -> En
     return spec
 
 
-def _wrap(name: str, env: gymnasium.Env, envs: EnvsConfig) -> ImageEnv:
+def make_env(name: str, game: str | EnvFactory, envs: EnvsConfig, *, seed: int) -> HostVectorEnv:
+    """Start the environments; arguments and errors as in :func:`make_spec`."""
+    spec = make_spec(name, game, envs)
+    factory = functools.partial(make_image_env, name, game, envs)
+    return make_host_vector_env(spec, factory, envs, seed=seed)
+
+
+def knows(game: str) -> bool:
+    """True: only making a Gymnasium environment shows whether it exists."""
+    del game
+    return True
+
+
+def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
+    """One wrapped environment; arguments and errors as in :func:`make_spec`."""
+    env = _make_registered(name, game, envs) if isinstance(game, str) else game()
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
     try:
         return ImageEnv(
             env,
@@ -212,8 +198,24 @@ def _wrap(name: str, env: gymnasium.Env, envs: EnvsConfig) -> ImageEnv:
         raise
 
 
+def _make_registered(name: str, game: str, envs: EnvsConfig) -> gymnasium.Env:
+    """An environment of Gymnasium's registry."""
+    limit = {"max_episode_steps": -1} if envs.time_limit else {}
+    render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
+    try:
+        return gymnasium.make(game, disable_env_checker=True, **limit, **render)
+    except gymnasium.error.UnregisteredEnv as error:
+        hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
+        raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error
+    except ModuleNotFoundError as error:
+        missing = error.name or game.partition(":")[0]
+        raise ModuleNotFoundError(str(error), name=missing) from error
+    except Exception as error:  # constructors may raise anything
+        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}") from error
+
+
 def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
-    """Where in an observation the image is, and its space.
+    """Key of the image in an observation, and the image's space.
 
     Raises:
         EnvError: when there is none, or more than one to choose from.
@@ -221,7 +223,9 @@ def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
     space = env.observation_space
     if key == RENDER:
         if env.render_mode != "rgb_array":
-            raise EnvError(f"{name} must be made with render_mode rgb_array to show what it draws")
+            raise EnvError(
+                f"{name} must be made with render_mode rgb_array for envs.image_key {RENDER!r}"
+            )
         return key, Box(0, 255, (2, 2, 3), np.uint8)
     if isinstance(space, Dict):
         images = [k for k, entry in space.items() if _is_image(entry)]
@@ -236,7 +240,7 @@ def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
     if not _is_image(space):
         raise EnvError(
             f"{name} observes {_short(space)}, not a grey or RGB image: other observations are not "
-            f"supported (envs.image_key {RENDER!r} takes what the environment draws)"
+            f"supported (envs.image_key {RENDER!r} shows the result of env.render())"
         )
     if not np.isfinite(_range(space)).all():
         raise EnvError(f"{name} observes an image without bounds: give its Box finite low and high")
@@ -260,7 +264,7 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _range(space: Box) -> tuple[float, float]:
-    """What becomes black and what becomes white."""
+    """The numbers that are shown as black and as white."""
     if space.dtype == np.uint8:
         return 0.0, 255.0
     low, high = float(space.low.min()), float(space.high.max())
@@ -274,7 +278,7 @@ def _choices(images: list[str]) -> str:
 
 
 def _short(space: gymnasium.Space) -> str:
-    """A space in few words; the bounds of a Box can fill a page."""
+    """A short description of a space; the bounds of a Box can fill a page."""
     return f"Box{list(space.shape)} {space.dtype}" if isinstance(space, Box) else _line(space)[:80]
 
 

@@ -1,7 +1,7 @@
-"""Whole episodes of a vector environment, and the players that need no network.
+"""Complete episodes of a vector environment, and random play.
 
-Every environment plays the same number of episodes, decided before the first step. Stopping after a
-number of steps instead, or taking the first N episodes to end, would count short ones too often.
+Every environment plays the same number of episodes, decided before the first step. Stopping after
+a number of steps, or after the first N episodes to end, would count short episodes too often.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvSpec, Episode, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 
-#: What the environments were last seen to do -> one action `[E]` int32 for each.
-Player = Callable[[VectorStep], np.ndarray]
+#: Newest records -> actions `[E]` int32.
+Policy = Callable[[VectorStep], np.ndarray]
 Watcher = Callable[[VectorStep], None]
 #: Seeds that count up from here are far from those of training.
 FAR = 1_000_003
 
 
 def play_episodes(
-    env: VectorEnv, episodes: int, choose: Player, watch: Watcher | None = None
+    env: VectorEnv, episodes: int, policy: Policy, watch: Watcher | None = None
 ) -> Iterator[Episode]:
-    """Play whole episodes, in every environment as many as in the others, give or take one.
+    """Play complete episodes; the environments' shares differ by at most one episode.
 
-    An episode that a fault cut (see ``vector.py``) is handed out too, and another is played for it.
+    An episode that a fault cut (see ``host.py``) is returned too, and another is played for it.
 
     Args:
         env: a vector environment; it is reset first and left open.
-        episodes: whole ones to play, over all environments.
-        choose: the player.
-        watch: is shown every vector step, the first one included.
+        episodes: complete ones to play, over all environments.
+        policy: chooses the actions.
+        watch: called with every vector step, the reset included.
 
     Yields:
-        The episodes as they end, those that were cut among them.
+        The episodes as they end, those that a fault cut among them.
     """
     record, left = env.reset(), share_out(episodes, env.num_envs)
     if watch:
         watch(record)
     while left.any():
-        record = env.step(choose(record))
+        record = env.step(policy(record))
         if watch:
             watch(record)
         for episode in record.episodes:
@@ -56,31 +56,25 @@ def share_out(episodes: int, count: int) -> np.ndarray:
 
 
 def is_whole(episode: Episode) -> bool:
-    """Whether an episode came to its own end or limit, so that its score counts."""
+    """Whether an episode reached its own end or limit, so that its score counts."""
     return "fault" not in episode.extra
 
 
-def random_player(spec: EnvSpec, count: int, seed: int) -> Player:
-    """Uniformly random actions.
-
-    Args:
-        spec: of the environments.
-        count: how many there are.
-        seed: of the actions.
-    """
+def random_policy(num_actions: int, count: int, seed: int) -> Policy:
+    """Uniformly random actions `[count]` of ``num_actions``, whatever the records."""
     rng = np.random.default_rng(seed)
-    return lambda record: rng.integers(spec.num_actions, size=count, dtype=np.int32)
+    return lambda record: rng.integers(num_actions, size=count, dtype=np.int32)
 
 
 def play_randomly(
     name: str, envs: EnvsConfig, episodes: int, seed: int = 0
 ) -> tuple[EnvSpec, tuple[Episode, ...]]:
-    """Whole episodes of uniformly random play.
+    """Complete episodes of uniformly random play.
 
     Args:
         name: of the environment.
-        envs: how it is made.
-        episodes: whole ones to play.
+        envs: its settings.
+        episodes: complete ones to play.
         seed: of environments and actions.
 
     Returns:
@@ -91,7 +85,7 @@ def play_randomly(
     """
     env = make_vector_env(name, envs, seed=seed + FAR)
     try:
-        player = random_player(env.spec, env.num_envs, seed)
-        return env.spec, tuple(play_episodes(env, episodes, player))
+        policy = random_policy(env.spec.num_actions, env.num_envs, seed)
+        return env.spec, tuple(play_episodes(env, episodes, policy))
     finally:
         env.close()

@@ -8,24 +8,24 @@ import pytest
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, EnvSpec, VectorEnv
 from emerald_jax.envs.host import HostVectorEnv, cores, group_sizes, make_host_vector_env
-from emerald_jax.envs.workers import InlineSeats, WorkerSeats
+from emerald_jax.envs.workers import InlineGroup, WorkerGroup
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 
 
-def each_alone(seats):
-    return lambda factories, shape: [seats([factory], shape) for factory in factories]
+def each_alone(group):
+    return lambda factories, shape: [group([factory], shape) for factory in factories]
 
 
-def all_together(seats):
-    return lambda factories, shape: [seats(factories, shape)]
+def all_together(group):
+    return lambda factories, shape: [group(factories, shape)]
 
 
 GROUPS = {
-    "inline": all_together(InlineSeats),
-    "inline alone": each_alone(InlineSeats),
-    "worker": all_together(WorkerSeats),
-    "workers": each_alone(WorkerSeats),
+    "inline": all_together(InlineGroup),
+    "inline alone": each_alone(InlineGroup),
+    "worker": all_together(WorkerGroup),
+    "workers": each_alone(WorkerGroup),
 }
 
 
@@ -285,10 +285,10 @@ def test_other_spaces_are_refused(make, scripted_env):
 @pytest.mark.parametrize(
     ("count", "workers", "kind"),
     [
-        (1, "auto", InlineSeats),
-        (2, "auto", WorkerSeats),
-        (2, "inline", InlineSeats),
-        (1, "process", WorkerSeats),
+        (1, "auto", InlineGroup),
+        (2, "auto", WorkerGroup),
+        (2, "inline", InlineGroup),
+        (1, "process", WorkerGroup),
     ],
 )
 def test_workers_setting(scripted_env, count, workers, kind):
@@ -328,7 +328,7 @@ def test_the_grouping_changes_nothing(scripted_env, play):
     runs = []
     for sizes in ([5], [3, 2], [1, 1, 3], [1] * 5):
         left = iter(factories)
-        groups = [WorkerSeats(list(itertools.islice(left, size)), (4, 4, 3)) for size in sizes]
+        groups = [WorkerGroup(list(itertools.islice(left, size)), (4, 4, 3)) for size in sizes]
         env = HostVectorEnv(SPEC, groups, seed=7)
         runs.append(play(env, 20)[0])
         assert env.faults == 2
