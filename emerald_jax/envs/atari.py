@@ -53,7 +53,7 @@ class AtariGames(VectorEnv):
     Source: ale_py's AtariVectorEnv, https://github.com/Farama-Foundation/Arcade-Learning-Environment.
     """
 
-    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int):
+    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
         """Load the game into every environment.
 
         Args:
@@ -61,13 +61,14 @@ class AtariGames(VectorEnv):
             game: the part after the colon.
             envs: count, image size, frame skip and time limit.
             seed: of all environments.
+            generation: how often the run has been resumed.
 
         Raises:
             EnvError: when there is no such game.
         """
         self._pool = _make_pool(name, game, envs, envs.count)
         super().__init__(_spec(name, envs, self._pool), envs.count)
-        self._seeds: np.ndarray | None = np.array(env_seeds(seed, envs.count))
+        self._seeds: np.ndarray | None = np.array(env_seeds(seed, envs.count, generation))
         self._steps = np.zeros(envs.count, np.int64)
 
     def _begin(self) -> np.ndarray:

@@ -13,13 +13,24 @@ First frames are records but not environment steps: ``VectorStep.env_steps`` doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 _PREFIX = "record."
+MAX_REWARD = float(np.finfo(np.float32).max)
+FINITE = "rewards must be finite float32 numbers"
+CRAFTER_ACHIEVEMENTS = frozenset(
+    (
+        *("collect_coal", "collect_diamond", "collect_drink", "collect_iron", "collect_sapling"),
+        *("collect_stone", "collect_wood", "defeat_skeleton", "defeat_zombie", "eat_cow"),
+        *("eat_plant", "make_iron_pickaxe", "make_iron_sword", "make_stone_pickaxe"),
+        *("make_stone_sword", "make_wood_pickaxe", "make_wood_sword", "place_furnace"),
+        *("place_plant", "place_stone", "place_table", "wake_up"),
+    )
+)
 
 
 class EnvError(RuntimeError):
@@ -54,8 +65,9 @@ class Episode:
         score: undiscounted sum of rewards (the return).
         length: agent steps, the first frame not counted.
         terminal: the world ended; False when a limit or a fault cut the episode.
-        extra: further values that the environment reports, such as Crafter's ``achievements``
-            (name -> times unlocked). Plain JSON values only.
+        extra: plain JSON values under four keys, each of them optional: ``fault`` (why the episode
+            was cut), ``achievements`` (name -> times unlocked), ``capped`` (the evaluation stopped
+            after this many steps), and ``info``, what else ``info["extra"]`` held at its end.
     """
 
     env: int
@@ -63,6 +75,16 @@ class Episode:
     length: int
     terminal: bool
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fault(self) -> str:
+        """Why the episode was cut; empty for an episode that counts."""
+        return self.extra.get("fault", "")
+
+    @property
+    def achievements(self) -> dict[str, int]:
+        """Name -> times unlocked; empty where the environment reports none."""
+        return self.extra.get("achievements", {})
 
 
 class VectorStep(NamedTuple):
@@ -90,6 +112,45 @@ class VectorStep(NamedTuple):
     def env_steps(self) -> int:
         """Environment steps in this vector step: its records minus the first frames."""
         return int(len(self.is_first) - self.is_first.sum())
+
+
+def achievement_names(episodes: Iterable[Episode]) -> list[str]:
+    """Names of all achievements, sorted; empty if an episode reports none."""
+    found = [set(episode.achievements) for episode in episodes]
+    return sorted(set().union(*found)) if all(found) else []
+
+
+def is_crafter_like(env: str, names: Iterable[str]) -> bool:
+    """Whether the Crafter score is defined for an environment.
+
+    Args:
+        env: its name; the families ``crafter`` and ``craftax`` are Crafter-like.
+        names: its achievements; so is an environment that has Crafter's 22.
+    """
+    return env.partition(":")[0] in ("crafter", "craftax") or set(names) >= CRAFTER_ACHIEVEMENTS
+
+
+def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
+    """Refuse to continue a run in an environment of another shape.
+
+    Args:
+        before: spec with which the run was trained.
+        now: spec of its environment today.
+
+    Raises:
+        EnvError: when the number of actions or the image shape differs; it names both.
+    """
+    if before.num_actions != now.num_actions:
+        raise EnvError(
+            f"{now.name} has {now.num_actions} actions, this run was trained with "
+            f"{before.num_actions}: continue it with the same environment, or start a new run"
+        )
+    shapes = ["x".join(map(str, spec.image_shape)) for spec in (now, before)]
+    if shapes[0] != shapes[1]:
+        raise EnvError(
+            f"{now.name} has {shapes[0]} images, this run was trained with {shapes[1]}: continue "
+            "it with the same environment, or start a new run"
+        )
 
 
 class Outcome(NamedTuple):
@@ -122,6 +183,8 @@ class VectorEnv:
         faults: environments that failed and were replaced so far; their episodes ended with
             ``is_last`` alone, with the reason under ``fault`` in :attr:`Episode.extra`. Only host
             environments are supervised.
+        warnings: kind -> a line about something that the environments did wrong, but that does not
+            end an episode.
     """
 
     faults = 0
@@ -134,6 +197,7 @@ class VectorEnv:
             num_envs: environments E.
         """
         self.spec, self.num_envs = spec, num_envs
+        self.warnings: dict[str, str] = {}
         self._tracker = EpisodeTracker(num_envs, spec.num_actions)
         self._pending: np.ndarray | None = None
 
@@ -178,12 +242,18 @@ class VectorEnv:
         """Return the records that the last :meth:`step_async` led to.
 
         Raises:
-            EnvError: out of order, or after too many faults.
+            EnvError: out of order, after too many faults, or on a reward that is not finite.
         """
         if self._pending is None:
             raise EnvError("step_wait without step_async: no step is pending")
         actions, self._pending = self._pending, None
-        return self._tracker.step(actions, self._receive())
+        outcome = self._receive()
+        wrong = ~(np.abs(outcome.reward) <= MAX_REWARD) & ~self._tracker.newest.is_last
+        if wrong.any():
+            env = int(np.argmax(wrong))
+            gave = f"environment {env} gave the reward {outcome.reward[env]}"
+            raise EnvError(f"{self.spec.name}: {gave}: {FINITE}")
+        return self._tracker.step(actions, outcome)
 
     def step(self, actions: np.ndarray) -> VectorStep:
         """Call :meth:`step_async`, then :meth:`step_wait`."""

@@ -96,6 +96,7 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
     records = list(itertools.chain(*parts))
     if env.faults > failed:
         findings.append(f"it fails while it is played{_reasons(records)}")
+    findings += getattr(env, "warnings", {}).values()
     if not findings:
         findings += _check_images(records)
     return records, findings
@@ -103,7 +104,7 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
 
 def _reasons(records: list[VectorStep]) -> str:
     """The faults of the episodes that were cut; a failed reset has no episode."""
-    faults = {e.extra["fault"] for r in records for e in r.episodes if "fault" in e.extra}
+    faults = {f"environment {e.env} {e.fault}" for r in records for e in r.episodes if e.fault}
     return ": " + "; ".join(sorted(faults)) if faults else ""
 
 

@@ -40,7 +40,7 @@ class CraftaxVectorEnv(DeviceVectorEnv):
 
     costly_worlds = True
 
-    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int):
+    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
         """Build the game; its programs compile, in about a minute, on the first reset and step.
 
         Args:
@@ -48,6 +48,7 @@ class CraftaxVectorEnv(DeviceVectorEnv):
             game: the part after the colon.
             envs: count, image size and time limit.
             seed: of all randomness in the worlds.
+            generation: how often the run has been resumed.
         """
         self._game = make_craftax_env_from_name(game, auto_reset=False)
         # We count the limit, so the game sets `done` only when the world ended.
@@ -55,7 +56,7 @@ class CraftaxVectorEnv(DeviceVectorEnv):
         self._size = envs.image_size
         achievements = importlib.import_module(_CONSTANTS[game]).Achievement
         self._achievements = {a.name.lower(): a.value for a in achievements}
-        super().__init__(make_spec(name, game, envs), envs.count, seed)
+        super().__init__(make_spec(name, game, envs), envs.count, seed, generation)
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
         observation, state = self._game.reset_env(key, self._params)

@@ -201,10 +201,14 @@ def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
     )
 
 
-def make_env(name: str, game: str, envs: EnvsConfig, *, seed: int) -> HostVectorEnv:
+def make_env(
+    name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0
+) -> HostVectorEnv:
     """Start Crafter environments; see :class:`CrafterEnv` and ``make_host_vector_env``."""
     spec = make_spec(name, game, envs)
     ahead = not runs_inline(envs)
     factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
     preload = ["emerald_jax.envs.crafter_warm"]
-    return make_host_vector_env(spec, factory, envs, seed=seed, preload=preload)
+    return make_host_vector_env(
+        spec, factory, envs, seed=seed, generation=generation, preload=preload
+    )

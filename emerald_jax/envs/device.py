@@ -43,18 +43,20 @@ class DeviceVectorEnv(VectorEnv):
 
     costly_worlds = False
 
-    def __init__(self, spec: EnvSpec, count: int, seed: int):
+    def __init__(self, spec: EnvSpec, count: int, seed: int, generation: int = 0):
         """Programs compile on the first reset and the first step.
 
         Args:
             spec: of each environment.
             count: environments E.
             seed: of all randomness in the environments.
+            generation: how often the run has been resumed; without effect on a restored state.
         """
         super().__init__(spec, count)
-        self._keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.key(seed), jnp.arange(count)
-        )
+        key = jax.random.key(seed)
+        if generation:
+            key = jax.random.fold_in(key, generation)
+        self._keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
         self._dtypes = jax.eval_shape(self._settled_state, self._keys[0])
         self._chunk = max(count // 16, 1)
         self._begin_all = jax.jit(jax.vmap(self._begin_one))

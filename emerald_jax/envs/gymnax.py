@@ -31,7 +31,7 @@ class GymnaxVectorEnv(DeviceVectorEnv):
     replaces the last observation of an episode by the first one of the next.
     """
 
-    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int):
+    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
         """Build the environment; its programs compile on the first reset and the first step.
 
         Args:
@@ -39,6 +39,7 @@ class GymnaxVectorEnv(DeviceVectorEnv):
             game: the gymnax id, such as ``Catch-bsuite``.
             envs: count, image size and time limit.
             seed: of all randomness in the environments.
+            generation: how often the run has been resumed.
 
         Raises:
             EnvError: when gymnax cannot make the game, or it cannot be shown or controlled.
@@ -46,7 +47,7 @@ class GymnaxVectorEnv(DeviceVectorEnv):
         self._game, self._params = _load_game(name, game)
         self._limit, self._size = envs.time_limit, envs.image_size
         self._bounds = _bounds(self._game.observation_space(self._params))
-        super().__init__(_spec(name, self._game, self._params, envs), envs.count, seed)
+        super().__init__(_spec(name, self._game, self._params, envs), envs.count, seed, generation)
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
         observation, state = self._game.reset_env(key, self._params)

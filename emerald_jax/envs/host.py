@@ -1,8 +1,7 @@
 """Environments stepped on the host, in worker processes or in this one, and supervised.
 
 A host environment is a ``gymnasium.Env`` whose observation is a `[height, width, 3]` uint8 image
-and whose actions are discrete. ``info["extra"]`` of its final step, a dict of plain JSON values,
-becomes :attr:`Episode.extra`.
+and whose actions are discrete. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`.
 
 A worker steps a group of environments one after another, so that a message and a context switch
 are paid once per group. An environment that raises is replaced by a new one. If a worker dies or
@@ -27,10 +26,10 @@ from gymnasium.spaces import Box, Discrete
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
+from emerald_jax.envs.guards import FaultError
 from emerald_jax.envs.workers import (
     Command,
     EnvFactory,
-    FaultError,
     InlineGroup,
     Reply,
     Spaces,
@@ -57,6 +56,7 @@ class HostVectorEnv(VectorEnv):
         groups: Sequence[Group],
         *,
         seed: int,
+        generation: int = 0,
         timeout: float = EnvsConfig.worker_timeout,
         max_faults: int = EnvsConfig.max_worker_failures,
     ):
@@ -65,8 +65,8 @@ class HostVectorEnv(VectorEnv):
         Args:
             spec: of each environment.
             groups: of environments, which are numbered through.
-            seed: of all environments; the seed of environment i depends neither on their number
-                nor on the groups.
+            seed: of all environments; see :func:`env_seed`.
+            generation: how often the run has been resumed.
             timeout: seconds an environment may take to start, reset or step.
             max_faults: faults before the run ends.
 
@@ -77,11 +77,15 @@ class HostVectorEnv(VectorEnv):
         super().__init__(spec, ends[-1])
         self._groups = groups
         self._rows = [range(e - len(g.frames), e) for e, g in zip(ends, groups, strict=True)]
-        self._seed, self._timeout, self._max_faults = seed, timeout, max_faults
+        self._timeout, self._max_faults = timeout, max_faults
         self._shown = self._frames()
         self.faults = 0
         # Seeds of the next resets; None continues an environment's own sequence.
-        self._seeds: list[int | None] = [*env_seeds(seed, self.num_envs)]
+        self._seeds: list[int | None] = [*env_seeds(seed, self.num_envs, generation)]
+        self._seed, self._generation = seed, generation
+        self._replaced = [0] * self.num_envs
+        self._worked = False
+        self._logged: set[str] = set()
         try:
             self._start()
         except BaseException:
@@ -105,23 +109,29 @@ class HostVectorEnv(VectorEnv):
         self._send_all(self._tracker.newest.is_last.tolist(), actions.tolist())
 
     def _receive(self) -> Outcome:
-        return self._receive_all(self._tracker.newest.is_last.tolist())
+        outcome = self._receive_all(self._tracker.newest.is_last.tolist())
+        self._worked = True
+        return outcome
 
     def _start(self) -> None:
         """Make every environment and check its spaces."""
-        for group in self._groups:
-            group.start()
-            group.send([Command(index, "make") for index in range(len(group.frames))])
+        for group, rows in self._pairs():
+            try:
+                group.start()
+            except FaultError as fault:
+                raise self._error(f"{_called(rows)} {fault}", fault) from fault
+            group.send([Command(index, "make") for index in range(len(rows))])
         since = time.monotonic()
         for group, rows in self._pairs():
             try:
                 answers = group.receive(self._timeout, since)
             except FaultError as fault:
-                they = "it" if len(rows) == 1 else "they"
-                raise self._error(f"{_called(rows)} {fault} while {they} started", fault) from fault
+                what = f"{_called(rows)} could not start: {fault}"
+                raise self._error(what, fault) from fault
             for env, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, FaultError):
-                    raise self._error(f"environment {env} {answer} while it started", answer)
+                    reason = str(answer).removeprefix("failed: ")
+                    raise self._error(f"environment {env} could not start: {reason}", answer)
                 _check_spaces(self.spec, answer)
 
     def _send_all(self, begins: Sequence[bool], actions: Sequence[int]) -> None:
@@ -151,6 +161,10 @@ class HostVectorEnv(VectorEnv):
         for group, rows in self._pairs():
             replies += self._replies_of(group, rows, begins, since)
         self._shown = self._frames()
+        for env, reply in enumerate(replies):
+            for kind in reply.warnings.keys() - self.warnings.keys():
+                self.warnings[kind] = reply.warnings[kind]
+                _LOG.warning("%s: environment %d: %s", self.spec.name, env, self.warnings[kind])
         return Outcome(
             self._shown,
             np.array([reply.reward for reply in replies]),
@@ -230,20 +244,24 @@ class HostVectorEnv(VectorEnv):
         """
         self.faults += 1
         what = f"{_called(envs)} {fault}"
+        if fault.hopeless and not self._worked:
+            raise self._error(what, fault) from fault
         if self.faults > self._max_faults:
             many = f"failure {self.faults}, envs.max_worker_failures is {self._max_faults}"
             raise self._error(f"{what} ({many})", fault) from fault
+        notes = getattr(fault, "__notes__", ())
         fate = "it is replaced and its episode cut"
         if len(envs) > 1:
             fate = "they are replaced and their episodes cut"
         _LOG.warning(
             "%s: %s; %s (failure %d of at most %d)%s",
             *(self.spec.name, what, fate, self.faults, self._max_faults),
-            "".join(f"\n{note}" for note in getattr(fault, "__notes__", ())).rstrip(),
+            "" if what in self._logged else "".join(f"\n{note}" for note in notes).rstrip(),
         )
-        seeds = env_seeds(self._seed, self.num_envs, self.faults)
+        self._logged.add(what)
         for env in envs:
-            self._seeds[env] = seeds[env]
+            self._replaced[env] += 1
+            self._seeds[env] = env_seed(self._seed, self._generation, env, self._replaced[env])
 
     def _error(self, message: str, fault: FaultError) -> EnvError:
         """An error in one line, with the environment's traceback as a note."""
@@ -259,6 +277,7 @@ def make_host_vector_env(
     envs: EnvsConfig,
     *,
     seed: int,
+    generation: int = 0,
     preload: Sequence[str] = (),
 ) -> HostVectorEnv:
     """Start ``envs.count`` host environments, inline or in workers as ``envs.workers`` chooses.
@@ -270,7 +289,8 @@ def make_host_vector_env(
         spec: of each environment.
         factory: makes one environment; cloudpickle must be able to pickle it.
         envs: count, workers, and how faults are treated.
-        seed: of all environments.
+        seed: of all environments; see :func:`env_seed`.
+        generation: how often the run has been resumed.
         preload: modules to import once for all workers.
 
     Raises:
@@ -287,22 +307,30 @@ def make_host_vector_env(
         spec,
         groups,
         seed=seed,
+        generation=generation,
         timeout=envs.worker_timeout,
         max_faults=envs.max_worker_failures,
     )
 
 
-def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:
-    """Independent seeds below 2**31; the first ones do not depend on ``count``.
+def env_seed(seed: int, generation: int, env: int, replacement: int) -> int:
+    """Seed below 2**31 of one environment; independent of the others and of the workers.
 
     Args:
         seed: of all environments.
-        count: environments.
-        generation: another one gives other seeds.
+        generation: how often the run has been resumed.
+        env: number of the environment.
+        replacement: how often the environment has been replaced in this generation.
     """
-    key = (generation,) if generation else ()
-    sequence = np.random.SeedSequence(seed, spawn_key=key)
-    return [int(s) >> 1 for s in sequence.generate_state(count)]
+    if generation == replacement == 0:
+        return int(np.random.SeedSequence(seed).generate_state(env + 1)[env]) >> 1
+    sequence = np.random.SeedSequence(seed, spawn_key=(generation, env, replacement))
+    return int(sequence.generate_state(1)[0]) >> 1
+
+
+def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:
+    """First seeds of ``count`` environments in a generation; see :func:`env_seed`."""
+    return [env_seed(seed, generation, env, 0) for env in range(count)]
 
 
 def runs_inline(envs: EnvsConfig) -> bool:

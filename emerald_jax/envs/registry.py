@@ -9,6 +9,7 @@ used.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -40,8 +41,8 @@ _OPTIONAL = ("frame_skip", "image_key")
 class Family:
     """Environments that one module of ``emerald_jax.envs`` adapts.
 
-    The module has ``make_spec(name, game, envs)``, ``make_env(name, game, envs, seed=...)`` and,
-    where ``open_ended``, ``knows(game)``.
+    The module has ``make_spec(name, game, envs)``, ``make_env(name, game, envs, seed=...,
+    generation=...)`` and, where ``open_ended``, ``knows(game)``.
 
     Attributes:
         module: its name.
@@ -128,23 +129,29 @@ class EnvEntry(NamedTuple):
     pip: str
 
 
-def make_vector_env(name: str, envs: EnvsConfig, *, seed: int) -> VectorEnv:
+def make_vector_env(name: str, envs: EnvsConfig, *, seed: int, generation: int = 0) -> VectorEnv:
     """Start ``envs.count`` environments called ``name`` behind one interface.
 
     Args:
         name: such as ``crafter`` or ``gymnax:Catch-bsuite``.
         envs: count, image size, time limit and where host environments run.
         seed: of all randomness in the environments.
+        generation: how often the run has been resumed: every resume plays other episodes.
 
     Raises:
         EnvError: on an unknown name, a missing package, a setting that the environment does not
             support, or an environment without an image or without discrete actions.
     """
-    return _call(name, "make_env", envs, seed=seed)
+    return _call(name, "make_env", envs, seed=seed, generation=generation)
 
 
 def make_vector_env_of(
-    name: str, factory: Callable[[], gymnasium.Env], envs: EnvsConfig, *, seed: int
+    name: str,
+    factory: Callable[[], gymnasium.Env],
+    envs: EnvsConfig,
+    *,
+    seed: int,
+    generation: int = 0,
 ) -> VectorEnv:
     """As :func:`make_vector_env`, from a factory instead of a name.
 
@@ -153,11 +160,13 @@ def make_vector_env_of(
         factory: makes one Gymnasium environment with an image observation and discrete actions.
         envs: count, image size and key, frame skip, time limit and where environments run.
         seed: of all randomness in the environments.
+        generation: how often the run has been resumed: every resume plays other episodes.
 
     Raises:
         EnvError: when the environment cannot be made, shown or controlled.
     """
-    return FAMILIES["gym"].load().make_env(name, factory, envs, seed=seed)
+    make_env = FAMILIES["gym"].load().make_env
+    return make_env(name, factory, envs, seed=seed, generation=generation)
 
 
 def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
@@ -249,23 +258,35 @@ def _import_factory(module: str, attribute: str) -> Callable[[], Any] | None:
     if not all(name.isidentifier() for name in names):
         return None
     # An installed command has its own directory on the path, not the one it is called from.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    with contextlib.suppress(OSError):  # it may have been deleted
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             return None
         raise EnvError(f"{module} cannot be imported: {error}") from error
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise EnvError(f"{module} raised {type(error).__name__}: {error}") from error
     for name in attribute.split("."):
-        known, found = dir(found), getattr(found, name, None)
+        holder, found = found, getattr(found, name, None)
         if not callable(found):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; nearest: {near[0]}" if near else ""
-            raise EnvError(f"{module} holds no factory {attribute}{hint}")
+            if hasattr(holder, name):
+                raise EnvError(f"{module}:{attribute} is a {type(found).__name__}, not callable")
+            raise EnvError(f"{module} holds no factory {attribute}{_near_in(holder, name, module)}")
     return found
+
+
+def _near_in(holder: Any, name: str, module: str) -> str:
+    """``; nearest: …`` among the functions and classes that ``module`` itself defines."""
+    known = [
+        key
+        for key, value in getattr(holder, "__dict__", {}).items()
+        if callable(value) and f"{getattr(value, '__module__', '')}.".startswith(f"{module}.")
+    ]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; nearest: {near[0]}" if near else ""
 
 
 def _nearest(name: str) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import math
 import multiprocessing
 import os
@@ -22,14 +21,22 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
+
+from emerald_jax.envs.guards import (
+    INLINE_HINT,
+    EnvScope,
+    FaultError,
+    checked_image,
+    checked_reward,
+    plain_extra,
+)
 
 EnvFactory = Callable[[], gymnasium.Env]
 
@@ -42,17 +49,6 @@ _THREADS = (
 )
 _PR_SET_PDEATHSIG = 1
 _FORK_SERVER = "emerald_jax.envs.fork_server"
-
-
-class FaultError(Exception):
-    """An environment raised, hung or died; the message says which, a note holds the traceback."""
-
-    @classmethod
-    def of(cls, error: Exception) -> FaultError:
-        """An exception in a form that can be sent to another process."""
-        fault = cls("raised " + " ".join(f"{type(error).__name__}: {error}".split()))
-        fault.add_note("".join(traceback.format_exception(error)))
-        return fault
 
 
 class Command(NamedTuple):
@@ -84,13 +80,15 @@ class Reply(NamedTuple):
         reward: of a step.
         terminated: the world ended.
         truncated: a limit cut the episode.
-        extra: ``info["extra"]`` of a final step.
+        extra: of a final step, see :attr:`Episode.extra`.
+        warnings: kind -> a line about something wrong that does not end the episode.
     """
 
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
     extra: dict[str, Any] | None = None
+    warnings: dict[str, str] = {}  # noqa: RUF012
 
     @property
     def over(self) -> bool:
@@ -120,13 +118,15 @@ class InlineGroup:
         Args:
             factories: one per environment.
             shape: of their images.
-            frames: array to write images to; None allocates it.
+            frames: array to write images to, in a worker process, which needs no protection from
+                its environments; None allocates it.
         """
         self.frames = np.zeros((len(factories), *shape), np.uint8) if frames is None else frames
         self._factories = factories
         self._envs: list[gymnasium.Env | None] = [None] * len(factories)
         self._late: dict[int, FaultError] = {}
         self._todo: Sequence[Command] = ()
+        self._scope = EnvScope() if frames is None else contextlib.nullcontext
 
     def start(self) -> None:
         """Remove all environments; the next commands make new ones."""
@@ -155,8 +155,11 @@ class InlineGroup:
         """Carry out one command; an environment that raises is removed."""
         try:
             fault = self._late.pop(command.index, None)
-            return fault or self._obey(*command)
-        except Exception as error:
+            if fault is not None:
+                return fault
+            with self._scope():
+                return self._obey(*command)
+        except (Exception, SystemExit) as error:
             self._remove(command.index)
             return FaultError.of(error)
 
@@ -170,7 +173,7 @@ class InlineGroup:
                 work = getattr(env, "work_ahead", None)
                 if work is not None and work():
                     return True
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._late[index] = FaultError.of(error)
                 self._remove(index)
         return False
@@ -184,18 +187,20 @@ class InlineGroup:
         if name == "reset":
             image, reply = env.reset(seed=value)[0], Reply()
         else:
-            image, reward, terminated, truncated, info = env.step(value)
-            reply = Reply(float(reward), bool(terminated), bool(truncated))
-            if reply.over and "extra" in info:
-                reply = reply._replace(extra=json.loads(json.dumps(info["extra"])))
-        self.frames[index] = _checked(image, self.frames.shape[1:], name)
-        return reply
+            image, reward, terminated, truncated, info = env.step(np.int64(value))
+            reply = Reply(checked_reward(reward), bool(terminated), bool(truncated))
+            if reply.over and isinstance(info, Mapping):
+                extra, warnings = plain_extra(info.get("extra"))
+                reply = reply._replace(extra=extra, warnings=warnings)
+        self.frames[index] = checked_image(image, self.frames.shape[1:], name)
+        more = getattr(env, "take_warnings", dict)()
+        return reply._replace(warnings={**reply.warnings, **more})
 
     def _remove(self, index: int) -> None:
         env, self._envs[index] = self._envs[index], None
         if env is not None:
             # It may be broken: closing it is only an attempt.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, SystemExit), self._scope():
                 env.close()
 
 
@@ -237,7 +242,11 @@ class WorkerGroup:
         self.process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
-        """Start a new worker without environments; the old one is killed. Returns at once."""
+        """Start a new worker without environments; the old one is killed. Returns at once.
+
+        Raises:
+            FaultError: when the factories cannot be sent to another process.
+        """
         # The fork server got its variables at its first start. Changing them later, while a
         # training run has threads, is not safe.
         again = self.process is not None and self._context.get_start_method() == "forkserver"
@@ -246,12 +255,20 @@ class WorkerGroup:
         with contextlib.nullcontext() if again else _single_threaded(), _hidden_main():
             self.process = self._context.Process(
                 target=_work,
-                args=(theirs, self._factories, self._buffer, self._shape, self._began),
+                args=(theirs, self._buffer, self._shape, self._began),
                 name="emerald_jax environments",
                 daemon=True,
             )
             self.process.start()
         theirs.close()
+        try:
+            self._pipe.send(self._factories)
+        except OSError:
+            pass  # receive() reports a dead worker
+        except Exception as error:  # pickling runs code of the user's classes
+            self.close(0)
+            fault = FaultError.of(error)
+            raise FaultError(f"cannot be sent to a worker: {fault}; {INLINE_HINT}") from error
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands and return at once; :meth:`receive` reports a dead worker."""
@@ -304,27 +321,17 @@ def _ending(code: int | None) -> str:
     return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _checked(image: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    if not isinstance(image, np.ndarray) or image.shape != shape or image.dtype != np.uint8:
-        raise ValueError(
-            f"{what} gave {getattr(image, 'dtype', type(image).__name__)} "
-            f"{list(getattr(image, 'shape', []))}, not a uint8 image of {list(shape)}"
-        )
-    return image
-
-
-def _work(
-    pipe: Connection,
-    factories: CloudpickleWrapper,
-    buffer: Any,
-    shape: tuple[int, ...],
-    began: Any,
-) -> None:
+def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> None:
     """Main function of a worker: answers lists of commands until an empty one comes."""
     # Ctrl-C reaches the complete process group; the parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    group = InlineGroup(factories.fn, shape[1:], np.frombuffer(buffer, np.uint8).reshape(shape))
+    # An environment that uses JAX must leave the accelerator to the training process.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    with contextlib.suppress(OSError):  # standard output is for results
+        os.dup2(2, 1)
+    factories = _receive_factories(pipe, shape[0])
+    group = InlineGroup(factories, shape[1:], np.frombuffer(buffer, np.uint8).reshape(shape))
 
     def obey(command: Command) -> Answer:
         began.value = time.monotonic()
@@ -334,6 +341,21 @@ def _work(
         while commands := _next_message(pipe, group):
             pipe.send([obey(command) for command in commands])
     group.close(0)
+
+
+def _receive_factories(pipe: Connection, count: int) -> list[EnvFactory]:
+    """The first message. Where it cannot be read here, every factory raises the reason."""
+    try:
+        return pipe.recv().fn
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone
+    except (Exception, SystemExit) as error:
+        fault = FaultError.of(error)
+
+        def fail() -> gymnasium.Env:
+            raise fault
+
+        return [fail] * count
 
 
 def _next_message(pipe: Connection, group: InlineGroup) -> Sequence[Command]:

@@ -145,7 +145,7 @@ def test_a_failure_is_a_finding(scripted_env):
     assert "the cable is unplugged" in finding
     # A failure that training would forgive is one too.
     assert check_env(fails, EnvsConfig(count=1, image_size=4), steps=8) == (
-        "it fails while it is played: raised ValueError: the cable is unplugged",
+        "it fails while it is played: environment 0 raised ValueError: the cable is unplugged",
     )
     assert "unknown environment" in check_env("craffter")[0]
     assert "neither a name" in check_env(scripted_env())[0]
