@@ -34,6 +34,8 @@ def run_eval(words: list[str]) -> int:
     options = parser.parse_args(words)
     if options.episodes is not None and options.episodes < 1:
         raise ConfigError(f"--episodes is {options.episodes}: it must be at least 1")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise ConfigError(f"--max-steps is {options.max_steps}: it must be at least 1")
     if options.random:
         if options.run or options.checkpoint is not None or options.video:
             raise ConfigError("--random ENV plays without a run: leave the run's options away")
@@ -60,6 +62,13 @@ def _parser() -> Parser:
         "(%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the play (%(default)s)")
+    parser.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="cut an episode after N steps, and count it (30,000, or more where the environment's "
+        "own time limit is longer)",
+    )
     parser.add_argument("--video", action="store_true", help="film the first episode")
     parser.add_argument("--json", metavar="FILE", help="also write the result here")
     parser.add_argument(
@@ -95,6 +104,7 @@ def _play_a_run(options: argparse.Namespace) -> int:
             seed=options.seed,
             checkpoint=options.checkpoint,
             watch=watch,
+            **_limit(options),
         )
         stack.close()
         saved = None if exported else save_evaluation(options.run, report, video)
@@ -108,9 +118,13 @@ def _play_at_random(options: argparse.Namespace) -> int:
     from emerald_jax.training.evaluate import evaluate_random
 
     episodes = options.episodes or default_episodes(config.env)
-    report = evaluate_random(config, episodes, seed=options.seed)
+    report = evaluate_random(config, episodes, seed=options.seed, **_limit(options))
     _write_json(options.json, result_of(report))
     return tell(f"{report}\n")
+
+
+def _limit(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.max_steps is None else {"max_steps": options.max_steps}
 
 
 def default_episodes(env: str) -> int:

@@ -21,6 +21,7 @@ from emerald_jax.training import evaluate
         ("nowhere --random crafter", "--random ENV plays without a run"),
         ("nowhere --image-size 64", "a run keeps the settings of its environment"),
         ("--random crafter --image-size 0", "--image-size is 0: at least 1"),
+        ("--random crafter --max-steps 0", "--max-steps is 0: it must be at least 1"),
         ("--random craffter", "unknown environment craffter; nearest: crafter"),
         ("--random crafter --frame-skip 3", "crafter does not support envs.frame_skip"),
     ],
@@ -65,8 +66,8 @@ def test_a_run_is_evaluated_as_asked_and_the_result_kept(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
     words = ["eval", str(tmp_path), "--seed", "4", "--checkpoint", "5", "--mode", "mode", "--video"]
-    assert cli.main(words) == 0
-    assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5}
+    assert cli.main([*words, "--max-steps", "900"]) == 0
+    assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5, "max_steps": 900}
     folder = tmp_path / "evals" / "5-4"
     assert f"written to {folder}" in capsys.readouterr().out
     found = sorted(path.name for path in folder.iterdir())

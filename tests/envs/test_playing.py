@@ -70,3 +70,6 @@ def test_random_play_by_name(scripted_env, monkeypatch):
     assert spec.num_actions == 5
     assert len(played) == 5
     assert play_randomly("scripted", envs, 5)[1] == played
+    # Episodes of two and three steps: the second one of each environment is cut after two.
+    _, cut = play_randomly("scripted", envs, 5, max_steps=2)
+    assert [(e.length, e.extra.get("capped")) for e in cut] == [(2, None)] * 2 + [(2, 2)] * 2
