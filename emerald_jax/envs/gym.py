@@ -175,8 +175,9 @@ class ImageEnv(gymnasium.Wrapper):
         what = "the observation"
         if self._key == RENDER:
             what, observation = "render()", self.env.render()
-            if isinstance(observation, list) and observation:
-                observation = observation[-1]
+            frames = observation if isinstance(observation, list) else []
+            if frames and hasattr(frames[-1], "__array_interface__"):  # not a list of rows
+                observation = frames[-1]
         elif self._key:
             try:
                 observation = observation[self._key]
@@ -201,7 +202,9 @@ class ImageEnv(gymnasium.Wrapper):
                 f"gave {_form(observation)} as {what}, not a grey or RGB image"
             )
         if self._key == RENDER and image.dtype != np.uint8:
-            raise FaultError.interface(f"gave {image.dtype} numbers as {what}, not uint8")
+            if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+                raise FaultError.interface(f"gave {image.dtype} numbers as {what}, not uint8")
+            image = image.astype(np.uint8)
         if self._key != RENDER and shape != self._image.shape:
             self._warn("shape", f"{what} is {list(shape)}, its space {list(self._image.shape)}")
         return image[:, :, :3] if image.shape[2] == 4 else image

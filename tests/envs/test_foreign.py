@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -455,17 +456,34 @@ def test_our_signal_handlers_stay_ours():
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@BOTH
-def test_what_an_environment_prints_is_not_our_output(envs, capfd):
-    class Chatty(Plain):
-        def observe(self):
-            print("a frame")  # noqa: T201
-            return super().observe()
+CHATTY = """
+import os
+from tests.envs.test_foreign import INLINE, WORKERS, Plain, plays
 
+class Chatty(Plain):
+    def observe(self):
+        print("a frame of", os.getppid())
+        return super().observe()
+
+for envs in (INLINE, WORKERS):
     plays(Chatty, envs)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "a frame" in err
+print("the result")
+"""
+
+
+def test_what_an_environment_prints_is_not_our_output():
+    root = str(Path(__file__).parents[2])
+    ran = subprocess.run(
+        [sys.executable, "-c", CHATTY],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "the result\n"
+    # Inline and in a worker, whose parent is the fork server.
+    assert len(set(re.findall("a frame of [0-9]+", ran.stderr))) == 2
 
 
 @BOTH
@@ -610,8 +628,6 @@ RED = np.full((8, 8, 3), (200, 0, 0), np.uint8)
     ids=["RGB", "RGBA", "PIL", "PIL RGBA", "frames", "nested list", "channels first"],
 )
 def test_renders_of_other_forms_are_shown(drawn):
-    if isinstance(drawn, list) and isinstance(drawn[0], list):
-        drawn = [np.array(drawn, np.uint8)]
     records, env = plays(Drawn, RENDER, drawn=drawn)
     assert (records[1].image == RED).all()
     assert env.faults == 0
@@ -623,6 +639,7 @@ def test_renders_of_other_forms_are_shown(drawn):
         (None, r"gave None as render\(\), not a grey or RGB image"),
         ([], r"gave a list as render\(\), not a grey or RGB image"),
         ("ascii art", r"gave a str as render\(\), not"),
+        (RED.astype(int) * 2, r"gave int64 numbers as render\(\), not uint8"),
         (RED / 255, r"gave float64 numbers as render\(\), not uint8"),
     ],
 )
