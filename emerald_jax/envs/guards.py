@@ -22,8 +22,8 @@ from emerald_jax.envs.base import FINITE, MAX_REWARD, EnvError
 
 INLINE_HINT = "--envs.workers inline runs it in the training process"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Larger arrays and deeper nestings are left out: a record is one line of a log.
-_MAX_SIZE, _MAX_DEPTH = 1000, 20
+#: A record is one line of a log: more values, deeper levels and longer texts are left out.
+_MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 1000, 20, 10_000
 
 
 def describe(error: BaseException) -> str:
@@ -32,11 +32,14 @@ def describe(error: BaseException) -> str:
 
 
 class FaultError(Exception):
-    """An environment raised, hung, died or broke the interface; the message says which.
+    """An environment raised, hung, died or broke the interface.
+
+    The message is one line that continues "environment 3 ..."; a note holds the traceback of an
+    exception.
 
     Attributes:
-        hopeless: a new environment would do the same; tried again only if this one has worked
-            before. A note holds the traceback of an exception.
+        hopeless: a new environment would do the same. It is tried all the same if environments of
+            this kind have worked before.
     """
 
     hopeless = False
@@ -159,30 +162,86 @@ def plain_extra(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
     Returns:
         The plain values, and warnings (kind -> line) about values that cannot be used as they are.
     """
-    warnings: dict[str, str] = {}
     if value is None:
-        return {}, warnings
-    if not isinstance(value, Mapping):
-        kind = type(value).__name__
-        warnings["extra"] = f'info["extra"] is a {kind}, not a dict: kept under info.value'
-        value = {"value": value}
-    extra: dict[str, Any] = {}
-    rest = dict(value)
-    if "achievements" in rest:
-        counts = _counts(rest["achievements"])
-        if counts is None:
-            warnings["achievements"] = (
-                f'info["extra"]["achievements"] is {_short(rest["achievements"])}, not a dict of '
-                "names and counts: kept under info, without success rates"
-            )
-        else:
-            del rest["achievements"]
-            if counts:
-                extra["achievements"] = counts
-    info = _plain(rest, 'info["extra"]', 0, warnings)
-    if info:
-        extra["info"] = info
-    return extra, warnings
+        return {}, {}
+    converter = _Converter()
+    try:
+        return converter.extra(value), converter.warnings
+    except Exception as error:  # the user's types may raise anything
+        return {}, {"extra": f'info["extra"] cannot be read: {describe(error)}'}
+
+
+class _Converter:
+    """Converts one ``info["extra"]`` to JSON's types.
+
+    Attributes:
+        warnings: kind -> line about values that were left out or changed.
+    """
+
+    def __init__(self):
+        self.warnings: dict[str, str] = {}
+        self._left = _MAX_VALUES
+
+    def extra(self, value: Any) -> dict[str, Any]:
+        """See :func:`plain_extra`."""
+        if not isinstance(value, Mapping):
+            kind = type(value).__name__
+            self.warnings["extra"] = f'info["extra"] is a {kind}, not a dict: kept under info.value'
+            value = {"value": value}
+        extra, rest = {}, dict(value)
+        if "achievements" in rest:
+            counts = _counts(rest["achievements"])
+            if counts is None:
+                self.warnings["achievements"] = (
+                    f'info["extra"]["achievements"] is {_short(rest["achievements"])}, not a dict '
+                    "of names and counts: kept under info, without success rates"
+                )
+            else:
+                del rest["achievements"]
+                extra |= {"achievements": counts} if counts else {}
+        info = self.plain(rest, 'info["extra"]')
+        return extra | ({"info": info} if info else {})
+
+    def plain(self, value: Any, path: str, depth: int = 0) -> Any:
+        """``value`` in JSON's types; None with a warning where it has no such form."""
+        self._left -= 1
+        if self._left < 0:
+            return self._without(path, f"more than {_MAX_VALUES} values")
+        if depth > _MAX_DEPTH:
+            return self._without(path, f"more than {_MAX_DEPTH} levels")
+        if hasattr(value, "tolist"):  # numpy, JAX, torch
+            array = np.asarray(value)
+            if array.size > self._left:
+                return self._without(path, f"an array of {array.size} numbers")
+            value = array.tolist()
+        if isinstance(value, Mapping):
+            return {
+                str(key): self.plain(entry, f"{path}[{str(key)[:20]!r}]", depth + 1)
+                for key, entry in value.items()
+                if self._left >= 0
+            }
+        if isinstance(value, set | frozenset):
+            value = sorted(value, key=str)
+        if isinstance(value, list | tuple):
+            return [
+                self.plain(entry, f"{path}[...]", depth + 1) for entry in value if self._left >= 0
+            ]
+        return self._scalar(value, path)
+
+    def _scalar(self, value: Any, path: str) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return str(value) if len(value) < _MAX_TEXT else self._without(path, "a long text")
+        if isinstance(value, numbers.Integral):
+            return int(value) if abs(value) < 2**63 else self._without(path, "a long number")
+        if isinstance(value, numbers.Real):
+            number = float(value)
+            return number if math.isfinite(number) else self._without(path, str(number))
+        return self._without(path, f"a {type(value).__name__}, which JSON cannot hold")
+
+    def _without(self, path: str, what: str) -> None:
+        self.warnings[path[:60]] = f"{path[:60]} holds {what}: left out"
 
 
 def _counts(value: Any) -> dict[str, int] | None:
@@ -197,40 +256,6 @@ def _counts(value: Any) -> dict[str, int] | None:
             return None
         counts[str(name)] = int(times)
     return counts
-
-
-def _plain(value: Any, path: str, depth: int, warnings: dict[str, str]) -> Any:
-    """``value`` in JSON's types; None with a warning where there is no such form."""
-    if hasattr(value, "tolist"):  # numpy, JAX, torch
-        if getattr(value, "size", 1) is not None and np.size(value) > _MAX_SIZE:
-            warnings[path] = f"{path} is an array of {np.size(value)} numbers: left out"
-            return None
-        value = value.tolist()
-    if depth > _MAX_DEPTH:
-        warnings[path] = f"{path} is nested deeper than {_MAX_DEPTH}: left out"
-        return None
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        if math.isfinite(value):
-            return float(value)
-        warnings[path] = f"{path} holds {float(value)}: kept as null"
-        return None
-    if isinstance(value, Mapping):
-        return {
-            str(key): _plain(entry, f"{path}[{str(key)[:20]!r}]", depth + 1, warnings)
-            for key, entry in value.items()
-        }
-    if isinstance(value, set | frozenset):
-        value = sorted(value, key=str)
-    if isinstance(value, list | tuple):
-        return [_plain(entry, f"{path}[...]", depth + 1, warnings) for entry in value]
-    warnings[path] = f"{path} is a {type(value).__name__}, which JSON cannot hold: left out"
-    return None
 
 
 def _short(value: Any) -> str:

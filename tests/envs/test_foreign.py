@@ -153,13 +153,44 @@ def test_extra_of_any_form(extra, kept):
     assert episode.achievements == kept.get("achievements", {})
 
 
-def test_extra_that_contains_itself_or_is_deep_is_cut():
+class Rude:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("extra", "line"),
+    [
+        ({"x": float("nan")}, "info[\"extra\"]['x'] holds nan: left out"),
+        ({"x": object()}, "info[\"extra\"]['x'] holds a object, which JSON cannot hold: left out"),
+        (
+            {"x": np.zeros((64, 64))},
+            "info[\"extra\"]['x'] holds an array of 4096 numbers: left out",
+        ),
+        ({"x": 10**5000}, "info[\"extra\"]['x'] holds a long number: left out"),
+        ({"x": "y" * 10_000}, "info[\"extra\"]['x'] holds a long text: left out"),
+        ({Rude(): 1}, 'info["extra"] cannot be read: RuntimeError: no text'),
+        (
+            {"x": list(range(2000))},
+            "info[\"extra\"]['x'][...] holds more than 1000 values: left out",
+        ),
+    ],
+)
+def test_what_is_left_out_of_extra_is_named(extra, line):
+    kept, warnings = plain_extra(extra)
+    json.dumps(kept, allow_nan=False)
+    assert list(warnings.values()) == [line]
+
+
+def test_extra_that_contains_itself_is_cut():
     loop = {}
-    loop["again"] = loop
-    extra, warnings = plain_extra(loop)
-    json.dumps(extra)
+    loop["one"] = loop
+    kept, warnings = plain_extra(loop)
+    assert json.dumps(kept).count("one") == 21
     (line,) = warnings.values()
-    assert "nested deeper than 20: left out" in line
+    assert "holds more than 20 levels: left out" in line
+    loop["other"] = loop  # a million paths
+    json.dumps(plain_extra(loop)[0])
 
 
 @BOTH
