@@ -22,6 +22,8 @@ from emerald_jax.envs.base import FINITE, MAX_REWARD, EnvError
 
 INLINE_HINT = "--envs.workers inline runs it in the training process"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: The working directory of environments in this process, once they have changed it.
+_CHANGED: list[str] = []
 #: A record is one line of a log: more values, deeper levels and longer texts are left out.
 _MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 1000, 20, 10_000
 
@@ -70,41 +72,34 @@ class FaultError(Exception):
         return fault
 
 
-class EnvScope:
-    """Runs code of an environment; restores what belongs to this process afterwards.
+@contextlib.contextmanager
+def env_code() -> Iterator[None]:
+    """Context for code of an environment; restores what belongs to this process afterwards.
 
-    Signal handlers and the working directory stay ours. The environment's own working directory
+    Signal handlers and the working directory stay ours; a directory that the environment changed to
     returns with its next call. What it prints goes to standard error. JAX, where it is in use, lets
     it copy between host and device as it likes.
     """
-
-    def __init__(self):
-        """The environment begins in our working directory."""
-        self._directory: str | None = None  # its own, once it has changed it
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Context in which the environment's code runs."""
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        ours = _directory()
-        if self._directory is not None:
-            _change_directory(self._directory)
-        before = _directory()
-        jax = sys.modules.get("jax")
-        guard = jax.transfer_guard("allow") if hasattr(jax, "transfer_guard") else None
-        try:
-            with guard or contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
-                yield
-        finally:
-            after = _directory()
-            if after != before:
-                self._directory = after
-            if after != ours and ours is not None:
-                _change_directory(ours)
-            for number, handler in handlers.items():
-                if handler is not None and signal.getsignal(number) is not handler:
-                    with contextlib.suppress(ValueError):  # not the main thread
-                        signal.signal(number, handler)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    ours = _directory()
+    for theirs in _CHANGED:
+        _change_directory(theirs)
+    before = _directory()
+    jax = sys.modules.get("jax")
+    guard = jax.transfer_guard("allow") if hasattr(jax, "transfer_guard") else None
+    try:
+        with guard or contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        after = _directory()
+        if after != before:
+            _CHANGED[:] = [after] if after else []
+        if after != ours and ours is not None:
+            _change_directory(ours)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                with contextlib.suppress(ValueError):  # not the main thread
+                    signal.signal(number, handler)
 
 
 def _directory() -> str | None:

@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec
-from emerald_jax.envs.guards import EnvScope, FaultError, checked_reward, describe
+from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code
 from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
 from emerald_jax.envs.workers import EnvFactory
 
@@ -98,7 +98,9 @@ class ImageEnv(gymnasium.Wrapper):
         """
         super().__init__(env)
         if not isinstance(env.action_space, Discrete):
-            raise EnvError(f"{name} takes {env.action_space}: only discrete actions are supported")
+            raise EnvError(
+                f"{name} takes {_short(env.action_space)}: only discrete actions are supported"
+            )
         self._start = int(env.action_space.start)
         self._key, self._image = _find_image(name, env, image_key)
         self._size, self._skip, self._limit = size, frame_skip, time_limit
@@ -247,7 +249,7 @@ def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     Raises:
         EnvError: when the environment cannot be made, shown or controlled.
     """
-    with EnvScope()():
+    with env_code():
         env = make_image_env(name, game, envs)
         limit = envs.time_limit or math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
         try:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv
+from emerald_jax.envs.guards import env_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -262,7 +263,8 @@ def _import_factory(module: str, attribute: str) -> Callable[[], Any] | None:
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.append(os.getcwd())
     try:
-        found: Any = importlib.import_module(module)
+        with env_code():
+            found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             return None

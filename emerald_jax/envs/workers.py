@@ -31,10 +31,10 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from emerald_jax.envs.guards import (
     INLINE_HINT,
-    EnvScope,
     FaultError,
     checked_image,
     checked_reward,
+    env_code,
     plain_extra,
 )
 
@@ -126,7 +126,7 @@ class InlineGroup:
         self._envs: list[gymnasium.Env | None] = [None] * len(factories)
         self._late: dict[int, FaultError] = {}
         self._todo: Sequence[Command] = ()
-        self._scope = EnvScope() if frames is None else contextlib.nullcontext
+        self._scope = env_code if frames is None else contextlib.nullcontext
 
     def start(self) -> None:
         """Remove all environments; the next commands make new ones."""

@@ -468,6 +468,7 @@ def test_the_working_directory_stays_ours(tmp_path, monkeypatch):
 
     (tmp_path / "ours").mkdir()
     monkeypatch.chdir(tmp_path / "ours")
+    monkeypatch.setattr("emerald_jax.envs.guards._CHANGED", [])
     assert plays(Roaming)[1].faults == 0
     assert Path.cwd() == tmp_path / "ours"
 
