@@ -38,6 +38,7 @@ from emerald_jax.envs.workers import (
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_SECONDS = 3.0
+_MAX_WARNINGS = 20
 
 Group = InlineGroup | WorkerGroup
 
@@ -162,9 +163,10 @@ class HostVectorEnv(VectorEnv):
             replies += self._replies_of(group, rows, begins, since)
         self._shown = self._frames()
         for env, reply in enumerate(replies):
-            for kind in reply.warnings.keys() - self.warnings.keys():
-                self.warnings[kind] = reply.warnings[kind]
-                _LOG.warning("%s: environment %d: %s", self.spec.name, env, self.warnings[kind])
+            for kind, line in reply.warnings.items():
+                if kind not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
+                    self.warnings[kind] = line
+                    _LOG.warning("%s: environment %d: %s", self.spec.name, env, line)
         return Outcome(
             self._shown,
             np.array([reply.reward for reply in replies]),

@@ -34,6 +34,7 @@ from emerald_jax.envs.base import (
     is_crafter_like,
 )
 from emerald_jax.envs.guards import plain_extra
+from emerald_jax.envs.gym import _warn_once
 from emerald_jax.envs.playing import endless_notice, is_whole, play_episodes, random_policy
 
 INLINE = EnvsConfig(count=1, image_size=8, workers="inline")
@@ -520,6 +521,8 @@ def test_what_an_environment_prints_is_not_our_output():
 
 @BOTH
 def test_one_that_raises_when_it_is_closed_is_forgiven(envs, caplog):
+    _warn_once.cache_clear()
+
     class Sticky(Plain):
         def close(self):
             raise AttributeError("no viewer")
