@@ -37,6 +37,13 @@ def run_eval(arguments: list[str]) -> int:
         "(%(default)s)",
     )
     parser.add_seed("the play")
+    parser.add_argument(
+        "--max-steps",
+        type=number(1),
+        metavar="N",
+        help="cut an episode after N steps, and count it (30,000, or more if the environment's own "
+        "time limit is longer)",
+    )
     parser.add_argument("--video", action="store_true", help="film the first episode")
     parser.add_argument("--json", metavar="FILE", help="also write the result to this file")
     parser.add_argument(
@@ -79,6 +86,7 @@ def _play_a_run(options: argparse.Namespace) -> int:
             seed=options.seed,
             checkpoint=options.checkpoint,
             watch=watch,
+            **_limit(options),
         )
         stack.close()
         saved = None if exported else save_evaluation(options.run, report, video)
@@ -92,9 +100,13 @@ def _play_at_random(options: argparse.Namespace) -> int:
     from emerald_jax.training.evaluate import evaluate_random
 
     episodes = options.episodes or default_episodes(config.env)
-    report = evaluate_random(config, episodes, seed=options.seed)
+    report = evaluate_random(config, episodes, seed=options.seed, **_limit(options))
     _write_json(options.json, result_of(report))
     return write_out(f"{report}\n")
+
+
+def _limit(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.max_steps is None else {"max_steps": options.max_steps}
 
 
 def default_episodes(env: str) -> int:

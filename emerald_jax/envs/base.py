@@ -1,37 +1,45 @@
-"""What an environment is to the rest of the package: a spec, vector steps, episode records.
+"""The interface of every environment in this package: a spec, vector steps, episode records.
 
-Every vector environment hands out exactly one *record* per environment and vector step:
+A vector environment returns exactly one *record* per environment and vector step:
 
-* an environment whose last record was ``is_last`` ignores the next action and answers with the
-  first frame of its next episode (``is_first``, action -1, reward 0), so neither the final nor the
-  first frame of an episode is ever lost and all environments stay in step;
-* action, reward, ``is_last`` and ``is_terminal`` are those that *led into* the record's image;
-* ``is_terminal`` says that the world ended; a time limit is ``is_last`` alone.
+* after a record with ``is_last``, the environment ignores the next action and returns the first
+  frame of its next episode (``is_first``, action -1, reward 0). Neither the last nor the first
+  frame of an episode is lost, and all environments stay in step;
+* action, reward, ``is_last`` and ``is_terminal`` are those that *led to* the record's image;
+* ``is_terminal`` means that the world ended; a time limit sets ``is_last`` alone.
 
-First frames are records but not environment steps: ``VectorStep.env_steps`` counts without them.
-
-Turns raw environment outputs into records, and adds up the episodes they belong to.
-
-Both kinds of vector environment (host and device) share this bookkeeping, so the rules of
-``base.py`` are written once.
+First frames are records but not environment steps: ``VectorStep.env_steps`` does not count them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+_PREFIX = "record."
+MAX_REWARD = float(np.finfo(np.float32).max)
+FINITE = "rewards must be finite float32 numbers"
+CRAFTER_ACHIEVEMENTS = frozenset(
+    (
+        *("collect_coal", "collect_diamond", "collect_drink", "collect_iron", "collect_sapling"),
+        *("collect_stone", "collect_wood", "defeat_skeleton", "defeat_zombie", "eat_cow"),
+        *("eat_plant", "make_iron_pickaxe", "make_iron_sword", "make_stone_pickaxe"),
+        *("make_stone_sword", "make_wood_pickaxe", "make_wood_sword", "place_furnace"),
+        *("place_plant", "place_stone", "place_table", "wake_up"),
+    )
+)
+
 
 class EnvError(RuntimeError):
-    """An environment is unknown, missing, unsuitable or broken; the message says what to do."""
+    """An environment is unknown, missing, unsuitable or broken; the message names the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
-    """Spaces and facts of an environment.
+    """Spaces and limits of an environment.
 
     Attributes:
         name: as the user wrote it, such as ``gymnax:Catch-bsuite``.
@@ -57,8 +65,9 @@ class Episode:
         score: undiscounted sum of rewards (the return).
         length: agent steps, the first frame not counted.
         terminal: the world ended; False when a limit or a fault cut the episode.
-        extra: what else the environment reports, such as Crafter's ``achievements``
-            (name -> times unlocked). Plain JSON values only.
+        extra: plain JSON values under four keys, each of them optional: ``fault`` (why the episode
+            was cut), ``achievements`` (name -> times unlocked), ``capped`` (the evaluation stopped
+            after this many steps), and ``info``, what else ``info["extra"]`` held at its end.
     """
 
     env: int
@@ -67,13 +76,23 @@ class Episode:
     terminal: bool
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def fault(self) -> str:
+        """Why the episode was cut; empty for an episode that counts."""
+        return self.extra.get("fault", "")
+
+    @property
+    def achievements(self) -> dict[str, int]:
+        """Name -> times unlocked; empty where the environment reports none."""
+        return self.extra.get("achievements", {})
+
 
 class VectorStep(NamedTuple):
     """One record of each of E environments.
 
     Attributes:
         image: `[E, height, width, 3]` uint8.
-        action: `[E]` int32, the action that led into the image; -1 on first frames.
+        action: `[E]` int32, the action that led to the image; -1 on first frames.
         reward: `[E]` float32; 0 on first frames.
         is_first: `[E]` bool.
         is_last: `[E]` bool.
@@ -91,55 +110,175 @@ class VectorStep(NamedTuple):
 
     @property
     def env_steps(self) -> int:
-        """Environment steps in this vector step: its records less the first frames."""
+        """Environment steps in this vector step: its records minus the first frames."""
         return int(len(self.is_first) - self.is_first.sum())
 
 
-@runtime_checkable
-class VectorEnv(Protocol):
-    """E environments behind one batched numpy interface; see the module docstring for the rules.
+def achievement_names(episodes: Iterable[Episode]) -> list[str]:
+    """Names of all achievements, sorted; empty if an episode reports none."""
+    found = [set(episode.achievements) for episode in episodes]
+    return sorted(set().union(*found)) if all(found) else []
+
+
+def is_crafter_like(env: str, names: Iterable[str]) -> bool:
+    """Whether the Crafter score is defined for an environment.
+
+    Args:
+        env: its name; the families ``crafter`` and ``craftax`` are Crafter-like.
+        names: its achievements; so is an environment that has Crafter's 22.
+    """
+    return env.partition(":")[0] in ("crafter", "craftax") or set(names) >= CRAFTER_ACHIEVEMENTS
+
+
+def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
+    """Refuse to continue a run in an environment of another shape.
+
+    Args:
+        before: spec with which the run was trained.
+        now: spec of its environment today.
+
+    Raises:
+        EnvError: when the number of actions or the image shape differs; it names both.
+    """
+    if before.num_actions != now.num_actions:
+        raise EnvError(
+            f"{now.name} has {now.num_actions} actions, this run was trained with "
+            f"{before.num_actions}: continue it with the same environment, or start a new run"
+        )
+    shapes = ["x".join(map(str, spec.image_shape)) for spec in (now, before)]
+    if shapes[0] != shapes[1]:
+        raise EnvError(
+            f"{now.name} has {shapes[0]} images, this run was trained with {shapes[1]}: continue "
+            "it with the same environment, or start a new run"
+        )
+
+
+class Outcome(NamedTuple):
+    """Results of one vector step, before they become records.
+
+    Attributes:
+        image: `[E, height, width, 3]` uint8.
+        reward: `[E]` floats.
+        terminated: `[E]` bool, the world ended.
+        truncated: `[E]` bool, a limit cut the episode.
+        extra: ``{env: extra}`` for episodes that ended. On the device: an array `[E, …]` from which
+            :meth:`DeviceVectorEnv._extra` makes it, or None.
+    """
+
+    image: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    extra: Any = None
+
+
+class VectorEnv:
+    """E environments behind one batched numpy interface; the module docstring has the rules.
+
+    A subclass implements :meth:`_begin`, :meth:`_send`, :meth:`_receive` and :meth:`close`.
 
     Attributes:
         spec: of each environment.
         num_envs: E.
         faults: environments that failed and were replaced so far; their episodes ended with
-            ``is_last`` alone and say why under ``fault`` in :attr:`Episode.extra`.
+            ``is_last`` alone, with the reason under ``fault`` in :attr:`Episode.extra`. Only host
+            environments are supervised.
+        warnings: kind -> a line about something that the environments did wrong, but that does not
+            end an episode.
     """
 
-    spec: EnvSpec
-    num_envs: int
-    faults: int
+    faults = 0
 
-    def reset(self) -> VectorStep:
-        """Begin a new episode in every environment; every record is a first frame."""
+    def __init__(self, spec: EnvSpec, num_envs: int):
+        """Nothing has been recorded yet.
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Send one action `[E]` int32 to each environment and return at once."""
+        Args:
+            spec: of each environment.
+            num_envs: environments E.
+        """
+        self.spec, self.num_envs = spec, num_envs
+        self.warnings: dict[str, str] = {}
+        self._tracker = EpisodeTracker(num_envs, spec.num_actions)
+        self._pending: np.ndarray | None = None
 
-    def step_wait(self) -> VectorStep:
-        """The records that the last :meth:`step_async` led to."""
+    def _begin(self) -> np.ndarray:
+        """Begin an episode in every environment; returns the images `[E, height, width, 3]`."""
+        raise NotImplementedError
 
-    def step(self, actions: np.ndarray) -> VectorStep:
-        """:meth:`step_async` and :meth:`step_wait` in one."""
+    def _send(self, actions: np.ndarray) -> None:
+        """Start a vector step with checked actions `[E]` int32; return at once."""
+        raise NotImplementedError
+
+    def _receive(self) -> Outcome:
+        """Results of the last :meth:`_send`, as numpy arrays."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Release processes and memory; safe to call twice."""
+        raise NotImplementedError
+
+    def reset(self) -> VectorStep:
+        """Begin a new episode in every environment; every record is a first frame.
+
+        The first call seeds the environments, later calls begin further episodes.
+        """
+        if self._pending is not None:
+            self.step_wait()
+        return self._tracker.first(self._begin())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Send one action `[E]` int32 to each environment and return at once.
+
+        Raises:
+            EnvError: on a wrong action, or out of order.
+        """
+        if self._pending is not None:
+            raise EnvError("step_async twice in a row: call step_wait in between")
+        checked = self._tracker.check(actions)
+        self._send(checked)
+        self._pending = checked
+
+    def step_wait(self) -> VectorStep:
+        """Return the records that the last :meth:`step_async` led to.
+
+        Raises:
+            EnvError: out of order, after too many faults, or on a reward that is not finite.
+        """
+        if self._pending is None:
+            raise EnvError("step_wait without step_async: no step is pending")
+        actions, self._pending = self._pending, None
+        outcome = self._receive()
+        wrong = ~(np.abs(outcome.reward) <= MAX_REWARD) & ~self._tracker.newest.is_last
+        if wrong.any():
+            env = int(np.argmax(wrong))
+            gave = f"environment {env} gave the reward {outcome.reward[env]}"
+            raise EnvError(f"{self.spec.name}: {gave}: {FINITE}")
+        return self._tracker.step(actions, outcome)
+
+    def step(self, actions: np.ndarray) -> VectorStep:
+        """Call :meth:`step_async`, then :meth:`step_wait`."""
+        self.step_async(actions)
+        return self.step_wait()
 
     def get_state(self) -> dict[str, np.ndarray] | None:
-        """Everything that decides the future, as plain arrays; None when it cannot be saved."""
+        """Return the complete state as plain arrays; None when it cannot be saved."""
+        return None
 
-    def set_state(self, state: dict[str, np.ndarray]) -> VectorStep:
-        """Continue from :meth:`get_state`; returns the newest record again."""
+    def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
+        """Continue from :meth:`get_state`; returns the newest record again.
 
-
-_PREFIX = "record."
+        Raises:
+            EnvError: when the state is of other environments, or cannot be restored at all.
+        """
+        del state
+        raise EnvError(f"{self.spec.name} cannot be restored: call reset() instead")
 
 
 class EpisodeTracker:
     """The newest record of E environments, and the running score and length of their episodes.
 
     Attributes:
-        newest: the last :class:`VectorStep` handed out, or None before the first reset.
+        newest: the last :class:`VectorStep` returned, or None before the first reset.
     """
 
     def __init__(self, num_envs: int, num_actions: int):
@@ -156,10 +295,10 @@ class EpisodeTracker:
         self._length = np.zeros(num_envs, np.int64)
 
     def check(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as `[E]` int32, refused where an environment would misread them.
+        """Actions as `[E]` int32; those that an environment would misread are refused.
 
         Args:
-            actions: `[E]` integers; anything goes where the newest record is ``is_last``.
+            actions: `[E]` integers; any value is allowed where the newest record is ``is_last``.
 
         Raises:
             EnvError: before the first reset, on another shape, or on an action out of range.
@@ -180,55 +319,44 @@ class EpisodeTracker:
         return np.where(self.newest.is_last, 0, actions).astype(np.int32)
 
     def first(self, image: np.ndarray) -> VectorStep:
-        """Every environment has begun an episode; those that were running are forgotten.
+        """Records of a reset: every environment begins an episode, running ones are dropped.
 
         Args:
             image: `[E, height, width, 3]` uint8; copied.
         """
-        none = np.zeros(self._num_envs, bool)
+        false = np.zeros(self._num_envs, bool)
         self._score[:] = 0
         self._length[:] = 0
         self.newest = VectorStep(
             image=np.array(image, np.uint8),
             action=np.full(self._num_envs, -1, np.int32),
             reward=np.zeros(self._num_envs, np.float32),
-            is_first=~none,
-            is_last=none,
-            is_terminal=none.copy(),
+            is_first=~false,
+            is_last=false,
+            is_terminal=false.copy(),
         )
         return self.newest
 
-    def step(
-        self,
-        image: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        extras: Mapping[int, dict[str, Any]],
-    ) -> VectorStep:
-        """The records that ``action`` led to.
+    def step(self, actions: np.ndarray, outcome: Outcome) -> VectorStep:
+        """Records that ``actions`` led to.
 
-        What an environment reports for an action it ignored (its newest record was ``is_last``)
-        is overwritten: a first frame has action -1, reward 0 and ends nothing.
+        Where the newest record was ``is_last`` the action was ignored: the new record is a first
+        frame with action -1 and reward 0, and ends nothing.
 
         Args:
-            image: `[E, height, width, 3]` uint8; copied.
-            action: `[E]` as :meth:`check` returned it.
-            reward: `[E]` floats.
-            terminated: `[E]` bool, the world ended.
-            truncated: `[E]` bool, a limit cut the episode.
-            extras: per environment that ended, what its :class:`Episode` carries besides.
+            actions: `[E]` as :meth:`check` returned it.
+            outcome: of the environments, as numpy arrays; the image is copied.
         """
         first = self.newest.is_last
-        terminal = np.asarray(terminated, bool) & ~first
-        last = (terminal | np.asarray(truncated, bool)) & ~first
-        reward = np.where(first, 0, reward)
+        terminal = np.asarray(outcome.terminated, bool) & ~first
+        last = (terminal | np.asarray(outcome.truncated, bool)) & ~first
+        reward = np.where(first, 0, outcome.reward)
         self._score = np.where(first, 0, self._score + reward)
         self._length = np.where(first, 0, self._length + 1)
+        extra = outcome.extra or {}
         self.newest = VectorStep(
-            image=np.array(image, np.uint8),
-            action=np.where(first, -1, action).astype(np.int32),
+            image=np.array(outcome.image, np.uint8),
+            action=np.where(first, -1, actions).astype(np.int32),
             reward=reward.astype(np.float32),
             is_first=first.copy(),
             is_last=last,
@@ -239,7 +367,7 @@ class EpisodeTracker:
                     score=float(self._score[env]),
                     length=int(self._length[env]),
                     terminal=bool(terminal[env]),
-                    extra=extras.get(int(env), {}),
+                    extra=extra.get(int(env), {}),
                 )
                 for env in np.flatnonzero(last)
             ),
@@ -259,10 +387,7 @@ class EpisodeTracker:
         return {_PREFIX + name: value.copy() for name, value in record.items()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
-        """The inverse of :meth:`get_state`.
-
-        Returns:
-            The newest record; its ``episodes`` is empty because they were handed out before.
+        """Restore :meth:`get_state`; returns the newest record, without its ``episodes``.
 
         Raises:
             EnvError: when an array is missing or belongs to another number of environments.

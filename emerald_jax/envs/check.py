@@ -1,4 +1,4 @@
-"""Does an environment keep the rules of ``base.py``? Plays it at random and says what it breaks."""
+"""Play an environment at random and list the rules of ``base.py`` that it breaks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from emerald_jax.envs.registry import make_vector_env, make_vector_env_of
 if TYPE_CHECKING:
     import gymnasium
 
-#: Two environments, episodes short enough to see many of them end.
+#: Two environments, with episodes short enough that many end.
 DEFAULT = EnvsConfig(count=2, time_limit=25)
 _DARK = 32
 _STILL = "the image never changes"
-#: Some games show a still picture for seconds before they begin.
+#: Steps to wait for a game that shows a still picture before it begins.
 _PATIENCE = 500
 
 
@@ -33,24 +33,24 @@ def check_env(
     steps: int = 100,
     seed: int = 0,
 ) -> tuple[str, ...]:
-    """Play an environment at random and compare everything it says with the rules.
+    """Play an environment at random and compare its records with the rules.
 
-    Checked are the spec, the shape and type of every record, that numbers are finite, that nothing
-    raises, hangs or dies, where episodes begin and end and what their records say, resets in the
-    middle of an episode, and that a seed decides everything. A host environment is played both
-    where ``envs.workers`` says and in this process, which must agree.
+    Checked are: the spec; the shape and type of every record; finite numbers; that the environment
+    does not raise, hang or die; where episodes begin and end, and their scores and lengths; a reset
+    in the middle of an episode; and that the seed decides everything. A host environment is played
+    twice, as ``envs.workers`` chooses and in this process; both runs must agree.
 
     Args:
         env: a name, a factory of a Gymnasium environment, or a vector environment. The last is
-            not made anew, so whether its seed decides everything is not checked.
-        envs: how the environment is made; the time limit is short so that episodes end.
+            played once only, so its seed is not checked.
+        envs: settings; the default time limit is short so that episodes end.
         steps: vector steps to play.
-        seed: of the environment and of the play.
+        seed: of the environment and of the actions.
 
     Returns:
-        One line per finding; empty when all is well.
+        One line per finding; empty for a correct environment.
     """
-    if isinstance(env, VectorEnv):
+    if hasattr(env, "step_async"):
         return tuple(_unique(_play(env, steps, seed)[1]))
     findings, runs = [], []
     for settings in (envs, dataclasses.replace(envs, workers="inline")):
@@ -81,7 +81,7 @@ def _make(env: Any, envs: EnvsConfig, seed: int) -> VectorEnv:
 
 
 def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list[str]]:
-    """The records of random play with a reset halfway, and what is wrong with them."""
+    """The records of random play with a reset halfway, and the findings."""
     findings = list(_check_spec(env.spec, env.num_envs))
     if findings:
         return [], findings
@@ -96,24 +96,25 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
     records = list(itertools.chain(*parts))
     if env.faults > failed:
         findings.append(f"it fails while it is played{_reasons(records)}")
+    findings += getattr(env, "warnings", {}).values()
     if not findings:
         findings += _check_images(records)
     return records, findings
 
 
 def _reasons(records: list[VectorStep]) -> str:
-    """What the episodes say that failures cut; one that cannot begin leaves none."""
-    told = {e.extra["fault"] for r in records for e in r.episodes if "fault" in e.extra}
-    return ": " + "; ".join(sorted(told)) if told else ""
+    """The faults of the episodes that were cut; a failed reset has no episode."""
+    faults = {f"environment {e.env} {e.fault}" for r in records for e in r.episodes if e.fault}
+    return ": " + "; ".join(sorted(faults)) if faults else ""
 
 
 def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
-    """What is wrong with a spec."""
+    """Findings in a spec."""
     shape = spec.image_shape
     if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         yield f"spec.image_shape is {shape}, not (height, width, 3)"
     if spec.num_actions < 2:
-        yield f"spec.num_actions is {spec.num_actions}: there is nothing to choose"
+        yield f"spec.num_actions is {spec.num_actions}: an agent needs a choice"
     if len(spec.action_names) not in (0, spec.num_actions):
         yield f"spec.action_names has {len(spec.action_names)} names, not {spec.num_actions}"
     if spec.time_limit < 0:
@@ -123,7 +124,7 @@ def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
 
 
 def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -> list[str]:
-    """What is wrong with the records that follow one reset."""
+    """Findings in the records that follow one reset."""
     findings = []
     for record in records:
         findings += _check_arrays(spec, record, actions.shape[1])
@@ -131,7 +132,7 @@ def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -
         return findings
     begin = records[0]
     if not begin.is_first.all() or begin.is_last.any():
-        findings.append("reset: not every record is a first frame and only that")
+        findings.append("reset: not every record is a first frame and nothing else")
     for before, record, action in zip(records, records[1:], actions, strict=False):
         findings += _check_step(before, record, action)
     findings += _check_episodes(spec, records)
@@ -139,7 +140,7 @@ def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -
 
 
 def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str]:
-    """Shapes, types and finiteness of one record."""
+    """Findings in the shapes, types and numbers of one record."""
     wanted = {
         "image": (np.uint8, (count, *spec.image_shape)),
         "action": (np.int32, (count,)),
@@ -158,22 +159,22 @@ def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str
 
 
 def _check_step(before: VectorStep, record: VectorStep, action: np.ndarray) -> Iterator[str]:
-    """What is wrong with one record, given the one before and the action in between."""
+    """Findings in one record, given the one before and the action between them."""
     first = record.is_first
     if (first != before.is_last).any():
-        yield "is_first does not follow is_last, and only it"
+        yield "is_first does not follow is_last, or follows something else"
     if (record.action != np.where(first, -1, action)).any():
         yield "action is not the one that was given, or not -1 on a first frame"
     if record.reward[first].any():
         yield "a first frame has a reward"
     if (first & record.is_last).any():
-        yield "a first frame is a last frame too"
+        yield "a first frame is also a last frame"
     if (record.is_terminal & ~record.is_last).any():
         yield "is_terminal without is_last"
 
 
 def _check_episodes(spec: EnvSpec, records: list[VectorStep]) -> Iterator[str]:
-    """Compare the episodes' records with a count of our own."""
+    """Compare the episodes' scores and lengths with our own count."""
     count = len(records[0].is_first)
     score, length = np.zeros(count), np.zeros(count, int)
     for record in records:
@@ -187,9 +188,9 @@ def _check_episodes(spec: EnvSpec, records: list[VectorStep]) -> Iterator[str]:
             yield f"an episode outlasts spec.time_limit {spec.time_limit}"
         for env, episode in ended.items():
             if episode.length != length[env]:
-                yield f"an episode of {length[env]} steps says length {episode.length}"
+                yield f"an episode of {length[env]} steps reports length {episode.length}"
             if not np.isclose(episode.score, score[env], rtol=1e-4, atol=1e-4):
-                yield f"an episode's rewards add up to {score[env]}, it says {episode.score}"
+                yield f"an episode's rewards add up to {score[env]}, it reports {episode.score}"
             if episode.terminal != record.is_terminal[env]:
                 yield "an episode's `terminal` is not its last frame's is_terminal"
             try:
@@ -199,19 +200,19 @@ def _check_episodes(spec: EnvSpec, records: list[VectorStep]) -> Iterator[str]:
 
 
 def _check_images(records: list[VectorStep]) -> Iterator[str]:
-    """What an agent could not learn from."""
+    """Images from which an agent could not learn."""
     images = np.stack([record.image for record in records])
     if (images == images[0]).all():
         yield _STILL
     elif images.max() < _DARK:
         yield (
             f"no pixel is above {images.max()} of 255: these look like symbols, not colours "
-            "(envs.image_key `render` takes what the environment draws)"
+            "(envs.image_key `render` shows the result of env.render())"
         )
 
 
 def _moves(env: Any, envs: EnvsConfig, seed: int) -> bool:
-    """Whether the image changes after all when episodes are not cut."""
+    """Whether the image changes in longer episodes."""
     with contextlib.closing(_make(env, dataclasses.replace(envs, time_limit=0), seed)) as made:
         rng = np.random.default_rng(seed)
         first = made.reset().image
@@ -220,7 +221,7 @@ def _moves(env: Any, envs: EnvsConfig, seed: int) -> bool:
 
 
 def _check_state(env: VectorEnv, seed: int) -> list[str]:
-    """Whether a saved state leads to the same future; nothing when it cannot be saved."""
+    """Compare two runs from one saved state; no findings where states cannot be saved."""
     state = env.get_state()
     if state is None:
         return []
@@ -234,7 +235,7 @@ def _check_state(env: VectorEnv, seed: int) -> list[str]:
 
 
 def _compare(one: list[VectorStep], other: list[VectorStep], what: str) -> Iterator[str]:
-    """The first step at which two runs differ, and in what."""
+    """The first step and array in which two runs differ."""
     for t, (a, b) in enumerate(zip(one, other, strict=True)):
         for name in VectorStep._fields:
             if not np.array_equal(getattr(a, name), getattr(b, name)):

@@ -1,8 +1,4 @@
-"""Craftax and Craftax-Classic as pixels, stepped on the device.
-
-Written for craftax 1.6, https://github.com/MichaelTMatthews/Craftax, an optional package. Its own
-auto-resets are not used: they lose the final frame, and make a world per environment and step.
-"""
+"""Craftax and Craftax-Classic as pixels, stepped on the device; needs the package craftax."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvSpec
-from emerald_jax.envs.device import DeviceVectorEnv, Outcome
+from emerald_jax.envs.base import EnvSpec, Outcome
+from emerald_jax.envs.device import DeviceVectorEnv
 from emerald_jax.envs.gym import area_weights
 
 _CONSTANTS = {
@@ -27,44 +23,48 @@ _NEVER = 2**31 - 1
 
 
 class CraftaxVectorEnv(DeviceVectorEnv):
-    """E worlds of Craftax-Classic (Crafter's rules, 17 actions) or Craftax (nine floors, 43).
+    """E worlds of Craftax-Classic (Crafter's rules) or of Craftax (nine floors).
 
-    Observation: the game's pixels; an image that fits is centred on black at its own size (63 x 63
-    in 64 x 64), a larger one (130 x 110) is resized by area. Reward: the game's own. Terminated:
-    death, or the last boss is beaten. Truncated: ``EnvsConfig.time_limit`` steps, or the game's
-    limit (10 000, Craftax 100 000) are over; death on that very step is terminal.
-    Every episode's record tells ``achievements``, name -> 0 or 1, as the state has them: the
-    package's own ``info`` multiplies them by 100.
+    Observation: the game's pixels. An image that fits is centred on black in its own size (63 x 63
+    in 64 x 64), a larger one (130 x 110) is resized by area.
+    Actions: 17 in Craftax-Classic, 43 in Craftax.
+    Reward: the game's own.
+    Terminated: death, or the last boss is beaten; also on the limit's own step.
+    Truncated: after ``envs.time_limit`` steps, or the game's limit (10 000; Craftax 100 000).
+    Extra: ``achievements``, name -> 0 or 1, taken from the state: the package's own ``info``
+    multiplies them by 100.
+    Seeds: see :class:`DeviceVectorEnv`.
+    Source: craftax 1.6, https://github.com/MichaelTMatthews/Craftax. Its own auto-resets are not
+    used: they lose the last frame, and make a world per environment and step.
     """
 
     costly_worlds = True
 
-    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int):
-        """Build the game; its programs compile, in a minute or so, on the first reset and step.
+    def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
+        """Build the game; its programs compile, in about a minute, on the first reset and step.
 
         Args:
             name: as the user wrote it, such as ``craftax:Craftax-Pixels-v1``.
-            game: what follows the colon.
+            game: the part after the colon.
             envs: count, image size and time limit.
-            seed: of all that is random in the worlds.
+            seed: of all randomness in the worlds.
+            generation: how often the run has been resumed.
         """
         self._game = make_craftax_env_from_name(game, auto_reset=False)
-        # The limit is ours to count, so that the game says `done` only when it ended.
+        # We count the limit, so the game sets `done` only when the world ended.
         self._params = self._game.default_params.replace(max_timesteps=_NEVER)
         self._size = envs.image_size
         achievements = importlib.import_module(_CONSTANTS[game]).Achievement
         self._achievements = {a.name.lower(): a.value for a in achievements}
-        super().__init__(craftax_spec(name, game, envs), envs.count, seed)
+        super().__init__(make_spec(name, game, envs), envs.count, seed, generation)
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
-        """See :class:`DeviceVectorEnv`."""
         observation, state = self._game.reset_env(key, self._params)
         return fit_image(observation, self._size), state
 
     def _next(
         self, key: jax.Array, state: Any, action: jax.Array, steps: jax.Array
     ) -> tuple[Any, Outcome]:
-        """See :class:`DeviceVectorEnv`."""
         observation, state, reward, done, _ = self._game.step_env(key, state, action, self._params)
         return state, Outcome(
             fit_image(observation, self._size),
@@ -74,19 +74,15 @@ class CraftaxVectorEnv(DeviceVectorEnv):
             state.achievements,
         )
 
-    def _extra(self, facts: np.ndarray) -> dict[str, Any]:
-        """See :class:`DeviceVectorEnv`."""
-        return {"achievements": {name: int(facts[i]) for name, i in self._achievements.items()}}
+    def _extra(self, values: np.ndarray) -> dict[str, Any]:
+        return {"achievements": {name: int(values[i]) for name, i in self._achievements.items()}}
 
 
-def craftax_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of a game.
+make_env = CraftaxVectorEnv
 
-    Args:
-        name: as the user wrote it, such as ``craftax:Craftax-Pixels-v1``.
-        game: what follows the colon.
-        envs: image size and time limit.
-    """
+
+def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
+    """Spec of a game; arguments as in :class:`CraftaxVectorEnv`."""
     made = make_craftax_env_from_name(game, auto_reset=False)
     actions = importlib.import_module(_CONSTANTS[game]).Action
     return EnvSpec(

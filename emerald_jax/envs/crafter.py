@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import crafter
@@ -13,32 +14,33 @@ from crafter import objects, worldgen
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env, runs_inline
 
 TIME_LIMIT = 10_000
 SMALLEST_IMAGE = 18
 
 
 class _World(crafter.Env):
-    """Crafter whose random choices depend on its seed alone, and whose reset may be taken slowly.
+    """Crafter whose random choices depend on its seed alone, and whose reset can be done in parts.
 
     Attributes:
-        image: the first frame, once :meth:`begin_slowly` is through.
+        image: the first frame, once :meth:`begin_slowly` has finished.
     """
 
     image: np.ndarray
 
     def _balance_chunk(self, chunk: tuple[int, ...], objs: set[Any]) -> None:
         # The original draws the creature to remove from a Python set, whose order follows memory
-        # addresses: two processes with one seed drift apart. Every position holds one object.
+        # addresses: two processes with one seed would diverge. Every position holds one object.
         super()._balance_chunk(chunk, sorted(objs, key=lambda obj: tuple(obj.pos)))
 
     def begin(self, seed: int, episode: int) -> np.ndarray:
         """World number ``episode`` of a series, by Crafter's own reset; its first frame."""
-        self._seed, self._episode = seed, episode - 1  # its reset counts one on
+        self._seed, self._episode = seed, episode - 1  # reset() adds one
         return self.reset()
 
     def begin_slowly(self, seed: int, episode: int) -> Iterator[None]:
-        """The same world, a column of it at every step: Crafter's reset and ``generate_world``."""
+        """The same world, one column per step of the iterator: reset and ``generate_world``."""
         world, (width, height) = self._world, self._world.area
         self._seed, self._episode, self._step = seed, episode, 0
         world.reset(seed=hash((seed, episode)) % (2**31 - 1))
@@ -70,12 +72,13 @@ class CrafterEnv(gymnasium.Env):
     make_iron_pickaxe, make_wood_sword, make_stone_sword, make_iron_sword.
     Reward: +1 when one of the 22 achievements is unlocked for the first time in an episode, and
     0.1 per point of health gained or lost.
-    Terminated: the player's health reached 0, on the limit's own step too. Truncated: ``length``
-    steps are over.
+    Terminated: the player's health reached 0; also on the limit's own step.
+    Truncated: after ``length`` steps.
     Seeds: ``reset(seed=s)`` begins the series of worlds (s, 1), (s, 2), …; each later ``reset()``
     moves on to the next one.
-    Info: Crafter's own, less ``discount`` and ``semantic``; on the final step also ``extra``,
+    Info: Crafter's own without ``discount`` and ``semantic``; on the final step also ``extra``,
     ``{"achievements": name -> times unlocked}``.
+    Source: crafter 1.8, https://github.com/danijar/crafter.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
@@ -88,15 +91,14 @@ class CrafterEnv(gymnasium.Env):
         *,
         ahead: bool = False,
     ):
-        """Nothing is generated before the first reset.
+        """The first world is made by the first reset.
 
         Args:
             size: height and width of the image in pixels.
             length: steps after which an episode is cut.
             render_mode: None or ``rgb_array``.
-            ahead: make the next world in :meth:`work_ahead` while this one is played. Making one
-                takes as long as fifty steps, for which environments that are stepped together
-                would wait.
+            ahead: make the next world in :meth:`work_ahead` while this one is played. One world
+                takes as long as fifty steps; the other environments of a group would wait.
 
         Raises:
             EnvError: when the image is too small to draw the inventory.
@@ -110,25 +112,25 @@ class CrafterEnv(gymnasium.Env):
         self._seed, self._episode = 0, 0
         self._ahead = ahead
         self._world: _World | None = None
-        # The next world, and what is still to be done for it.
+        # The next world, and the iterator that makes it.
         self._next: _World | None = None
         self._making: Iterator[None] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """First frame of the next world; see the class for what ``seed`` means."""
+        """First frame of the next world; the class docstring explains ``seed``."""
         del options
         super().reset(seed=seed)
         if seed is None and self._world is None:
             seed = int(self.np_random.integers(2**31 - 1))
         if seed is not None:
             self._seed, self._episode = int(seed), 0
-            self._making = None  # it is of another series
+            self._making = None  # it belongs to another series
         self._episode += 1
         if self._making is None:
-            # Everything in a world depends on two numbers, not on the object it is made in; a new
-            # object reads the textures from disk.
+            # A world depends on two numbers alone, so the object is reused: a new one would read
+            # the textures from disk again.
             self._world = self._world or self._new()
             image = self._world.begin(self._seed, self._episode)
         else:
@@ -140,9 +142,9 @@ class CrafterEnv(gymnasium.Env):
         return image, {}
 
     def work_ahead(self) -> bool:
-        """Make a 130th of the next world, a fraction of a step's time; False when it is made.
+        """Make a 130th of the next world, in less time than a step; False when it is complete.
 
-        A world that is needed before it is ready is finished by the reset.
+        If it is incomplete when it is needed, the reset completes it.
         """
         return self._making is not None and next(self._making, self) is None
 
@@ -156,7 +158,7 @@ class CrafterEnv(gymnasium.Env):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action; see the class for reward, termination and info."""
         image, reward, over, info = self._world.step(int(action))
-        # Crafter says `done` for death and for the limit alike; only death has discount 0.
+        # Crafter sets `done` on death and at the limit; only death has discount 0.
         terminated = info.pop("discount") == 0
         truncated = bool(over) and not terminated
         del info["semantic"]
@@ -182,16 +184,13 @@ def check_size(size: int) -> None:
         )
 
 
-def crafter_spec(name: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of Crafter under ``envs``.
-
-    Args:
-        name: as the user wrote it.
-        envs: image size and time limit.
+def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
+    """Spec of Crafter with the image size and time limit of ``envs``.
 
     Raises:
         EnvError: when the image is too small.
     """
+    del game
     check_size(envs.image_size)
     return EnvSpec(
         name=name,
@@ -199,4 +198,17 @@ def crafter_spec(name: str, envs: EnvsConfig) -> EnvSpec:
         num_actions=len(crafter.constants.actions),
         action_names=tuple(crafter.constants.actions),
         time_limit=envs.time_limit or TIME_LIMIT,
+    )
+
+
+def make_env(
+    name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0
+) -> HostVectorEnv:
+    """Start Crafter environments; see :class:`CrafterEnv` and ``make_host_vector_env``."""
+    spec = make_spec(name, game, envs)
+    ahead = not runs_inline(envs)
+    factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
+    preload = ["emerald_jax.envs.crafter_warm"]
+    return make_host_vector_env(
+        spec, factory, envs, seed=seed, generation=generation, preload=preload
     )

@@ -1,7 +1,7 @@
-"""Imported once by the fork server of worker processes: warms Crafter up for all of them.
+"""Imported once by the fork server of worker processes: loads Crafter's compiled noise for all.
 
-numba takes half a second to load Crafter's compiled noise. Done here, workers inherit the result;
-done in each of sixteen workers, it costs seconds before the first frame.
+numba needs half a second to load it. Workers inherit the result; done in each of sixteen workers,
+it would cost seconds before the first frame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Environments written in JAX: all of them in one program on the device, per vector step."""
+"""Environments written in JAX: one program on the device steps all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.envs.base import EnvError, EnvSpec, EpisodeTracker, VectorStep
+from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv, VectorStep
 
 _PREFIX = "device."
 
@@ -30,63 +30,42 @@ class Carry(NamedTuple):
     done: jax.Array
 
 
-class Outcome(NamedTuple):
-    """What the host needs of a vector step; shapes as in :class:`VectorStep`.
-
-    Attributes:
-        image: picture of the state.
-        reward: of the step.
-        terminated: the world ended.
-        truncated: a limit cut the episode.
-        facts: `[E, …]` what an episode's record tells besides, or None.
-    """
-
-    image: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    facts: jax.Array | None = None
-
-
-class DeviceVectorEnv:
+class DeviceVectorEnv(VectorEnv):
     """E environments of one game on the device; see :class:`VectorEnv`.
 
-    A game is a subclass that says how one environment begins (:meth:`_new`) and goes on
-    (:meth:`_next`). Seeds: environment i draws from ``fold_in(key(seed), i)``, so it does not
-    depend on E.
+    A game is a subclass that implements the start (:meth:`_new`) and the step (:meth:`_next`) of
+    one environment. Seeds: environment i draws from ``fold_in(key(seed), i)``, independent of E.
 
-    Where a new world costs little, every environment makes one at every step and keeps it where
-    its episode is over: one program, no decision on the host. Where it is ``costly_worlds``, worlds
-    are made only for the environments whose episodes are over, up to :attr:`_chunk` at a time.
+    Where a new world is cheap, every environment makes one at every step and keeps it if its
+    episode is over: one program, no decision on the host. With ``costly_worlds``, worlds are made
+    only for the environments whose episodes are over, up to :attr:`_chunk` at a time.
     """
 
-    #: Nothing is supervised: the device computes all environments in one program.
-    faults = 0
     costly_worlds = False
 
-    def __init__(self, spec: EnvSpec, count: int, seed: int):
+    def __init__(self, spec: EnvSpec, count: int, seed: int, generation: int = 0):
         """Programs compile on the first reset and the first step.
 
         Args:
             spec: of each environment.
             count: environments E.
-            seed: of all that is random in them.
+            seed: of all randomness in the environments.
+            generation: how often the run has been resumed; without effect on a restored state.
         """
-        self.spec = spec
-        self.num_envs = count
-        self._tracker = EpisodeTracker(count, spec.num_actions)
-        self._keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.key(seed), jnp.arange(count)
-        )
+        super().__init__(spec, count)
+        key = jax.random.key(seed)
+        if generation:
+            key = jax.random.fold_in(key, generation)
+        self._keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
         self._dtypes = jax.eval_shape(self._settled_state, self._keys[0])
         self._chunk = max(count // 16, 1)
-        self._begin = jax.jit(jax.vmap(self._begin_one))
+        self._begin_all = jax.jit(jax.vmap(self._begin_one))
         fused = self._step_one if self.costly_worlds else self._step_or_begin_one
         self._advance = jax.jit(jax.vmap(fused))
         self._begin_some = jax.jit(lambda keys, some: jax.vmap(self._begin_one)(keys[some]))
         self._place = jax.jit(_place)
         self._carry: Carry | None = None
-        self._pending: tuple[np.ndarray, Outcome] | None = None
+        self._outcome: Outcome | None = None
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
         """Image and state of a new episode."""
@@ -95,62 +74,60 @@ class DeviceVectorEnv:
     def _next(
         self, key: jax.Array, state: Any, action: jax.Array, steps: jax.Array
     ) -> tuple[Any, Outcome]:
-        """State and outcome of one action, the episode's step number ``steps`` from 1."""
+        """State and outcome of one action; ``steps`` is the episode's step number, from 1."""
         raise NotImplementedError
 
-    def _extra(self, facts: np.ndarray) -> dict[str, Any]:
-        """What the record of an episode with these last facts carries besides."""
+    def _extra(self, values: np.ndarray) -> dict[str, Any]:
+        """:attr:`Episode.extra` from ``Outcome.extra`` of an episode's last step."""
         raise NotImplementedError
 
-    def reset(self) -> VectorStep:
-        """See :class:`VectorEnv`."""
-        self._pending = None
+    def _begin(self) -> np.ndarray:
         keys = self._keys if self._carry is None else self._carry.key
-        self._carry, image = self._begin_all(keys)
-        return self._tracker.first(jax.device_get(image))
+        if not self.costly_worlds:
+            self._carry, image = self._begin_all(keys)
+        else:  # in chunks: making worlds takes long to compile, so compile a single shape
+            chunks = self._chunks(np.arange(self.num_envs))
+            parts = [self._begin_some(keys, some) for some in chunks]
+            self._carry, image = jax.tree.map(
+                lambda *part: jnp.concatenate(part)[: self.num_envs], *parts
+            )
+        return jax.device_get(image)
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """See :class:`VectorEnv`; returns while the device is still computing."""
-        if self._pending is not None:
-            raise EnvError("step_async twice in a row: call step_wait in between")
-        actions = self._tracker.check(actions)
-        self._carry, outcome = self._launch(self._carry, jax.device_put(actions))
-        self._pending = (actions, outcome)
+    def _send(self, actions: np.ndarray) -> None:
+        """Start a vector step; returns while the device is still computing."""
+        carry, outcome = self._advance(self._carry, jax.device_put(actions))
+        if self.costly_worlds:
+            for some in self._chunks(np.flatnonzero(self._tracker.newest.is_last)):
+                begun, image = self._begin_some(carry.key, some)
+                carry, outcome = self._place(carry, outcome, begun, image, some)
+        self._carry, self._outcome = carry, outcome
 
-    def step_wait(self) -> VectorStep:
-        """See :class:`VectorEnv`."""
-        if self._pending is None:
-            raise EnvError("step_wait without step_async: nothing is under way")
-        (actions, outcome), self._pending = self._pending, None
-        image, reward, terminated, truncated, facts = jax.device_get(outcome)
-        ended = np.flatnonzero(terminated | truncated).tolist()
-        extras = {env: self._extra(facts[env]) for env in ended} if facts is not None else {}
-        return self._tracker.step(image, actions, reward, terminated, truncated, extras)
-
-    def step(self, actions: np.ndarray) -> VectorStep:
-        """See :class:`VectorEnv`."""
-        self.step_async(actions)
-        return self.step_wait()
+    def _receive(self) -> Outcome:
+        outcome, self._outcome = jax.device_get(self._outcome), None
+        if outcome.extra is None:
+            return outcome
+        ended = np.flatnonzero(outcome.terminated | outcome.truncated).tolist()
+        return outcome._replace(extra={env: self._extra(outcome.extra[env]) for env in ended})
 
     def close(self) -> None:
         """See :class:`VectorEnv`."""
-        self._carry = self._pending = None
+        self._carry = self._outcome = self._pending = None
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """See :class:`VectorEnv`; continuing from it is exact to the bit.
+        """The complete state as plain arrays; continuing from it is exact to the bit.
 
         Raises:
-            EnvError: before the first reset, or while a step is under way.
+            EnvError: before the first reset, or while a step is pending.
         """
         if self._pending is not None:
-            raise EnvError("get_state while a step is under way: call step_wait first")
+            raise EnvError("get_state while a step is pending: call step_wait first")
         state = self._tracker.get_state()
         for name, leaf in _named_leaves(self._carry):
             state[name] = np.array(jax.device_get(_plain(leaf)))
         return state
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
-        """See :class:`VectorEnv`.
+        """Continue from :meth:`get_state`; returns the newest record again.
 
         Raises:
             EnvError: when the state is of another game or another number of environments.
@@ -166,38 +143,20 @@ class DeviceVectorEnv:
             leaves.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
         record = self._tracker.set_state(state)
         self._carry = jax.tree.unflatten(jax.tree.structure(template), leaves)
-        self._pending = None
+        self._pending = self._outcome = None
         return record
 
-    def _launch(self, carry: Carry, actions: jax.Array) -> tuple[Carry, Outcome]:
-        """Start a vector step: every environment goes on, or begins where its episode is over."""
-        carry, outcome = self._advance(carry, actions)
-        if self.costly_worlds:
-            for some in self._chunks(np.flatnonzero(self._tracker.newest.is_last)):
-                begun, image = self._begin_some(carry.key, some)
-                carry, outcome = self._place(carry, outcome, begun, image, some)
-        return carry, outcome
-
-    def _begin_all(self, keys: jax.Array) -> tuple[Carry, jax.Array]:
-        """First states and images of all environments."""
-        if not self.costly_worlds:
-            return self._begin(keys)
-        # In chunks, because making worlds takes long to compile: one shape serves for ever.
-        everyone = self._chunks(np.arange(self.num_envs))
-        parts = [self._begin_some(keys, some) for some in everyone]
-        return jax.tree.map(lambda *part: jnp.concatenate(part)[: self.num_envs], *parts)
-
     def _chunks(self, envs: np.ndarray) -> Iterator[jax.Array]:
-        """Indices in chunks of one size; the last one is filled up with its last index."""
+        """Indices in chunks of one size; the last chunk is filled up with its last index."""
         for start in range(0, len(envs), self._chunk):
             some = np.minimum(np.arange(start, start + self._chunk), len(envs) - 1)
             yield jax.device_put(envs[some])
 
     def _settled_state(self, key: jax.Array) -> Any:
-        """A game's state with the types that a new one and a later one agree on.
+        """A game's state in types that serve a new and a later one.
 
-        A new one may hold Python numbers where a later one holds arrays; letting them differ would
-        retrace the program, or be refused by ``select``.
+        A new state may hold Python numbers where a later one holds arrays; different types would
+        retrace the program, or ``select`` would refuse them.
         """
         _, state = self._new(key)
         stepped, _ = self._next(key, state, jnp.int32(0), jnp.int32(1))
@@ -218,7 +177,7 @@ class DeviceVectorEnv:
         return Carry(self._settle(state), next_key, jnp.int32(0), jnp.bool_(False)), image
 
     def _step_one(self, carry: Carry, action: jax.Array) -> tuple[Carry, Outcome]:
-        """One record of one environment whose episode goes on."""
+        """One step of one environment in the middle of its episode."""
         key, step_key = jax.random.split(carry.key)
         return self._stepped(carry, action, key, step_key)
 
@@ -227,8 +186,8 @@ class DeviceVectorEnv:
         key, step_key, begin_key = jax.random.split(carry.key, 3)
         begun, image = self._begin_one(begin_key)
         stepped, outcome = self._stepped(carry, action, key, step_key)
-        none = jnp.bool_(False)
-        first = Outcome(image, jnp.float32(0), none, none, outcome.facts)
+        false = jnp.bool_(False)
+        first = Outcome(image, jnp.float32(0), false, false, outcome.extra)
         return jax.tree.map(
             lambda new, other: jax.lax.select(carry.done, new, other),
             (begun, first),
@@ -238,7 +197,7 @@ class DeviceVectorEnv:
     def _stepped(
         self, carry: Carry, action: jax.Array, key: jax.Array, step_key: jax.Array
     ) -> tuple[Carry, Outcome]:
-        """One record of one environment whose episode goes on, with keys from outside."""
+        """One step of one environment in the middle of its episode, with given keys."""
         steps = carry.steps + 1
         state, outcome = self._next(step_key, carry.env, action, steps)
         done = outcome.terminated | outcome.truncated
@@ -248,7 +207,7 @@ class DeviceVectorEnv:
 def _place(
     carry: Carry, outcome: Outcome, begun: Carry, image: jax.Array, some: jax.Array
 ) -> tuple[Carry, Outcome]:
-    """Put episodes that have begun where others are over; indices ``some`` may repeat."""
+    """Write begun episodes at the indices ``some`` (which may repeat) where others are over."""
     carry = jax.tree.map(lambda old, new: old.at[some].set(new), carry, begun)
     return carry, outcome._replace(
         image=outcome.image.at[some].set(image),
@@ -262,7 +221,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _common_type(reset: Any, stepped: Any) -> jax.Array:
-    """``reset`` in the type that holds both, no longer weakly typed."""
+    """``reset`` in the type that holds both, not weakly typed."""
     if _is_key(reset):
         return reset
     return jnp.asarray(reset).astype(jnp.promote_types(jnp.result_type(reset), stepped.dtype))
@@ -274,7 +233,7 @@ def _plain(leaf: jax.Array) -> jax.Array:
 
 
 def _named_leaves(carry: Carry) -> list[tuple[str, Any]]:
-    """Leaves of a carry and the names that a saved state gives them."""
+    """Leaves of a carry, and their names in a saved state."""
     paths = jax.tree_util.tree_leaves_with_path(carry)
     return [
         (_PREFIX + jax.tree_util.keystr(path, simple=True, separator="."), leaf)

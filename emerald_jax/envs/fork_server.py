@@ -1,8 +1,8 @@
-"""Imported by the fork server before any worker starts: what it does, every worker inherits.
+"""Imported by the fork server before any worker starts: every worker inherits its session.
 
-A cluster's SIGTERM and a terminal's Ctrl-C reach the whole process group, but the training process
-decides when workers end: it saves first, and they must live until then. So they form a session of
-their own. Should the training process be killed instead, they die with it
+A cluster's SIGTERM and a terminal's Ctrl-C reach the complete process group. The training process
+decides when workers end: it saves first, and needs them until then. So the fork server and its
+workers form a session of their own. If the training process is killed instead, they die with it
 (``workers._die_with_parent``).
 """
 

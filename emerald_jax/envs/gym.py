@@ -1,13 +1,15 @@
-"""Area resizing: every new pixel is the mean of the part of the old image that it covers.
+"""Any Gymnasium environment with an image observation and discrete actions.
 
-Any Gymnasium environment with an image observation and discrete actions.
+Images are resized by area: every new pixel is the mean of the part of the old image that it
+covers. (Pillow's BOX filter differs from that at ratios that are not integers.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -16,15 +18,18 @@ from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code
+from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
+from emerald_jax.envs.workers import EnvFactory
+
+_LOG = logging.getLogger(__name__)
 
 
 @functools.lru_cache(maxsize=32)
 def area_weights(old: int, new: int) -> np.ndarray:
     """Share of each old pixel in each new one along one axis, `[new, old]` float32; rows sum to 1.
 
-    Args:
-        old: pixels there are.
-        new: pixels wanted; may be more, then old pixels are repeated and blended at their seams.
+    With more new pixels than old ones, old pixels are repeated and blended at their seams.
     """
     edges = np.arange(new + 1) * (old / new)
     pixels = np.arange(old)
@@ -35,11 +40,11 @@ def area_weights(old: int, new: int) -> np.ndarray:
 
 
 def resize_area(image: np.ndarray, size: int) -> np.ndarray:
-    """``image`` resized to a square, whatever its aspect ratio.
+    """``image`` resized to a square; its aspect ratio is not kept.
 
     Args:
         image: `[height, width, channels]`, any number type.
-        size: height and width wanted.
+        size: height and width of the result.
 
     Returns:
         `[size, size, channels]` float32.
@@ -53,14 +58,18 @@ RENDER = "render"
 
 
 class ImageEnv(gymnasium.Wrapper):
-    """Shows any image observation as a square RGB image, and repeats actions.
+    """Any environment with images and discrete actions, shown as a square RGB image.
 
-    Observation: `[size, size, 3]` uint8. Grey images become RGB, channels may come first or last;
-    numbers other than uint8 are scaled by the bounds of their space; every image is resized by
-    area, so its aspect ratio may change.
-    Actions: from 0, whatever number the environment begins with.
-    Reward: the sum over the frames that an action lasts. Terminated, truncated and info: the last
-    frame's; truncated also after ``time_limit`` steps of the agent.
+    Observation: `[size, size, 3]` uint8. Grey images become RGB, an alpha channel is dropped,
+    channels may come first or last; uint8 is shown as it is, other numbers are scaled by the bounds
+    of their space and cut to them, with a warning; every image is resized by area, so its aspect
+    ratio may change. Renders may also be PIL images, or lists of frames, of which the last counts.
+    Actions: counted from 0, wherever the environment's own begin; given to it as ``np.int64``, and
+    repeated for ``frame_skip`` frames.
+    Reward: the sum over the frames of an action.
+    Terminated and info: the last frame's.
+    Truncated: the last frame's, or after ``time_limit`` steps of the agent.
+    Source: a Gymnasium id or a user's factory, https://gymnasium.farama.org.
     """
 
     def __init__(
@@ -73,15 +82,15 @@ class ImageEnv(gymnasium.Wrapper):
         image_key: str = "",
         time_limit: int = 0,
     ):
-        """Wrap ``env``, after a look at its spaces.
+        """Check the spaces of ``env`` and wrap it.
 
         Args:
             env: the environment.
             name: as the user wrote it, for messages.
             size: height and width of the image in pixels.
-            frame_skip: frames an action lasts.
-            image_key: entry of a dict observation; empty takes the only image there is,
-                ``render`` what ``env.render()`` returns.
+            frame_skip: frames per action.
+            image_key: entry of a dict observation; empty selects its only image, ``render`` the
+                result of ``env.render()``.
             time_limit: steps of the agent after which an episode is cut; 0 sets no limit.
 
         Raises:
@@ -89,115 +98,198 @@ class ImageEnv(gymnasium.Wrapper):
         """
         super().__init__(env)
         if not isinstance(env.action_space, Discrete):
-            raise EnvError(f"{name} takes {env.action_space}: only discrete actions are supported")
+            raise EnvError(
+                f"{name} takes {_short(env.action_space)}: only discrete actions are supported"
+            )
         self._start = int(env.action_space.start)
         self._key, self._image = _find_image(name, env, image_key)
         self._size, self._skip, self._limit = size, frame_skip, time_limit
         self._steps = 0
+        self._warnings: dict[str, str] = {}
+        self._warned: set[str] = set()
         self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = Discrete(env.action_space.n)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """First image of an episode."""
         self._steps = 0
-        observation, info = self.env.reset(**kwargs)
+        observation, info = self._ask("reset", ("observation", "info"), **kwargs)
         return self._convert(observation), info
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One action, for as many frames as it lasts."""
+        """One action, repeated for ``frame_skip`` frames or until the episode ends."""
         total = 0.0
         for _ in range(self._skip):
-            observation, reward, terminated, truncated, info = self.env.step(
-                self._start + int(action)
+            observation, reward, terminated, truncated, info = self._ask(
+                "step",
+                ("observation", "reward", "terminated", "truncated", "info"),
+                np.int64(self._start + int(action)),
             )
-            total += float(reward)
+            total += checked_reward(reward)
             if terminated or truncated:
                 break
         self._steps += 1
         truncated = bool(truncated) or self._steps == self._limit
         return self._convert(observation), total, bool(terminated), truncated, info
 
+    def _ask(self, method: str, wanted: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the environment, which must return as many values as ``wanted``."""
+        try:
+            answer = getattr(self.env, method)(*args, **kwargs)
+            if isinstance(answer, tuple | list) and len(answer) == len(wanted):
+                return answer
+            found = f"returned {_form(answer)} from {method}"
+        except ValueError as error:
+            # Gymnasium's own wrappers raise this when the environment inside is an old one.
+            if "values to unpack" not in str(error):
+                raise
+            found = f"raised {describe(error)} in {method}"
+        raise FaultError.interface(
+            f"{found}, which must return ({', '.join(wanted)}): port the environment from Gym's "
+            "old interface to Gymnasium's"
+        )
+
+    def take_warnings(self) -> dict[str, str]:
+        """New warnings, kind -> line; each kind once."""
+        warnings, self._warnings = self._warnings, {}
+        return warnings
+
+    def _warn(self, kind: str, line: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._warnings[kind] = line
+
     def _convert(self, observation: Any) -> np.ndarray:
         """The square RGB image of an observation."""
+        image = self._image_of(observation)
+        if image.shape[:2] != (self._size, self._size) or image.dtype != np.uint8:
+            low, high = self._bounds_of(image)
+            image = (resize_area(image, self._size) - low) * (255 / (high - low))
+            image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+    def _image_of(self, observation: Any) -> np.ndarray:
+        """`[height, width, 1 or 3]` numbers, whatever the form of the observation.
+
+        Raises:
+            FaultError: when it is not an image.
+        """
+        what = "the observation"
         if self._key == RENDER:
-            observation = self.env.render()
+            what, observation = "render()", self.env.render()
+            frames = observation if isinstance(observation, list) else []
+            if frames and hasattr(frames[-1], "__array_interface__"):  # not a list of rows
+                observation = frames[-1]
         elif self._key:
-            observation = observation[self._key]
-        image = np.asarray(observation)
+            try:
+                observation = observation[self._key]
+            except (KeyError, TypeError, IndexError) as error:
+                raise FaultError.interface(
+                    f"gave {_form(observation)} as the observation, without {self._key!r}"
+                ) from error
+        try:
+            image = np.asarray(observation)
+        except Exception as error:  # such as lists of different lengths
+            raise FaultError.interface(
+                f"gave {_form(observation)} as {what}, not an image"
+            ) from error
+        shape = image.shape
         if image.ndim == 2:
             image = image[:, :, None]
         elif _channels_first(image.shape):
             image = np.moveaxis(image, 0, -1)
-        if image.shape[:2] != (self._size, self._size) or image.dtype != np.uint8:
-            low, high = _range(self._image)
-            image = (resize_area(image, self._size) - low) * (255 / (high - low))
-            if not np.isfinite(image).all():
-                raise ValueError("an image holds a number that is not finite")
-            image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+        channels = (1, 3, 4) if self._key == RENDER else (1, 3)
+        if image.ndim != 3 or image.shape[2] not in channels or image.dtype.kind not in "buif":
+            raise FaultError.interface(
+                f"gave {_form(observation)} as {what}, not a grey or RGB image"
+            )
+        if self._key == RENDER and image.dtype != np.uint8:
+            if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+                raise FaultError.interface(f"gave {image.dtype} numbers as {what}, not uint8")
+            image = image.astype(np.uint8)
+        if self._key != RENDER and shape != self._image.shape:
+            self._warn("shape", f"{what} is {list(shape)}, its space {list(self._image.shape)}")
+        return image[:, :, :3] if image.shape[2] == 4 else image
+
+    def _bounds_of(self, image: np.ndarray) -> tuple[float, float]:
+        """The numbers that are shown as black and as white; warns of numbers outside them."""
+        low, high = _range(self._image)
+        given, declared = image.dtype, self._image.dtype
+        if given == declared == np.uint8:
+            return low, high
+        if given == np.uint8 and high <= 1:
+            line = f"the observation is uint8, its space {declared} from {low:g} to {high:g}"
+            self._warn("bounds", f"{line}: shown as uint8; correct the observation_space")
+            return 0.0, 255.0
+        if (given.kind == "f") != (declared.kind == "f"):
+            line = f"the observation is {given}, its space {declared} from {low:g} to {high:g}"
+            self._warn("type", f"{line}; correct the observation_space")
+        least, most = float(image.min()), float(image.max())
+        if not math.isfinite(most - least):
+            raise FaultError(f"gave an observation of {least:g} to {most:g}: not finite")
+        slack = 1e-3 * (high - low)
+        if least < low - slack or most > high + slack:
+            self._warn(
+                "bounds",
+                f"the observation holds {least:g} to {most:g}, outside the bounds {low:g} to "
+                f"{high:g} of its space: cut to them; correct the observation_space",
+            )
+        return low, high
 
 
-def gym_factory(name: str, game: str, envs: EnvsConfig) -> ImageEnv:
-    """One environment of Gymnasium's registry.
+def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
+    """Spec of an environment, which is made once to read its spaces.
 
     Args:
         name: as the user wrote it.
         game: Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that registers it,
-            ``minigrid:MiniGrid-Empty-5x5-v0``.
+            ``minigrid:MiniGrid-Empty-5x5-v0``; or a factory.
         envs: image size and key, frame skip and time limit.
 
     Raises:
-        EnvError: when Gymnasium cannot make it, or it cannot be shown or controlled.
+        EnvError: when the environment cannot be made, shown or controlled.
     """
-    limit = {"max_episode_steps": -1} if envs.time_limit else {}
-    render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
-    try:
-        env = gymnasium.make(game, disable_env_checker=True, **limit, **render)
-    except gymnasium.error.UnregisteredEnv as error:
-        hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
-        raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error
-    except ModuleNotFoundError as error:
-        name = error.name or game.partition(":")[0]
-        raise ModuleNotFoundError(str(error), name=name) from error
-    except Exception as error:  # Constructors of strangers raise anything.
-        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}") from error
-    return _wrap(name, env, envs)
-
-
-def own_factory(name: str, factory: Callable[[], gymnasium.Env], envs: EnvsConfig) -> ImageEnv:
-    """One environment from a user's factory; arguments and errors as in :func:`gym_factory`."""
-    env = factory()
-    if not isinstance(env, gymnasium.Env):
-        raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
-    return _wrap(name, env, envs)
-
-
-def gym_spec(name: str, factory: Callable[[], ImageEnv], envs: EnvsConfig) -> EnvSpec:
-    """Spec of an environment, which is made once for a look at it.
-
-    Args:
-        name: as the user wrote it.
-        factory: makes the environment.
-        envs: image size, frame skip and time limit.
-
-    Raises:
-        EnvError: when it cannot be made, shown or controlled.
-    """
-    env = factory()
-    limit = envs.time_limit
-    if not limit and env.spec is not None and env.spec.max_episode_steps:
-        limit = math.ceil(env.spec.max_episode_steps / (envs.frame_skip or 1))
-    spec = EnvSpec(
+    with env_code():
+        env = make_image_env(name, game, envs)
+        limit = envs.time_limit or math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
+        try:
+            env.close()
+        except (Exception, SystemExit) as error:
+            _warn_once(f"{name}: close() raised {describe(error)}; ignored")
+    return EnvSpec(
         name=name,
         image_shape=(envs.image_size, envs.image_size, 3),
         num_actions=int(env.action_space.n),
         time_limit=limit,
     )
-    env.close()
-    return spec
 
 
-def _wrap(name: str, env: gymnasium.Env, envs: EnvsConfig) -> ImageEnv:
+def make_env(
+    name: str, game: str | EnvFactory, envs: EnvsConfig, *, seed: int, generation: int = 0
+) -> HostVectorEnv:
+    """Start the environments; arguments and errors as in :func:`make_spec`."""
+    spec = make_spec(name, game, envs)
+    factory = functools.partial(make_image_env, name, game, envs)
+    return make_host_vector_env(spec, factory, envs, seed=seed, generation=generation)
+
+
+def knows(game: str) -> bool:
+    """True: only making a Gymnasium environment shows whether it exists."""
+    del game
+    return True
+
+
+def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
+    """One wrapped environment; arguments and errors as in :func:`make_spec`."""
+    if isinstance(game, str):
+        env = _make_registered(name, game, envs)
+    else:
+        try:
+            env = game()
+        except (Exception, SystemExit) as error:
+            raise _raised(f"the factory of {name}", error) from error
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
     try:
         return ImageEnv(
             env,
@@ -207,13 +299,55 @@ def _wrap(name: str, env: gymnasium.Env, envs: EnvsConfig) -> ImageEnv:
             image_key=envs.image_key,
             time_limit=envs.time_limit,
         )
-    except EnvError:
-        env.close()
-        raise
+    except Exception as error:
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
+        if isinstance(error, EnvError):
+            raise
+        raise _raised(name, error) from error
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    _LOG.warning("%s", line)
+
+
+def _raised(what: str, error: BaseException) -> EnvError:
+    """An exception of the user's code as an error in one line, its traceback in a note."""
+    fault = FaultError.of(error)
+    found = EnvError(f"{what} {fault}")
+    for note in getattr(fault, "__notes__", ()):
+        found.add_note(note)
+    return found
+
+
+def _registered_limit(env: ImageEnv) -> int:
+    """Steps after which the environment cuts an episode by its spec; 0 without a limit."""
+    try:
+        return int(getattr(env.env.spec, "max_episode_steps", 0) or 0)
+    except Exception as error:  # the user's property may raise anything
+        _warn_once(f"{type(env.unwrapped).__name__}: spec raised {describe(error)}; ignored")
+        return 0
+
+
+def _make_registered(name: str, game: str, envs: EnvsConfig) -> gymnasium.Env:
+    """An environment of Gymnasium's registry."""
+    limit = {"max_episode_steps": -1} if envs.time_limit else {}
+    render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
+    try:
+        return gymnasium.make(game, disable_env_checker=True, **limit, **render)
+    except gymnasium.error.UnregisteredEnv as error:
+        hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
+        raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error
+    except ModuleNotFoundError as error:
+        missing = error.name or game.partition(":")[0]
+        raise ModuleNotFoundError(str(error), name=missing) from error
+    except (Exception, SystemExit) as error:  # constructors may raise anything
+        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}") from error
 
 
 def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
-    """Where in an observation the image is, and its space.
+    """Key of the image in an observation, and the image's space.
 
     Raises:
         EnvError: when there is none, or more than one to choose from.
@@ -221,7 +355,9 @@ def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
     space = env.observation_space
     if key == RENDER:
         if env.render_mode != "rgb_array":
-            raise EnvError(f"{name} must be made with render_mode rgb_array to show what it draws")
+            raise EnvError(
+                f"{name} must be made with render_mode rgb_array for envs.image_key {RENDER!r}"
+            )
         return key, Box(0, 255, (2, 2, 3), np.uint8)
     if isinstance(space, Dict):
         images = [k for k, entry in space.items() if _is_image(entry)]
@@ -236,11 +372,22 @@ def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
     if not _is_image(space):
         raise EnvError(
             f"{name} observes {_short(space)}, not a grey or RGB image: other observations are not "
-            f"supported (envs.image_key {RENDER!r} takes what the environment draws)"
+            f"supported (envs.image_key {RENDER!r} shows the result of env.render())"
         )
     if not np.isfinite(_range(space)).all():
         raise EnvError(f"{name} observes an image without bounds: give its Box finite low and high")
     return key, space
+
+
+def _form(value: Any) -> str:
+    """A short description of a value."""
+    if value is None:
+        return "None"
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _is_image(space: gymnasium.Space) -> bool:
@@ -260,7 +407,7 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _range(space: Box) -> tuple[float, float]:
-    """What becomes black and what becomes white."""
+    """The numbers that are shown as black and as white."""
     if space.dtype == np.uint8:
         return 0.0, 255.0
     low, high = float(space.low.min()), float(space.high.max())
@@ -274,7 +421,7 @@ def _choices(images: list[str]) -> str:
 
 
 def _short(space: gymnasium.Space) -> str:
-    """A space in few words; the bounds of a Box can fill a page."""
+    """A short description of a space; the bounds of a Box can fill a page."""
     return f"Box{list(space.shape)} {space.dtype}" if isinstance(space, Box) else _line(space)[:80]
 
 

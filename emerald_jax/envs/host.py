@@ -1,20 +1,17 @@
-"""Groups of host environments that go on when one of them raises, hangs or dies.
-
-Environments stepped on the host: by some worker processes, or all in this one.
+"""Environments stepped on the host, in worker processes or in this one, and supervised.
 
 A host environment is a ``gymnasium.Env`` whose observation is a `[height, width, 3]` uint8 image
-and whose actions are discrete. What it puts under ``extra`` in the final step's info, a dict of
-plain JSON values, ends up in :attr:`Episode.extra`.
+and whose actions are discrete. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`.
 
-A worker steps a group of environments one after another, so that a message and a switch of context
-are paid once per group. Environments are supervised. One that raises is made anew; so is the whole
-group of a worker that dies, or in which one environment hangs past a timeout: the others are well,
-but nobody can reach them. Their episodes end where they last were well, ``is_last`` but not
-``is_terminal``, with what happened under ``fault`` in :attr:`Episode.extra`. After too many of
-these events the run ends.
+A worker steps a group of environments one after another, so that a message and a context switch
+are paid once per group. An environment that raises is replaced by a new one. If a worker dies or
+one of its environments times out, all environments of that worker are replaced, since the healthy
+ones cannot be reached any more. Their episodes end at their last good frame: ``is_last``, not
+``is_terminal``, with the reason under ``fault`` in :attr:`Episode.extra`. Too many faults end the
+run.
 
-Gymnasium's ``AsyncVectorEnv`` is not used: it takes a process for each environment, and when one
-fails it can only close them all.
+Gymnasium's ``AsyncVectorEnv`` is not used: it needs one process per environment, and after one
+failure it can only close them all.
 """
 
 from __future__ import annotations
@@ -22,180 +19,218 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, EpisodeTracker, VectorStep
+from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
+from emerald_jax.envs.guards import FaultError
 from emerald_jax.envs.workers import (
-    Answer,
     Command,
     EnvFactory,
-    Failure,
-    InlineSeats,
+    InlineGroup,
     Reply,
-    SeatError,
-    Seats,
     Spaces,
-    WorkerSeats,
+    WorkerGroup,
 )
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_SECONDS = 3.0
+_MAX_WARNINGS = 20
+
+Group = InlineGroup | WorkerGroup
 
 
-class Supervisor:
-    """E environments in groups, numbered through, and what becomes of their failures.
+class HostVectorEnv(VectorEnv):
+    """E host environments in one or several groups; see :class:`VectorEnv`.
 
     Attributes:
-        num_envs: E.
-        faults: failures so far. An environment that raised is one; so is a worker that died or
-            hung, whatever the number of its environments.
+        faults: failures so far. An environment that raised counts as one; so does a worker that
+            died or hung, whatever the number of its environments.
     """
 
     def __init__(
-        self, name: str, groups: Sequence[Seats], *, seed: int, timeout: float, max_faults: int
+        self,
+        spec: EnvSpec,
+        groups: Sequence[Group],
+        *,
+        seed: int,
+        generation: int = 0,
+        timeout: float = EnvsConfig.worker_timeout,
+        max_faults: int = EnvsConfig.max_worker_failures,
     ):
-        """Nothing starts before :meth:`start`.
+        """Start every environment. A failure here is final.
 
         Args:
-            name: of the environments, for messages.
-            groups: where they sit.
-            seed: of all environments.
+            spec: of each environment.
+            groups: of environments, which are numbered through.
+            seed: of all environments; see :func:`env_seed`.
+            generation: how often the run has been resumed.
             timeout: seconds an environment may take to start, reset or step.
-            max_faults: faults that are forgiven.
-        """
-        self._name, self._seed = name, seed
-        self._timeout, self._max_faults = timeout, max_faults
-        ends = np.cumsum([len(group.frames) for group in groups]).tolist()
-        rows = [range(end - len(g.frames), end) for g, end in zip(groups, ends, strict=True)]
-        self._groups = list(zip(groups, rows, strict=True))
-        self._shown = np.concatenate([group.frames for group in groups])
-        self.num_envs = len(self._shown)
-        self.faults = 0
-        # What the next reset of each environment is seeded with; None goes on.
-        self._seeds: list[int | None] = [*env_seeds(seed, self.num_envs)]
-
-    def start(self) -> list[Spaces]:
-        """Make every environment; one that fails already here is not tried again.
+            max_faults: faults before the run ends.
 
         Raises:
-            EnvError: when an environment cannot start.
+            EnvError: when an environment cannot start, or its spaces do not match ``spec``.
         """
-        for group, rows in self._groups:
-            group.start()
-            group.send([Command(seat, "make") for seat in range(len(rows))])
-        since, spaces = time.monotonic(), []
-        for group, rows in self._groups:
+        ends = np.cumsum([len(group.frames) for group in groups]).tolist()
+        super().__init__(spec, ends[-1])
+        self._groups = groups
+        self._rows = [range(e - len(g.frames), e) for e, g in zip(ends, groups, strict=True)]
+        self._timeout, self._max_faults = timeout, max_faults
+        self._shown = self._frames()
+        self.faults = 0
+        # Seeds of the next resets; None continues an environment's own sequence.
+        self._seeds: list[int | None] = [*env_seeds(seed, self.num_envs, generation)]
+        self._seed, self._generation = seed, generation
+        self._replaced = [0] * self.num_envs
+        self._worked = False
+        self._logged: set[str] = set()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """See :class:`VectorEnv`. Workers are asked to end, and killed after three seconds."""
+        self._pending = None
+        for group in self._groups:
+            group.ask_to_close()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for group in self._groups:
+            group.close(deadline)
+
+    def _begin(self) -> np.ndarray:
+        self._send_all([True] * self.num_envs, [0] * self.num_envs)
+        return self._receive_all([True] * self.num_envs).image
+
+    def _send(self, actions: np.ndarray) -> None:
+        self._send_all(self._tracker.newest.is_last.tolist(), actions.tolist())
+
+    def _receive(self) -> Outcome:
+        outcome = self._receive_all(self._tracker.newest.is_last.tolist())
+        self._worked = True
+        return outcome
+
+    def _start(self) -> None:
+        """Make every environment and check its spaces."""
+        for group, rows in self._pairs():
+            try:
+                group.start()
+            except FaultError as fault:
+                raise self._error(f"{_called(rows)} {fault}", fault) from fault
+            group.send([Command(index, "make") for index in range(len(rows))])
+        since = time.monotonic()
+        for group, rows in self._pairs():
             try:
                 answers = group.receive(self._timeout, since)
-            except SeatError as fault:
-                it = "it" if len(rows) == 1 else "they"
-                raise self._error(f"{_called(rows)} {fault} while {it} started", fault) from fault
+            except FaultError as fault:
+                what = f"{_called(rows)} could not start: {fault}"
+                raise self._error(what, fault) from fault
             for env, answer in zip(rows, answers, strict=True):
-                if isinstance(answer, Failure):
-                    fault = answer.as_error()
-                    raise self._error(f"environment {env} {fault} while it started", fault)
-                spaces.append(answer)
-        return spaces
+                if isinstance(answer, FaultError):
+                    reason = str(answer).removeprefix("failed: ")
+                    raise self._error(f"environment {env} could not start: {reason}", answer)
+                _check_spaces(self.spec, answer)
 
-    def send(self, begins: Sequence[bool], actions: Sequence[int]) -> None:
-        """Let every environment begin an episode or take an action; returns at once.
-
-        Args:
-            begins: `[E]`, which have to begin.
-            actions: `[E]`, of the others.
-        """
-        for group, rows in self._groups:
+    def _send_all(self, begins: Sequence[bool], actions: Sequence[int]) -> None:
+        """Reset the environments that ``begins`` marks, step the others; returns at once."""
+        for group, rows in self._pairs():
             group.send(
                 [
-                    self._beginning(rows, env)
+                    self._reset_command(rows, env)
                     if begins[env]
                     else Command(env - rows.start, "step", actions[env])
                     for env in rows
                 ]
             )
 
-    def receive(self, begins: Sequence[bool]) -> tuple[list[Reply], np.ndarray]:
-        """Replies and images `[E, …]` that :meth:`send` led to, after all faults were made good.
+    def _receive_all(self, begins: Sequence[bool]) -> Outcome:
+        """Results of the last :meth:`_send_all`, after all faults have been handled.
 
-        A beginning that failed is tried again until it works. A step that failed ends its episode
-        at the image before it. When a worker is lost after a step was done, because of a beginning
-        that had to be tried again, the episode ends with that step.
-
-        Args:
-            begins: as they were sent.
+        A failed reset is tried again until it works. A failed step ends its episode at the frame
+        before it. If a worker is lost after a step was done (when a reset is tried again), the
+        episode ends with that step.
 
         Raises:
-            EnvError: when environments failed too often.
+            EnvError: after too many faults.
         """
         since = time.monotonic()
         replies: list[Reply] = []
-        for group, rows in self._groups:
+        for group, rows in self._pairs():
             replies += self._replies_of(group, rows, begins, since)
-        self._shown = np.concatenate([group.frames for group, _ in self._groups])
-        return replies, self._shown
+        self._shown = self._frames()
+        for env, reply in enumerate(replies):
+            for kind, line in reply.warnings.items():
+                if kind not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
+                    self.warnings[kind] = line
+                    _LOG.warning("%s: environment %d: %s", self.spec.name, env, line)
+        return Outcome(
+            self._shown,
+            np.array([reply.reward for reply in replies]),
+            np.array([reply.terminated for reply in replies]),
+            np.array([reply.truncated for reply in replies]),
+            {env: reply.extra for env, reply in enumerate(replies) if reply.extra},
+        )
 
-    def close(self) -> None:
-        """End every worker, politely or else by force; safe to call twice."""
-        for group, _ in self._groups:
-            group.ask_to_close()
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        for group, _ in self._groups:
-            group.close(deadline)
+    def _pairs(self) -> Iterator[tuple[Group, range]]:
+        """Every group with the numbers of its environments."""
+        return zip(self._groups, self._rows, strict=True)
 
-    def _beginning(self, rows: range, env: int) -> Command:
-        """What sends an environment into its next episode."""
+    def _frames(self) -> np.ndarray:
+        return np.concatenate([group.frames for group in self._groups])
+
+    def _reset_command(self, rows: range, env: int) -> Command:
         seed, self._seeds[env] = self._seeds[env], None
         return Command(env - rows.start, "reset", seed)
 
     def _replies_of(
-        self, group: Seats, rows: range, begins: Sequence[bool], since: float
+        self, group: Group, rows: range, begins: Sequence[bool], since: float
     ) -> list[Reply]:
-        """What one group has to say; see :meth:`receive`."""
+        """Replies of one group; see :meth:`_receive_all`."""
         replies: dict[int, Reply] = {}
         asked: Sequence[int] = rows
         while asked:
-            failed = self._gather(group, rows, asked, since, replies)
+            failed = self._collect(group, rows, asked, since, replies)
             asked = [env for env in failed if begins[env]]
             for env, fault in failed.items():
                 if not begins[env]:
                     replies[env] = self._cut(group, rows, env, fault, replies.get(env))
             if asked:
-                group.send([self._beginning(rows, env) for env in asked])
+                group.send([self._reset_command(rows, env) for env in asked])
                 since = time.monotonic()
         return [replies[env] for env in rows]
 
-    def _gather(
+    def _collect(
         self,
-        group: Seats,
+        group: Group,
         rows: range,
         asked: Sequence[int],
         since: float,
         replies: dict[int, Reply],
-    ) -> Mapping[int, SeatError]:
-        """Add the replies of those that were asked; returns what befell the others."""
+    ) -> Mapping[int, FaultError]:
+        """Collect replies into ``replies``; returns {env: fault} for those that failed."""
         try:
-            answers: Sequence[Answer] = group.receive(self._timeout, since)
-        except SeatError as fault:
+            answers = group.receive(self._timeout, since)
+        except FaultError as fault:
             self._count(rows, fault)
             group.start()
             return dict.fromkeys(rows, fault)
         failed = {}
         for env, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Failure):
-                failed[env] = answer.as_error()
-                self._count(range(env, env + 1), failed[env])
+            if isinstance(answer, FaultError):
+                failed[env] = answer
+                self._count(range(env, env + 1), answer)
             else:
                 replies[env] = answer
         return failed
 
     def _cut(
-        self, group: Seats, rows: range, env: int, fault: SeatError, reply: Reply | None
+        self, group: Group, rows: range, env: int, fault: FaultError, reply: Reply | None
     ) -> Reply:
-        """How the episode of an environment ends that was lost."""
+        """Final reply of an episode whose environment is lost."""
         if reply is None:
             group.frames[env - rows.start] = self._shown[env]
             reply = Reply()
@@ -203,157 +238,39 @@ class Supervisor:
             return reply
         return reply._replace(truncated=True, extra={"fault": str(fault)})
 
-    def _count(self, envs: range, fault: SeatError) -> None:
-        """Count and log a fault, and choose new seeds for the environments that replace these.
+    def _count(self, envs: range, fault: FaultError) -> None:
+        """Count and log a fault; choose new seeds for the replacements of ``envs``.
 
         Raises:
             EnvError: when there have been too many.
         """
         self.faults += 1
         what = f"{_called(envs)} {fault}"
+        if fault.hopeless and not self._worked:
+            raise self._error(what, fault) from fault
         if self.faults > self._max_faults:
             many = f"failure {self.faults}, envs.max_worker_failures is {self._max_faults}"
             raise self._error(f"{what} ({many})", fault) from fault
+        notes = getattr(fault, "__notes__", ())
         fate = "it is replaced and its episode cut"
         if len(envs) > 1:
             fate = "they are replaced and their episodes cut"
         _LOG.warning(
             "%s: %s; %s (failure %d of at most %d)%s",
-            *(self._name, what, fate, self.faults, self._max_faults),
-            "".join(f"\n{note}" for note in getattr(fault, "__notes__", ())).rstrip(),
+            *(self.spec.name, what, fate, self.faults, self._max_faults),
+            "" if what in self._logged else "".join(f"\n{note}" for note in notes).rstrip(),
         )
-        seeds = env_seeds(self._seed, self.num_envs, self.faults)
+        self._logged.add(what)
         for env in envs:
-            self._seeds[env] = seeds[env]
+            self._replaced[env] += 1
+            self._seeds[env] = env_seed(self._seed, self._generation, env, self._replaced[env])
 
-    def _error(self, message: str, fault: SeatError) -> EnvError:
-        """An error in one line, with the traceback of the environment as a note."""
-        error = EnvError(f"{self._name}: {message}")
+    def _error(self, message: str, fault: FaultError) -> EnvError:
+        """An error in one line, with the environment's traceback as a note."""
+        error = EnvError(f"{self.spec.name}: {message}")
         for note in getattr(fault, "__notes__", ()):
             error.add_note(note)
         return error
-
-
-def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:
-    """Independent seeds below 2**31; the first ones do not depend on ``count``.
-
-    Args:
-        seed: of all environments.
-        count: environments.
-        generation: another one gives other seeds.
-    """
-    key = (generation,) if generation else ()
-    sequence = np.random.SeedSequence(seed, spawn_key=key)
-    return [int(s) >> 1 for s in sequence.generate_state(count)]
-
-
-def _called(envs: range) -> str:
-    """``environment 3``, ``environments 0 to 7``."""
-    one = f"environment {envs[0]}"
-    return one if len(envs) == 1 else f"environments {envs[0]} to {envs[-1]}"
-
-
-class HostVectorEnv:
-    """E host environments in one or several groups; see :class:`VectorEnv`."""
-
-    def __init__(
-        self,
-        spec: EnvSpec,
-        groups: Sequence[Seats],
-        *,
-        seed: int,
-        timeout: float = EnvsConfig.worker_timeout,
-        max_faults: int = EnvsConfig.max_worker_failures,
-    ):
-        """Start every environment. One that fails already here is not tried again.
-
-        Args:
-            spec: of each environment.
-            groups: where they sit; numbered through.
-            seed: of all environments; environment i gets its own, which depends neither on how
-                many there are nor on where they sit.
-            timeout: seconds an environment may take to start, reset or step.
-            max_faults: failures that are forgiven; see :class:`Supervisor`.
-
-        Raises:
-            EnvError: when an environment cannot start, or its spaces do not match ``spec``.
-        """
-        self.spec = spec
-        self._groups = groups
-        self._crew = Supervisor(
-            spec.name, groups, seed=seed, timeout=timeout, max_faults=max_faults
-        )
-        self.num_envs = self._crew.num_envs
-        self._tracker = EpisodeTracker(self.num_envs, spec.num_actions)
-        self._pending: np.ndarray | None = None
-        try:
-            for spaces in self._crew.start():
-                _check_spaces(spec, spaces)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def faults(self) -> int:
-        """Environments that raised, and workers that died or hung, since the beginning."""
-        return self._crew.faults
-
-    def reset(self) -> VectorStep:
-        """See :class:`VectorEnv`. The first call seeds, later ones go on to new episodes."""
-        if self._pending is not None:
-            self.step_wait()
-        begins, nothing = [True] * self.num_envs, [0] * self.num_envs
-        self._crew.send(begins, nothing)
-        return self._tracker.first(self._crew.receive(begins)[1])
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """See :class:`VectorEnv`."""
-        if self._pending is not None:
-            raise EnvError("step_async twice in a row: call step_wait in between")
-        self._pending = self._tracker.check(actions)
-        self._crew.send(self._tracker.newest.is_last.tolist(), self._pending.tolist())
-
-    def step_wait(self) -> VectorStep:
-        """See :class:`VectorEnv`.
-
-        Raises:
-            EnvError: when nothing is under way, or environments failed too often.
-        """
-        if self._pending is None:
-            raise EnvError("step_wait without step_async: nothing is under way")
-        actions, self._pending = self._pending, None
-        replies, images = self._crew.receive(self._tracker.newest.is_last.tolist())
-        return self._tracker.step(
-            images,
-            actions,
-            np.array([reply.reward for reply in replies]),
-            np.array([reply.terminated for reply in replies]),
-            np.array([reply.truncated for reply in replies]),
-            {env: reply.extra for env, reply in enumerate(replies) if reply.extra},
-        )
-
-    def step(self, actions: np.ndarray) -> VectorStep:
-        """See :class:`VectorEnv`."""
-        self.step_async(actions)
-        return self.step_wait()
-
-    def close(self) -> None:
-        """See :class:`VectorEnv`. Workers end politely, or else by force."""
-        self._pending = None
-        self._crew.close()
-
-    def get_state(self) -> None:
-        """None: host environments cannot be saved, their episodes are cut by a restart."""
-        return None
-
-    def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
-        """Always refused, since :meth:`get_state` returns nothing.
-
-        Raises:
-            EnvError: always.
-        """
-        del state
-        raise EnvError(f"{self.spec.name} cannot be restored: call reset() instead")
 
 
 def make_host_vector_env(
@@ -362,37 +279,60 @@ def make_host_vector_env(
     envs: EnvsConfig,
     *,
     seed: int,
+    generation: int = 0,
     preload: Sequence[str] = (),
 ) -> HostVectorEnv:
-    """``envs.count`` host environments, where ``envs.workers`` says.
+    """Start ``envs.count`` host environments, inline or in workers as ``envs.workers`` chooses.
 
-    ``auto`` takes processes when there is more than one environment: host environments are slow,
-    and Python steps only one at a time.
+    ``auto`` uses worker processes for more than one environment: host environments are slow, and
+    one Python process steps only one at a time.
 
     Args:
         spec: of each environment.
-        factory: makes one environment; picklable by cloudpickle.
+        factory: makes one environment; cloudpickle must be able to pickle it.
         envs: count, workers, and how faults are treated.
-        seed: of all environments.
-        preload: modules worth importing once for all workers.
+        seed: of all environments; see :func:`env_seed`.
+        generation: how often the run has been resumed.
+        preload: modules to import once for all workers.
 
     Raises:
         EnvError: when an environment cannot start, or its spaces do not match ``spec``.
     """
     shape = spec.image_shape
-    groups: list[Seats]
+    groups: list[Group]
     if runs_inline(envs):
-        groups = [InlineSeats([factory] * envs.count, shape)]
+        groups = [InlineGroup([factory] * envs.count, shape)]
     else:
         sizes = group_sizes(envs.count, envs.processes or cores())
-        groups = [WorkerSeats([factory] * size, shape, preload) for size in sizes]
+        groups = [WorkerGroup([factory] * size, shape, preload) for size in sizes]
     return HostVectorEnv(
         spec,
         groups,
         seed=seed,
+        generation=generation,
         timeout=envs.worker_timeout,
         max_faults=envs.max_worker_failures,
     )
+
+
+def env_seed(seed: int, generation: int, env: int, replacement: int) -> int:
+    """Seed below 2**31 of one environment; independent of the others and of the workers.
+
+    Args:
+        seed: of all environments.
+        generation: how often the run has been resumed.
+        env: number of the environment.
+        replacement: how often the environment has been replaced in this generation.
+    """
+    if generation == replacement == 0:
+        return int(np.random.SeedSequence(seed).generate_state(env + 1)[env]) >> 1
+    sequence = np.random.SeedSequence(seed, spawn_key=(generation, env, replacement))
+    return int(sequence.generate_state(1)[0]) >> 1
+
+
+def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:
+    """First seeds of ``count`` environments in a generation; see :func:`env_seed`."""
+    return [env_seed(seed, generation, env, 0) for env in range(count)]
 
 
 def runs_inline(envs: EnvsConfig) -> bool:
@@ -401,11 +341,11 @@ def runs_inline(envs: EnvsConfig) -> bool:
 
 
 def group_sizes(count: int, groups: int) -> list[int]:
-    """How many environments each group gets: as alike as can be, none empty.
+    """Environments per group: as even as possible, no group empty.
 
     Args:
         count: environments.
-        groups: wanted; fewer where there are fewer environments.
+        groups: wanted; fewer if there are fewer environments.
     """
     groups = min(groups, count)
     return [count // groups + (group < count % groups) for group in range(groups)]
@@ -416,6 +356,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _called(envs: range) -> str:
+    """``environment 3``, ``environments 0 to 7``."""
+    one = f"environment {envs[0]}"
+    return one if len(envs) == 1 else f"environments {envs[0]} to {envs[-1]}"
 
 
 def _check_spaces(spec: EnvSpec, spaces: Spaces) -> None:

@@ -1,11 +1,12 @@
-"""Whole episodes of a vector environment, and the players that need no network.
+"""Complete episodes of a vector environment, and random play.
 
-Every environment plays the same number of episodes, decided before the first step. Stopping after a
-number of steps instead, or taking the first N episodes to end, would count short ones too often.
+Every environment plays the same number of episodes, decided before the first step. Stopping after
+a number of steps, or after the first N episodes to end, would count short episodes too often.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,40 +15,89 @@ from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvSpec, Episode, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 
-#: What the environments were last seen to do -> one action `[E]` int32 for each.
-Player = Callable[[VectorStep], np.ndarray]
+_LOG = logging.getLogger(__name__)
+
+#: Newest records -> actions `[E]` int32.
+Policy = Callable[[VectorStep], np.ndarray]
 Watcher = Callable[[VectorStep], None]
 #: Seeds that count up from here are far from those of training.
 FAR = 1_000_003
+#: Steps after which an evaluation cuts an episode; an Atari game has at most 27,000.
+MAX_STEPS = 30_000
+#: Steps of one episode after which an evaluation mentions that limit.
+_PATIENCE = 2_000
 
 
 def play_episodes(
-    env: VectorEnv, episodes: int, choose: Player, watch: Watcher | None = None
+    env: VectorEnv,
+    episodes: int,
+    policy: Policy,
+    watch: Watcher | None = None,
+    *,
+    max_steps: int | None = None,
 ) -> Iterator[Episode]:
-    """Play whole episodes, in every environment as many as in the others, give or take one.
+    """Play complete episodes; the environments' shares differ by at most one episode.
 
-    An episode that a fault cut (see ``vector.py``) is handed out too, and another is played for it.
+    An episode that a fault cut (see ``host.py``) is returned too, and another is played for it. An
+    episode that does not end within ``max_steps`` is cut there and counts; its environment, which
+    cannot begin another one alone, plays no more. This is logged.
 
     Args:
         env: a vector environment; it is reset first and left open.
-        episodes: whole ones to play, over all environments.
-        choose: the player.
-        watch: is shown every vector step, the first one included.
+        episodes: complete ones to play, over all environments.
+        policy: chooses the actions.
+        watch: called with every vector step, the reset included.
+        max_steps: of an episode; None takes :data:`MAX_STEPS`, or twice a longer time limit.
 
     Yields:
-        The episodes as they end, those that were cut among them.
+        The episodes as they end, those that a fault cut among them.
     """
+    limit = max_steps or max(MAX_STEPS, 2 * env.spec.time_limit)
     record, left = env.reset(), share_out(episodes, env.num_envs)
+    score, length, patient = np.zeros(env.num_envs), np.zeros(env.num_envs, int), True
     if watch:
         watch(record)
     while left.any():
-        record = env.step(choose(record))
+        record = env.step(policy(record))
         if watch:
             watch(record)
+        score = np.where(record.is_first, 0, score + record.reward)
+        length = np.where(record.is_first, 0, length + 1)
         for episode in record.episodes:
             if left[episode.env] > 0:
                 left[episode.env] -= is_whole(episode)
                 yield episode
+        if patient and not env.spec.time_limit and length.max() >= min(_PATIENCE, limit):
+            patient = False
+            _LOG.warning("%s", endless_notice(env.spec, limit))
+        for index in np.flatnonzero((length >= limit) & ~record.is_last & (left > 0)).tolist():
+            _LOG.warning(
+                "%s: environment %d: no end after %d steps: the episode is cut and counts",
+                *(env.spec.name, index, limit),
+            )
+            left[index] = 0
+            yield Episode(
+                env=index,
+                score=float(score[index]),
+                length=int(length[index]),
+                terminal=False,
+                extra={"capped": limit},
+            )
+
+
+def endless_notice(spec: EnvSpec, max_steps: int | None = None) -> str:
+    """A line about an environment without a time limit; empty for one that has a limit.
+
+    Args:
+        spec: of the environment.
+        max_steps: of an episode in an evaluation; None takes :data:`MAX_STEPS`.
+    """
+    if spec.time_limit:
+        return ""
+    return (
+        f"{spec.name} has no time limit: evaluation cuts an episode after "
+        f"{max_steps or MAX_STEPS:,} steps (the setting envs.time_limit gives it one)"
+    )
 
 
 def share_out(episodes: int, count: int) -> np.ndarray:
@@ -56,32 +106,27 @@ def share_out(episodes: int, count: int) -> np.ndarray:
 
 
 def is_whole(episode: Episode) -> bool:
-    """Whether an episode came to its own end or limit, so that its score counts."""
-    return "fault" not in episode.extra
+    """Whether an episode reached its own end or limit, so that its score counts."""
+    return not episode.fault
 
 
-def random_player(spec: EnvSpec, count: int, seed: int) -> Player:
-    """Uniformly random actions.
-
-    Args:
-        spec: of the environments.
-        count: how many there are.
-        seed: of the actions.
-    """
+def random_policy(num_actions: int, count: int, seed: int) -> Policy:
+    """Uniformly random actions `[count]` of ``num_actions``, whatever the records."""
     rng = np.random.default_rng(seed)
-    return lambda record: rng.integers(spec.num_actions, size=count, dtype=np.int32)
+    return lambda record: rng.integers(num_actions, size=count, dtype=np.int32)
 
 
 def play_randomly(
-    name: str, envs: EnvsConfig, episodes: int, seed: int = 0
+    name: str, envs: EnvsConfig, episodes: int, seed: int = 0, *, max_steps: int | None = None
 ) -> tuple[EnvSpec, tuple[Episode, ...]]:
-    """Whole episodes of uniformly random play.
+    """Complete episodes of uniformly random play.
 
     Args:
         name: of the environment.
-        envs: how it is made.
-        episodes: whole ones to play.
+        envs: its settings.
+        episodes: complete ones to play.
         seed: of environments and actions.
+        max_steps: see :func:`play_episodes`.
 
     Returns:
         The environment's spec, and the episodes, those that a fault cut among them.
@@ -91,7 +136,7 @@ def play_randomly(
     """
     env = make_vector_env(name, envs, seed=seed + FAR)
     try:
-        player = random_player(env.spec, env.num_envs, seed)
-        return env.spec, tuple(play_episodes(env, episodes, player))
+        policy = random_policy(env.spec.num_actions, env.num_envs, seed)
+        return env.spec, tuple(play_episodes(env, episodes, policy, max_steps=max_steps))
     finally:
         env.close()

@@ -1,16 +1,15 @@
-"""The families of environments that come with the package, one adapter each.
+"""From an environment's name to running environments.
 
-An adapter's module, and with it the package it adapts, is imported when one of its names is used.
+Names: ``crafter``; ``family:game``, such as ``gymnax:Catch-bsuite``; a name given to
+:func:`register`; ``my_module:make_env``, an importable factory of a Gymnasium environment.
 
-From an environment's name to running environments.
-
-Grammar: ``crafter``; ``family:game``, such as ``gymnax:Catch-bsuite``; a name given to
-:func:`register`; ``my_module:make_env``, where that is importable and makes a Gymnasium
-environment.
+A family's module, and with it the package that it adapts, is imported when one of its names is
+used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -18,186 +17,89 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv
+from emerald_jax.envs.guards import env_code
 
 if TYPE_CHECKING:
     import gymnasium
 
-
-#: The 26 games of the Atari 100k benchmark; the package knows more.
+#: The 26 games of the Atari 100k benchmark; the package has more.
 ATARI_100K = (
     *("Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout"),
     *("ChopperCommand", "CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero"),
     *("Jamesbond", "Kangaroo", "Krull", "KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert"),
     *("RoadRunner", "Seaquest", "UpNDown"),
 )
+#: Settings that not every family supports.
+_OPTIONAL = ("frame_skip", "image_key")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Environments that one adapter serves.
+    """Environments that one module of ``emerald_jax.envs`` adapts.
+
+    The module has ``make_spec(name, game, envs)``, ``make_env(name, game, envs, seed=...,
+    generation=...)`` and, where ``open_ended``, ``knows(game)``.
 
     Attributes:
+        module: its name.
         package: what must be importable.
-        pip: the line that installs it.
-        spec: ``spec(name, game, envs)``.
-        make: ``make(name, game, envs, seed)``.
-        games: known names after the colon; empty for a family without a colon.
-        knows: whether a game that is not listed exists too; None when the list is complete.
-        placeholder: stands in a list for games that cannot be listed.
-        settings: optional settings of :class:`EnvsConfig` that the adapter obeys.
+        pip: command that installs the package.
+        games: listed names after the colon; empty for a family without a colon.
+        open_ended: further games exist; the module's ``knows`` decides.
+        placeholder: stands in the list of environments for games that cannot be listed.
+        settings: the optional settings of :class:`EnvsConfig` that it supports.
     """
 
+    module: str
     package: str
     pip: str
-    spec: Callable[[str, str, EnvsConfig], EnvSpec]
-    make: Callable[[str, str, EnvsConfig, int], VectorEnv]
     games: tuple[str, ...] = ()
-    knows: Callable[[str], bool] | None = None
+    open_ended: bool = False
     placeholder: str = ""
     settings: tuple[str, ...] = ()
 
+    def load(self) -> ModuleType:
+        """Import the module.
 
-def own_spec(
-    factory: Callable[[], gymnasium.Env], name: str, game: str, envs: EnvsConfig
-) -> EnvSpec:
-    """Spec of a user's own environment."""
-    from emerald_jax.envs.gym import gym_spec, own_factory
-
-    del game
-    return gym_spec(name, partial(own_factory, name, factory, envs), envs)
-
-
-def make_own(
-    factory: Callable[[], gymnasium.Env], name: str, game: str, envs: EnvsConfig, seed: int
-) -> VectorEnv:
-    """A user's own environment behind the vector interface."""
-    from emerald_jax.envs.gym import own_factory
-    from emerald_jax.envs.host import make_host_vector_env
-
-    spec = own_spec(factory, name, game, envs)
-    return make_host_vector_env(spec, partial(own_factory, name, factory, envs), envs, seed=seed)
-
-
-def _crafter_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    from emerald_jax.envs.crafter import crafter_spec
-
-    del game
-    return crafter_spec(name, envs)
-
-
-def _make_crafter(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
-    from emerald_jax.envs.crafter import CrafterEnv
-    from emerald_jax.envs.host import make_host_vector_env, runs_inline
-
-    spec = _crafter_spec(name, game, envs)
-    ahead = not runs_inline(envs)
-    factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
-    preload = ["emerald_jax.envs.crafter_warm"]
-    return make_host_vector_env(spec, factory, envs, seed=seed, preload=preload)
-
-
-def _gymnax_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    from emerald_jax.envs.gymnax import gymnax_spec
-
-    return gymnax_spec(name, game, envs)
-
-
-def _make_gymnax(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
-    from emerald_jax.envs.gymnax import GymnaxVectorEnv
-
-    return GymnaxVectorEnv(name, game, envs, seed=seed)
-
-
-def _gymnax_knows(game: str) -> bool:
-    return game in importlib.import_module("gymnax").registered_envs
-
-
-def _gym_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    from emerald_jax.envs.gym import gym_factory, gym_spec
-
-    return gym_spec(name, partial(gym_factory, name, game, envs), envs)
-
-
-def _make_gym(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
-    from emerald_jax.envs.gym import gym_factory
-    from emerald_jax.envs.host import make_host_vector_env
-
-    spec = _gym_spec(name, game, envs)
-    return make_host_vector_env(spec, partial(gym_factory, name, game, envs), envs, seed=seed)
-
-
-def _atari_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    from emerald_jax.envs.atari import atari_spec
-
-    return atari_spec(name, game, envs)
-
-
-def _make_atari(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
-    from emerald_jax.envs.atari import AtariGames
-
-    return AtariGames(name, game, envs, seed=seed)
-
-
-def _atari_knows(game: str) -> bool:
-    from emerald_jax.envs.atari import rom_of
-
-    return rom_of(game) is not None
-
-
-def _craftax_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    from emerald_jax.envs.craftax import craftax_spec
-
-    return craftax_spec(name, game, envs)
-
-
-def _make_craftax(name: str, game: str, envs: EnvsConfig, seed: int) -> VectorEnv:
-    from emerald_jax.envs.craftax import CraftaxVectorEnv
-
-    return CraftaxVectorEnv(name, game, envs, seed=seed)
+        Raises:
+            ModuleNotFoundError: when the package is not installed.
+        """
+        return importlib.import_module(f"emerald_jax.envs.{self.module}")
 
 
 FAMILIES = {
     "atari": Family(
+        module="atari",
         package="ale_py",
         pip="pip install ale-py",
-        spec=_atari_spec,
-        make=_make_atari,
         games=ATARI_100K,
-        knows=_atari_knows,
+        open_ended=True,
         settings=("frame_skip",),
     ),
-    "crafter": Family(
-        package="crafter",
-        pip="pip install crafter numba",
-        spec=_crafter_spec,
-        make=_make_crafter,
-    ),
+    "crafter": Family(module="crafter", package="crafter", pip="pip install crafter numba"),
     "craftax": Family(
+        module="craftax",
         package="craftax",
         pip="pip install 'emerald-jax[craftax]'",
-        spec=_craftax_spec,
-        make=_make_craftax,
         games=("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1"),
     ),
     "gym": Family(
+        module="gym",
         package="gymnasium",
         pip="pip install gymnasium",
-        spec=_gym_spec,
-        make=_make_gym,
-        knows=lambda game: True,
+        open_ended=True,
         placeholder="gym:ANY-ID",
-        settings=("frame_skip", "image_key"),
+        settings=_OPTIONAL,
     ),
     "gymnax": Family(
+        module="gymnax",
         package="gymnax",
         pip="pip install gymnax six",
-        spec=_gymnax_spec,
-        make=_make_gymnax,
         games=(
             "Catch-bsuite",
             "DeepSea-bsuite",
@@ -207,23 +109,20 @@ FAMILIES = {
             "Seaquest-MinAtar",
             "SpaceInvaders-MinAtar",
         ),
-        knows=_gymnax_knows,
+        open_ended=True,
     ),
 }
-
-
-_OWN: dict[str, Family] = {}
-#: Settings that not every adapter obeys.
-_OPTIONAL = ("frame_skip", "image_key")
+#: Factories given to :func:`register`.
+_OWN: dict[str, Callable[[], gymnasium.Env]] = {}
 
 
 class EnvEntry(NamedTuple):
     """One line of the list of environments.
 
     Attributes:
-        name: what to write for ``env``.
+        name: value for ``env``.
         available: the package it needs is installed.
-        pip: the line that installs it.
+        pip: command that installs it.
     """
 
     name: str
@@ -231,28 +130,29 @@ class EnvEntry(NamedTuple):
     pip: str
 
 
-def make_vector_env(name: str, envs: EnvsConfig, *, seed: int) -> VectorEnv:
-    """``envs.count`` environments called ``name`` behind one interface.
+def make_vector_env(name: str, envs: EnvsConfig, *, seed: int, generation: int = 0) -> VectorEnv:
+    """Start ``envs.count`` environments called ``name`` behind one interface.
 
     Args:
         name: such as ``crafter`` or ``gymnax:Catch-bsuite``.
         envs: count, image size, time limit and where host environments run.
-        seed: of all that is random in the environments.
+        seed: of all randomness in the environments.
+        generation: how often the run has been resumed: every resume plays other episodes.
 
     Raises:
-        EnvError: on an unknown name, a missing package, a setting that the environment cannot
-            obey, or an environment that cannot be shown as an image or has no discrete actions.
+        EnvError: on an unknown name, a missing package, a setting that the environment does not
+            support, or an environment without an image or without discrete actions.
     """
-    family, game = _find(name)
-    _check_settings(name, family, envs)
-    try:
-        return family.make(name, game, envs, seed)
-    except ModuleNotFoundError as error:
-        raise _missing(name, family, error) from error
+    return _call(name, "make_env", envs, seed=seed, generation=generation)
 
 
 def make_vector_env_of(
-    name: str, factory: Callable[[], gymnasium.Env], envs: EnvsConfig, *, seed: int
+    name: str,
+    factory: Callable[[], gymnasium.Env],
+    envs: EnvsConfig,
+    *,
+    seed: int,
+    generation: int = 0,
 ) -> VectorEnv:
     """As :func:`make_vector_env`, from a factory instead of a name.
 
@@ -260,42 +160,40 @@ def make_vector_env_of(
         name: for messages.
         factory: makes one Gymnasium environment with an image observation and discrete actions.
         envs: count, image size and key, frame skip, time limit and where environments run.
-        seed: of all that is random in the environments.
+        seed: of all randomness in the environments.
+        generation: how often the run has been resumed: every resume plays other episodes.
 
     Raises:
         EnvError: when the environment cannot be made, shown or controlled.
     """
-    return make_own(factory, name, "", envs, seed)
+    make_env = FAMILIES["gym"].load().make_env
+    return make_env(name, factory, envs, seed=seed, generation=generation)
 
 
 def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of an environment without starting workers; arguments and errors as above."""
-    family, game = _find(name)
-    _check_settings(name, family, envs)
-    try:
-        return family.spec(name, game, envs)
-    except ModuleNotFoundError as error:
-        raise _missing(name, family, error) from error
+    """Spec of an environment, without starting workers; see :func:`make_vector_env`."""
+    return _call(name, "make_spec", envs)
 
 
 def register(name: str, factory: Callable[[], gymnasium.Env]) -> None:
-    """Give an environment of your own a name for this process.
-
-    A second registration of a name replaces the first.
+    """Give an environment of your own a name in this process; replaces an earlier one.
 
     Args:
-        name: what to write for ``env``.
+        name: value for ``env``.
         factory: makes one Gymnasium environment with an image observation and discrete actions;
             called without arguments, in worker processes too.
 
     Raises:
-        EnvError: when the name is taken by the package, or the factory cannot be called.
+        EnvError: when the name is taken by the package, or the factory is not callable.
     """
     if not name or name.partition(":")[0] in FAMILIES or name.split() != [name]:
-        raise EnvError(f"{name!r} cannot be registered: choose one word that no family begins with")
+        raise EnvError(
+            f"{name!r} cannot be registered: choose a name without spaces that does not begin "
+            f"with one of {', '.join(FAMILIES)}"
+        )
     if not callable(factory):
         raise EnvError(f"the factory of {name} is a {type(factory).__name__}, not callable")
-    _OWN[name] = _own_family(factory)
+    _OWN[name] = factory
 
 
 def list_envs() -> tuple[EnvEntry, ...]:
@@ -308,80 +206,93 @@ def list_envs() -> tuple[EnvEntry, ...]:
     return (*entries, *(EnvEntry(name, True, "") for name in _OWN))
 
 
-def _find(name: str) -> tuple[Family, str]:
-    """The family of ``name`` and what follows the colon."""
+def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
+    """Call ``make_spec`` or ``make_env`` of the family of ``name``; errors fit in one line."""
+    family, game = _find(name)
+    for setting in _OPTIONAL:
+        value, default = getattr(envs, setting), getattr(EnvsConfig, setting)
+        if value != default and setting not in family.settings:
+            raise EnvError(f"{name} does not support envs.{setting}: leave it at {default!r}")
+    try:
+        return getattr(family.load(), function)(name, game, envs, **arguments)
+    except ModuleNotFoundError as error:
+        # It may be a dependency that the package does not declare.
+        package = (error.name or family.package).partition(".")[0]
+        pip = family.pip if package == family.package else f"pip install {package}"
+        raise EnvError(
+            f"{name} needs the package {package}, which is not installed: {pip}"
+        ) from error
+
+
+def _find(name: str) -> tuple[Family, str | Callable[[], Any]]:
+    """The family of ``name``, and the game or the factory."""
     if name in _OWN:
-        return _OWN[name], ""
+        return FAMILIES["gym"], _OWN[name]
     prefix, _, game = name.partition(":")
     family = FAMILIES.get(prefix)
     if family is None:
         factory = _import_factory(prefix, game)
         if factory is not None:
-            return _own_family(factory), ""
-    elif _serves(family, game):
+            return FAMILIES["gym"], factory
+    elif _has(family, game):
         return family, game
     raise EnvError(f"unknown environment {name}{_nearest(name)}")
 
 
-def _serves(family: Family, game: str) -> bool:
-    """Whether there is such a game; True too when the package is not there to be asked."""
+def _has(family: Family, game: str) -> bool:
+    """Whether there is such a game; True as well when the package to ask is not installed."""
     if not game:
-        return not family.games and family.knows is None
+        return not family.games and not family.open_ended
     try:
-        return game in family.games or (family.knows is not None and family.knows(game))
+        return game in family.games or (family.open_ended and family.load().knows(game))
     except ModuleNotFoundError:
         return True
 
 
-def _check_settings(name: str, family: Family, envs: EnvsConfig) -> None:
-    """Refuse settings that would be ignored."""
-    for setting in _OPTIONAL:
-        value, default = getattr(envs, setting), getattr(EnvsConfig, setting)
-        if value != default and setting not in family.settings:
-            raise EnvError(f"{name} does not support envs.{setting}: leave it at {default!r}")
-
-
-def _own_family(factory: Callable[[], Any]) -> Family:
-    return Family(
-        package="gymnasium",
-        pip="pip install gymnasium",
-        spec=partial(own_spec, factory),
-        make=partial(make_own, factory),
-        settings=_OPTIONAL,
-    )
-
-
 def _import_factory(module: str, attribute: str) -> Callable[[], Any] | None:
-    """What ``module:attribute`` names; None when there is no such module.
+    """The object named by ``module:attribute``; None when there is no such module.
 
     Raises:
-        EnvError: when the module fails to import, or holds nothing callable of that name.
+        EnvError: when the module fails to import, or has no callable of that name.
     """
     names = [*module.split("."), *attribute.split(".")]
     if not all(name.isidentifier() for name in names):
         return None
-    # The installed command has its own folder on the path, not the one it is called from.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    # An installed command has its own directory on the path, not the one it is called from.
+    with contextlib.suppress(OSError):  # it may have been deleted
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
     try:
-        found: Any = importlib.import_module(module)
+        with env_code():
+            found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             return None
         raise EnvError(f"{module} cannot be imported: {error}") from error
-    except Exception as error:  # It is the user's module: whatever it raises is theirs to read.
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise EnvError(f"{module} raised {type(error).__name__}: {error}") from error
     for name in attribute.split("."):
-        known, found = dir(found), getattr(found, name, None)
+        holder, found = found, getattr(found, name, None)
         if not callable(found):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; nearest: {near[0]}" if near else ""
-            raise EnvError(f"{module} holds no factory {attribute}{hint}")
+            if hasattr(holder, name):
+                raise EnvError(f"{module}:{attribute} is a {type(found).__name__}, not callable")
+            raise EnvError(f"{module} holds no factory {attribute}{_near_in(holder, name, module)}")
     return found
 
 
+def _near_in(holder: Any, name: str, module: str) -> str:
+    """``; nearest: …`` among the functions and classes that ``module`` itself defines."""
+    known = [
+        key
+        for key, value in getattr(holder, "__dict__", {}).items()
+        if callable(value) and f"{getattr(value, '__module__', '')}.".startswith(f"{module}.")
+    ]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; nearest: {near[0]}" if near else ""
+
+
 def _nearest(name: str) -> str:
-    """``; nearest: …``, compared in lower case with whole names and with bare game names."""
+    """``; nearest: …``, compared in lower case with full names and with bare game names."""
     candidates = {own.lower(): own for own in _OWN}
     for prefix, family in FAMILIES.items():
         for full in _names(prefix, family):
@@ -392,7 +303,7 @@ def _nearest(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
     if near:
         return f"; nearest: {candidates[near[0]]}"
-    known = [f"{p}:GAME" if f.games or f.knows else p for p, f in FAMILIES.items()]
+    known = [f"{p}:GAME" if f.games or f.open_ended else p for p, f in FAMILIES.items()]
     return f"; known: {', '.join([*sorted(known), *_OWN, 'my_module:make_env'])}"
 
 
@@ -400,10 +311,3 @@ def _names(prefix: str, family: Family) -> list[str]:
     if family.placeholder:
         return []
     return [f"{prefix}:{game}" for game in family.games] or [prefix]
-
-
-def _missing(name: str, family: Family, error: ModuleNotFoundError) -> EnvError:
-    """Which package to install; the one that failed may be a dependency nobody declared."""
-    package = (error.name or family.package).partition(".")[0]
-    pip = family.pip if package == family.package else f"pip install {package}"
-    return EnvError(f"{name} needs the package {package}, which is not installed: {pip}")

@@ -1,22 +1,19 @@
-"""Environment worker processes: how they start, what they may do, how they end.
+"""Groups of host environments: in this process, or in a worker process.
 
-Workers never import JAX (nothing on their import path does), never fork from a process with
-threads, never use more than one thread for arithmetic, and never outlive their parent.
+Both kinds of group play their environments with the same code, so an environment behaves the same
+in either. A group steps its environments one after another.
 
-Seats hold host environments, here or in a process of its own, and can be filled anew.
+Worker processes never import JAX (no import of theirs needs it), are never forked from a process
+with threads, use one thread each for arithmetic, and never outlive their parent.
 
-Both kinds are tables where every environment is played alike, so it behaves the same wherever it
-sits.
-
-An environment may have a method ``work_ahead() -> bool``: a little of what later steps would have
-to do, done while nothing else is asked of its process; it says whether there was any to do.
+An environment may have a method ``work_ahead() -> bool``: do a small part of the work of later
+steps while its process waits for commands; False when nothing is left to do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import math
 import multiprocessing
 import os
@@ -24,14 +21,24 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
+
+from emerald_jax.envs.guards import (
+    INLINE_HINT,
+    FaultError,
+    checked_image,
+    checked_reward,
+    env_code,
+    plain_extra,
+)
+
+EnvFactory = Callable[[], gymnasium.Env]
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -44,34 +51,187 @@ _PR_SET_PDEATHSIG = 1
 _FORK_SERVER = "emerald_jax.envs.fork_server"
 
 
-class WorkerSeats:
-    """Environments in a process of their own, their images in shared memory; see :class:`Seats`.
-
-    A process costs a message and two switches of context per vector step, however many sit there.
-    They are stepped one after another and share its fate: when one hangs or brings the process
-    down, all are lost. One that only raises is made anew beside the others.
+class Command(NamedTuple):
+    """One call of one environment.
 
     Attributes:
-        frames: see :class:`Seats`.
+        index: of the environment in its group.
+        name: ``make``, ``reset`` or ``step``. A reset makes the environment first if there is none:
+            at the start, and after a fault.
+        value: the seed of a reset, or None; the action of a step.
+    """
+
+    index: int
+    name: str
+    value: int | None = None
+
+
+class Spaces(NamedTuple):
+    """Reply to ``make``: the environment's spaces."""
+
+    observation: gymnasium.Space
+    action: gymnasium.Space
+
+
+class Reply(NamedTuple):
+    """Reply to ``reset`` and ``step``, except for the image.
+
+    Attributes:
+        reward: of a step.
+        terminated: the world ended.
+        truncated: a limit cut the episode.
+        extra: of a final step, see :attr:`Episode.extra`.
+        warnings: kind -> a line about something wrong that does not end the episode.
+    """
+
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    extra: dict[str, Any] | None = None
+    warnings: dict[str, str] = {}  # noqa: RUF012
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode ended."""
+        return self.terminated or self.truncated
+
+
+Answer = Spaces | Reply | FaultError
+
+
+class InlineGroup:
+    """Environments in this process. A timeout cannot stop them, and their crash is ours.
+
+    Attributes:
+        frames: `[envs, height, width, 3]` uint8, the newest image of each. The caller may write
+            to it while no command is running.
+    """
+
+    def __init__(
+        self,
+        factories: Sequence[EnvFactory],
+        shape: tuple[int, ...],
+        frames: np.ndarray | None = None,
+    ):
+        """Environments are made by the first command.
+
+        Args:
+            factories: one per environment.
+            shape: of their images.
+            frames: array to write images to, in a worker process, which needs no protection from
+                its environments; None allocates it.
+        """
+        self.frames = np.zeros((len(factories), *shape), np.uint8) if frames is None else frames
+        self._factories = factories
+        self._envs: list[gymnasium.Env | None] = [None] * len(factories)
+        self._late: dict[int, FaultError] = {}
+        self._todo: Sequence[Command] = ()
+        self._scope = env_code if frames is None else contextlib.nullcontext
+
+    def start(self) -> None:
+        """Remove all environments; the next commands make new ones."""
+        self.close(0)
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Take commands; :meth:`receive` carries them out."""
+        self._todo = commands
+
+    def receive(self, seconds: float, since: float) -> list[Answer]:
+        """Answers to the last commands, in their order; the timeout is ignored."""
+        del seconds, since
+        return [self.obey(command) for command in self._todo]
+
+    def ask_to_close(self) -> None:
+        """Do nothing: :meth:`close` does not wait."""
+
+    def close(self, deadline: float) -> None:
+        """Close every environment; safe to call twice."""
+        del deadline
+        self._late.clear()
+        for index in range(len(self._envs)):
+            self._remove(index)
+
+    def obey(self, command: Command) -> Answer:
+        """Carry out one command; an environment that raises is removed."""
+        try:
+            fault = self._late.pop(command.index, None)
+            if fault is not None:
+                return fault
+            with self._scope():
+                return self._obey(*command)
+        except (Exception, SystemExit) as error:
+            self._remove(command.index)
+            return FaultError.of(error)
+
+    def work_ahead(self) -> bool:
+        """Let one environment do some work of later steps; False when none has any.
+
+        If it raises, its next command returns the fault.
+        """
+        for index, env in enumerate(self._envs):
+            try:
+                work = getattr(env, "work_ahead", None)
+                if work is not None and work():
+                    return True
+            except (Exception, SystemExit) as error:
+                self._late[index] = FaultError.of(error)
+                self._remove(index)
+        return False
+
+    def _obey(self, index: int, name: str, value: int | None) -> Answer:
+        if name != "step" and self._envs[index] is None:
+            self._envs[index] = self._factories[index]()
+        env = self._envs[index]
+        if name == "make":
+            return Spaces(env.observation_space, env.action_space)
+        if name == "reset":
+            image, reply = env.reset(seed=value)[0], Reply()
+        else:
+            image, reward, terminated, truncated, info = env.step(np.int64(value))
+            reply = Reply(checked_reward(reward), bool(terminated), bool(truncated))
+            if reply.over and isinstance(info, Mapping):
+                extra, warnings = plain_extra(info.get("extra"))
+                reply = reply._replace(extra=extra, warnings=warnings)
+        self.frames[index] = checked_image(image, self.frames.shape[1:], name)
+        more = getattr(env, "take_warnings", dict)()
+        return reply._replace(warnings={**reply.warnings, **more})
+
+    def _remove(self, index: int) -> None:
+        env, self._envs[index] = self._envs[index], None
+        if env is not None:
+            # It may be broken: closing it is only an attempt.
+            with contextlib.suppress(Exception, SystemExit), self._scope():
+                env.close()
+
+
+class WorkerGroup:
+    """Environments in a worker process, their images in shared memory.
+
+    The methods are those of :class:`InlineGroup`. A vector step costs one message and two context
+    switches per process, whatever the number of its environments. They share its fate: if one
+    hangs or crashes the process, all are lost. If one only raises, it alone is replaced.
+
+    Attributes:
+        frames: see :class:`InlineGroup`.
         process: the worker, once started.
     """
 
     def __init__(
         self, factories: Sequence[EnvFactory], shape: tuple[int, ...], preload: Sequence[str] = ()
     ):
-        """Nothing starts before :meth:`start`.
+        """The process starts with :meth:`start`.
 
         Args:
-            factories: of the environment in each seat; picklable by cloudpickle.
-            shape: of the images they must show.
-            preload: modules imported once for all workers, where the platform allows it.
+            factories: one per environment; cloudpickle must be able to pickle them.
+            shape: of their images.
+            preload: modules to import once for all workers, where the platform allows it.
         """
         methods = multiprocessing.get_all_start_methods()
         method = "forkserver" if "forkserver" in methods else "spawn"
         self._context = multiprocessing.get_context(method)
         if method == "forkserver":
-            # Replaces the default ["__main__"], which would import the user's script, and JAX
-            # with it, into every worker.
+            # Replaces the default ["__main__"], which would import the user's script, and with it
+            # JAX, into every worker.
             self._context.set_forkserver_preload([_FORK_SERVER, __name__, *preload])
         self._factories = CloudpickleWrapper(list(factories))
         self._shape = (len(factories), *shape)
@@ -82,55 +242,72 @@ class WorkerSeats:
         self.process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
-        """See :class:`Seats`."""
-        # The fork server has its variables since the first start; changing them later, beside
-        # the threads of a training run, is not safe.
+        """Start a new worker without environments; the old one is killed. Returns at once.
+
+        Raises:
+            FaultError: when the factories cannot be sent to another process.
+        """
+        # The fork server got its variables at its first start. Changing them later, while a
+        # training run has threads, is not safe.
         again = self.process is not None and self._context.get_start_method() == "forkserver"
         self.close(0)
         self._pipe, theirs = self._context.Pipe()
         with contextlib.nullcontext() if again else _single_threaded(), _hidden_main():
             self.process = self._context.Process(
                 target=_work,
-                args=(theirs, self._factories, self._buffer, self._shape, self._began),
+                args=(theirs, self._buffer, self._shape, self._began),
                 name="emerald_jax environments",
                 daemon=True,
             )
             self.process.start()
         theirs.close()
+        try:
+            self._pipe.send(self._factories)
+        except OSError:
+            pass  # receive() reports a dead worker
+        except Exception as error:  # pickling runs code of the user's classes
+            self.close(0)
+            fault = FaultError.of(error)
+            raise FaultError(f"cannot be sent to a worker: {fault}; {INLINE_HINT}") from error
 
     def send(self, commands: Sequence[Command]) -> None:
-        """See :class:`Seats`."""
-        # That a worker is dead is told by receive.
+        """Send commands and return at once; :meth:`receive` reports a dead worker."""
         with contextlib.suppress(OSError):
             self._pipe.send(commands)
 
     def receive(self, seconds: float, since: float) -> list[Answer]:
-        """See :class:`Seats`.
+        """Answers to the last commands, in their order.
 
-        ``seconds`` are those of one command, not of all: each begins to count when the one before
-        it is done, so slow environments may share a worker, and one that hangs is noticed as soon
-        as if it sat alone.
+        Each command has its own timeout, counted from the end of the one before. So slow
+        environments may share a worker, and a hanging one is noticed as soon as if it were alone.
+
+        Args:
+            seconds: timeout of each command.
+            since: start of the wait, on the monotonic clock.
+
+        Raises:
+            FaultError: all environments of the group are lost: the process died, or a command hung.
         """
         try:
             while not self._pipe.poll(self._left(seconds, since)):
                 if not self._left(seconds, since):
-                    raise SeatError("gave no answer within envs.worker_timeout")
+                    raise FaultError("gave no answer within envs.worker_timeout")
             return self._pipe.recv()
         except (EOFError, OSError) as error:
             self.process.join(1.0)
-            raise SeatError(f"died ({_ending(self.process.exitcode)})") from error
+            raise FaultError(f"died ({_ending(self.process.exitcode)})") from error
 
     def _left(self, seconds: float, since: float) -> float:
-        """What is left to the command that the worker is at; its monotonic clock is ours."""
+        """Seconds left for the running command; both processes share the monotonic clock."""
         return max(max(since, self._began.value) + seconds - time.monotonic(), 0.0)
 
     def ask_to_close(self) -> None:
-        """See :class:`Seats`."""
+        """Begin to close and return at once."""
         if self._pipe is not None:
             self.send(())
 
     def close(self, deadline: float) -> None:
-        """See :class:`Seats`. Never waits for a pending step beyond ``deadline``."""
+        """End the process, by force after ``deadline`` on the monotonic clock."""
         if self._pipe is None:
             return
         self.process.join(max(deadline - time.monotonic(), 0))
@@ -144,50 +321,63 @@ def _ending(code: int | None) -> str:
     return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _work(
-    pipe: Connection,
-    factories: CloudpickleWrapper,
-    buffer: Any,
-    shape: tuple[int, ...],
-    began: Any,
-) -> None:
-    """Body of a worker process: answers messages of commands until an empty one comes."""
-    # Ctrl-C reaches the whole process group; the parent decides when a worker ends.
+def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> None:
+    """Main function of a worker: answers lists of commands until an empty one comes."""
+    # Ctrl-C reaches the complete process group; the parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    table = Table(factories.fn, np.frombuffer(buffer, np.uint8).reshape(shape))
+    # An environment that uses JAX must leave the accelerator to the training process.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    with contextlib.suppress(OSError):  # standard output is for results
+        os.dup2(2, 1)
+    factories = _receive_factories(pipe, shape[0])
+    group = InlineGroup(factories, shape[1:], np.frombuffer(buffer, np.uint8).reshape(shape))
 
     def obey(command: Command) -> Answer:
         began.value = time.monotonic()
-        return table.obey(command)
+        return group.obey(command)
 
-    # Nobody listens any more when the parent is gone.
-    with contextlib.suppress(EOFError, OSError):
-        while commands := _next_message(pipe, table):
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        while commands := _next_message(pipe, group):
             pipe.send([obey(command) for command in commands])
-    table.close()
+    group.close(0)
 
 
-def _next_message(pipe: Connection, table: Table) -> Sequence[Command]:
-    """Wait for it, and make good use of the time."""
-    while not pipe.poll(0) and table.work_ahead():
+def _receive_factories(pipe: Connection, count: int) -> list[EnvFactory]:
+    """The first message. Where it cannot be read here, every factory raises the reason."""
+    try:
+        return pipe.recv().fn
+    except (EOFError, OSError):
+        os._exit(0)  # the parent is gone
+    except (Exception, SystemExit) as error:
+        fault = FaultError.of(error)
+
+        def fail() -> gymnasium.Env:
+            raise fault
+
+        return [fail] * count
+
+
+def _next_message(pipe: Connection, group: InlineGroup) -> Sequence[Command]:
+    """Wait for the next message; work ahead until it comes."""
+    while not pipe.poll(0) and group.work_ahead():
         pass
     return pipe.recv()
 
 
 def _die_with_parent() -> None:
-    """End this process when its parent does, however that happens.
+    """End this process when its parent ends, for whatever reason.
 
-    The thread works everywhere; on Linux the kernel's signal also ends a worker that is stuck in
-    C code. Its sender is the fork server, which exits when the training process does.
+    The thread works on every platform. On Linux, a signal from the kernel also ends a worker that
+    hangs in C code; its sender is the fork server, which exits when the training process does.
     """
-    threading.Thread(target=_outlive_nobody, daemon=True).start()
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _outlive_nobody() -> None:
+def _exit_after_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -196,7 +386,7 @@ def _outlive_nobody() -> None:
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Processes started meanwhile use one thread each for BLAS, OpenMP and numba."""
+    """Processes started in this context use one thread each for BLAS, OpenMP and numba."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -211,10 +401,10 @@ def _single_threaded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hidden_main() -> Iterator[None]:
-    """Processes started meanwhile do not import the script that this process runs.
+    """Processes started in this context do not import the script that this process runs.
 
-    It may import JAX, or lack the ``__main__`` guard. cloudpickle sends what is defined there by
-    value, so nothing is missed.
+    It may import JAX, or lack the ``__main__`` guard. cloudpickle sends the script's own
+    definitions by value, so nothing is missing.
     """
     main = sys.modules["__main__"]
     spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
@@ -227,228 +417,3 @@ def _hidden_main() -> Iterator[None]:
         main.__spec__ = spec
         if path is not None:
             main.__file__ = path
-
-
-EnvFactory = Callable[[], gymnasium.Env]
-
-
-class SeatError(Exception):
-    """An environment raised, hung or died; the message says which."""
-
-
-class Spaces(NamedTuple):
-    """What an environment shows and takes: the answer to ``make``."""
-
-    observation: gymnasium.Space
-    action: gymnasium.Space
-
-
-class Reply(NamedTuple):
-    """What an environment answers to a reset or a step, besides the image.
-
-    Attributes:
-        reward: of a step.
-        terminated: the world ended.
-        truncated: a limit cut the episode.
-        extra: what a final step reports besides, see ``vector.py``.
-    """
-
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
-    extra: dict[str, Any] | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether the episode ended."""
-        return self.terminated or self.truncated
-
-
-class Failure(NamedTuple):
-    """An exception that an environment raised: in one line, and its traceback."""
-
-    line: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """What is left of an exception when it has to leave its process."""
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        return cls(line, "".join(traceback.format_exception(error)))
-
-    def as_error(self) -> SeatError:
-        """The same as an exception, the traceback attached as a note."""
-        error = SeatError(f"raised {self.line}")
-        error.add_note(self.trace)
-        return error
-
-
-class Command(NamedTuple):
-    """What one environment has to do.
-
-    Attributes:
-        seat: its place at the table.
-        name: ``make``, ``reset`` or ``step``. A reset makes the environment first where there is
-            none, at the beginning and after it raised.
-        value: the seed of a reset, or None; the action of a step.
-    """
-
-    seat: int
-    name: str
-    value: int | None = None
-
-
-Answer = Spaces | Reply | Failure
-
-
-class Seats(Protocol):
-    """Some environments that are stepped by one process, one after another.
-
-    Attributes:
-        frames: `[seats, height, width, 3]` uint8, where each shows its newest image. The caller
-            may write there while no command is under way.
-    """
-
-    frames: np.ndarray
-
-    def start(self) -> None:
-        """Begin with empty seats, whatever sat there; returns at once."""
-
-    def send(self, commands: Sequence[Command]) -> None:
-        """Begin some commands and return at once."""
-
-    def receive(self, seconds: float, since: float) -> list[Answer]:
-        """What the commands led to, in their order.
-
-        Args:
-            seconds: that each command may take.
-            since: when the caller began to wait, on the monotonic clock.
-
-        Raises:
-            SeatError: when all seats are lost: the process died, or a command hung.
-        """
-
-    def ask_to_close(self) -> None:
-        """Begin to close and return at once."""
-
-    def close(self, deadline: float) -> None:
-        """Release everything, by force after ``deadline`` on the monotonic clock."""
-
-
-class Table:
-    """The environments of one process and the images they show."""
-
-    def __init__(self, factories: Sequence[EnvFactory], frames: np.ndarray):
-        """Nothing is made before it is asked for.
-
-        Args:
-            factories: of the environment in each seat.
-            frames: see :class:`Seats`.
-        """
-        self._factories = factories
-        self._frames = frames
-        self._envs: list[gymnasium.Env | None] = [None] * len(factories)
-        self._late: dict[int, Failure] = {}
-
-    def obey(self, command: Command) -> Answer:
-        """Carry out one command; an environment that raises leaves its seat empty."""
-        seat = command.seat
-        try:
-            failure = self._late.pop(seat, None)
-            return failure or self._obey(*command)
-        except Exception as error:
-            failure = Failure.of(error)
-            self._clear(seat)
-            return failure
-
-    def work_ahead(self) -> bool:
-        """Let one environment do a little of what it will need later; False when none has to.
-
-        One that raises meanwhile has failed its next command.
-        """
-        for seat, env in enumerate(self._envs):
-            try:
-                work = getattr(env, "work_ahead", None)
-                if work is not None and work():
-                    return True
-            except Exception as error:
-                self._late[seat] = Failure.of(error)
-                self._clear(seat)
-        return False
-
-    def close(self) -> None:
-        """Close every environment; safe to call twice."""
-        self._late.clear()
-        for seat in range(len(self._envs)):
-            self._clear(seat)
-
-    def _obey(self, seat: int, name: str, value: int | None) -> Answer:
-        if name != "step" and self._envs[seat] is None:
-            self._envs[seat] = self._factories[seat]()
-        env = self._envs[seat]
-        if name == "make":
-            return Spaces(env.observation_space, env.action_space)
-        if name == "reset":
-            image, reply = env.reset(seed=value)[0], Reply()
-        else:
-            image, reward, terminated, truncated, info = env.step(value)
-            reply = Reply(float(reward), bool(terminated), bool(truncated))
-            if reply.over and "extra" in info:
-                reply = reply._replace(extra=json.loads(json.dumps(info["extra"])))
-        self._frames[seat] = _checked(image, self._frames.shape[1:], name)
-        return reply
-
-    def _clear(self, seat: int) -> None:
-        env, self._envs[seat] = self._envs[seat], None
-        if env is not None:
-            # It may be closed because it is broken.
-            with contextlib.suppress(Exception):
-                env.close()
-
-
-def _checked(image: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    if not isinstance(image, np.ndarray) or image.shape != shape or image.dtype != np.uint8:
-        raise ValueError(
-            f"{what} gave {getattr(image, 'dtype', type(image).__name__)} "
-            f"{list(getattr(image, 'shape', []))}, not a uint8 image of {list(shape)}"
-        )
-    return image
-
-
-class InlineSeats:
-    """Environments in this process. They cannot be told that they hang, nor survive being killed.
-
-    See :class:`Seats`.
-    """
-
-    def __init__(self, factories: Sequence[EnvFactory], shape: tuple[int, ...]):
-        """Nothing is made before it is asked for.
-
-        Args:
-            factories: of the environment in each seat.
-            shape: of the images they must show.
-        """
-        self.frames = np.zeros((len(factories), *shape), np.uint8)
-        self._table = Table(factories, self.frames)
-        self._todo: Sequence[Command] = ()
-
-    def start(self) -> None:
-        """See :class:`Seats`."""
-        self._table.close()
-
-    def send(self, commands: Sequence[Command]) -> None:
-        """See :class:`Seats`; the work happens in :meth:`receive`."""
-        self._todo = commands
-
-    def receive(self, seconds: float, since: float) -> list[Answer]:
-        """See :class:`Seats`."""
-        del seconds, since
-        return [self._table.obey(command) for command in self._todo]
-
-    def ask_to_close(self) -> None:
-        """See :class:`Seats`."""
-
-    def close(self, deadline: float) -> None:
-        """See :class:`Seats`."""
-        del deadline
-        self._table.close()

@@ -17,7 +17,7 @@ import numpy as np
 
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
-from emerald_jax.envs.playing import random_player
+from emerald_jax.envs.playing import random_policy
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import COLUMNS, Replay, ReplayError
 from emerald_jax.run.files import write_atomic
@@ -61,7 +61,7 @@ def record(config: Config, steps: int, seed: int, policy: Policy | None = None) 
     count = config.envs.count
     env = make_vector_env(config.env, config.envs, seed=seed + _FAR)
     try:
-        policy = policy or random_player(env.spec, count, seed)
+        policy = policy or random_policy(env.spec.num_actions, count, seed)
         # An episode of one step is two records: no play has more than two records a step.
         replay = Replay(2 * (steps + 2 * count), count, env.spec.image_shape)
         step, played = env.reset(), 0

@@ -21,6 +21,7 @@ from emerald_jax.training import evaluate
         ("nowhere --random crafter", "--random ENV plays without a run"),
         ("nowhere --image-size 64", "a run keeps the settings of its environment"),
         ("--random crafter --image-size 0", "--image-size is 0: it must be at least 1"),
+        ("--random crafter --max-steps 0", "--max-steps is 0: it must be at least 1"),
         ("--random craffter", "unknown environment craffter; nearest: crafter"),
         ("--random crafter --frame-skip 3", "crafter does not support envs.frame_skip"),
     ],
@@ -65,9 +66,7 @@ def test_a_run_is_evaluated_with_the_options_and_the_result_kept(tmp_path, monke
         return evaluate.report_of("gymnax:Catch-bsuite", 5, options["mode"], (episode,), facts)
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
-    arguments = [
-        "eval",
-        str(tmp_path),
+    options = [
         "--seed",
         "4",
         "--checkpoint",
@@ -75,9 +74,11 @@ def test_a_run_is_evaluated_with_the_options_and_the_result_kept(tmp_path, monke
         "--mode",
         "mode",
         "--video",
+        "--max-steps",
+        "900",
     ]
-    assert cli.main(arguments) == 0
-    assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5}
+    assert cli.main(["eval", str(tmp_path), *options]) == 0
+    assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5, "max_steps": 900}
     folder = tmp_path / "evals" / "5-4"
     assert f"written to {folder}" in capsys.readouterr().out
     found = sorted(path.name for path in folder.iterdir())

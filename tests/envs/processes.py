@@ -8,7 +8,7 @@ import pytest
 
 from emerald_jax.envs import EnvSpec
 from emerald_jax.envs.host import HostVectorEnv
-from emerald_jax.envs.workers import WorkerSeats
+from emerald_jax.envs.workers import WorkerGroup
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 
@@ -19,7 +19,7 @@ def make(*factories, **settings):
     """Every environment in a worker of its own; in one worker those that come as a tuple."""
     groups = [f if isinstance(f, tuple) else (f,) for f in factories]
     return HostVectorEnv(
-        SPEC, [WorkerSeats(group, (4, 4, 3)) for group in groups], seed=0, **settings
+        SPEC, [WorkerGroup(group, (4, 4, 3)) for group in groups], seed=0, **settings
     )
 
 

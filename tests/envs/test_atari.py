@@ -146,7 +146,7 @@ def test_order_and_close():
     with pytest.raises(EnvError, match="step_async twice"):
         env.step_async(np.zeros(1, int))
     assert env.reset().is_first.all()
-    with pytest.raises(EnvError, match="nothing is under way"):
+    with pytest.raises(EnvError, match="no step is pending"):
         env.step_wait()
     assert env.get_state() is None
     with pytest.raises(EnvError, match="cannot be restored"):

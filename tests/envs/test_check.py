@@ -71,13 +71,16 @@ def other_episodes(**changes):
         (replace("action", lambda r: r.action * 0), "action is not the one that was given"),
         (replace("is_first", lambda r: r.is_first & False), "not every record is a first frame"),
         (replace("is_first", lambda r: r.is_first | True), "is_first does not follow is_last"),
-        (replace("is_last", lambda r: r.is_last | r.is_first), "a first frame is a last frame"),
+        (
+            replace("is_last", lambda r: r.is_last | r.is_first),
+            "a first frame is also a last frame",
+        ),
         (replace("is_last", lambda r: r.is_last & False), "is_terminal without is_last"),
         (replace("image", lambda r: r.image * 0), "the image never changes"),
         (replace("image", lambda r: r.image % 7), "no pixel is above 6 of 255: these look like"),
         (replace("episodes", lambda r: ()), "episodes do not match is_last"),
-        (other_episodes(length=7), "an episode of 2 steps says length 7"),
-        (other_episodes(score=7.5), r"rewards add up to 3\.0, it says 7\.5"),
+        (other_episodes(length=7), "an episode of 2 steps reports length 7"),
+        (other_episodes(score=7.5), r"rewards add up to 3\.0, it reports 7\.5"),
         (other_episodes(terminal=True), "`terminal` is not its last frame's is_terminal"),
         (other_episodes(extra={"a": np.int64(3)}), "not plain JSON: Object of type int64"),
         (other_episodes(extra={"a": float("nan")}), "not plain JSON"),
@@ -96,7 +99,7 @@ def test_broken_rules_are_found(scripted_env, change, message):
     ("changes", "message"),
     [
         ({"image_shape": (4, 4)}, "spec.image_shape is"),
-        ({"num_actions": 1}, "nothing to choose"),
+        ({"num_actions": 1}, "an agent needs a choice"),
         ({"action_names": ("a",)}, "1 names, not 5"),
         ({"time_limit": -1}, "time_limit is -1"),
         ({"time_limit": 2}, "an episode outlasts spec.time_limit 2"),
@@ -142,7 +145,7 @@ def test_a_failure_is_a_finding(scripted_env):
     assert "the cable is unplugged" in finding
     # A failure that training would forgive is one too.
     assert check_env(fails, EnvsConfig(count=1, image_size=4), steps=8) == (
-        "it fails while it is played: raised ValueError: the cable is unplugged",
+        "it fails while it is played: environment 0 raised ValueError: the cable is unplugged",
     )
     assert "unknown environment" in check_env("craffter")[0]
     assert "neither a name" in check_env(scripted_env())[0]

@@ -138,7 +138,7 @@ def test_a_worker_lost_while_one_begins_again_keeps_what_was_known(scripted_env,
     assert record.is_terminal.tolist() == [False, True, False]
     assert [e.extra for e in record.episodes] == [
         {"fault": "died (exit code 5)"},
-        {"actions": [1, 2, 3]},
+        {"info": {"actions": [1, 2, 3]}},
     ]
     assert [(e.score, e.length) for e in record.episodes] == [(6, 3), (6, 3)]
     assert env.faults == 2

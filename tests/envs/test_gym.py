@@ -6,6 +6,7 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, check_env, make_vector_env, make_vector_env_of, spec_of
+from emerald_jax.envs.guards import FaultError
 from emerald_jax.envs.gym import ImageEnv
 
 
@@ -156,7 +157,7 @@ def test_a_number_that_is_not_finite_is_an_error():
         def fill(self, space):
             return super().fill(space) * np.nan
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FaultError, match="of nan to nan: not finite"):
         wrapped(Nan(Box(0, 1, (6, 8)))).reset()
 
 

@@ -141,7 +141,7 @@ def test_nothing_recompiles(play):
     env.reset()
     env.step(np.zeros(4, np.int32))
     assert env._advance._cache_size() == 1
-    assert env._begin._cache_size() == 1
+    assert env._begin_all._cache_size() == 1
 
 
 def test_no_implicit_transfers(play):

@@ -12,7 +12,7 @@ from emerald_jax.envs.playing import (
     is_whole,
     play_episodes,
     play_randomly,
-    random_player,
+    random_policy,
     share_out,
 )
 
@@ -36,7 +36,7 @@ def test_every_environment_plays_its_share_whatever_the_lengths(scripted_env):
     # when it is quick; here everyone plays two or three.
     env = make(functools.partial(scripted_env, lengths=(2, 3)), 3)
     seen = []
-    played = list(play_episodes(env, 7, random_player(SPEC, 3, 0), seen.append))
+    played = list(play_episodes(env, 7, random_policy(5, 3, 0), seen.append))
     assert sorted(e.env for e in played) == [0, 0, 0, 1, 1, 2, 2]
     # Records: a first frame and 2, 3 and 2 steps for environment 0.
     assert len(seen) == (1 + 2) + (1 + 3) + (1 + 2)
@@ -46,13 +46,13 @@ def test_every_environment_plays_its_share_whatever_the_lengths(scripted_env):
 def test_a_broken_episode_is_told_and_played_again(scripted_env):
     # The fourth step of each environment object raises; the new object counts from 0 again.
     env = make(functools.partial(scripted_env, lengths=(3,), fail_at=4), 1)
-    played = list(play_episodes(env, 2, random_player(SPEC, 1, 0)))
+    played = list(play_episodes(env, 2, random_policy(5, 1, 0)))
     assert [is_whole(e) for e in played] == [True, False, True]
     assert played[1].score == 0
 
 
 def test_random_play_is_uniform_and_decided_by_its_seed(scripted_env):
-    player, again = random_player(SPEC, 100, 3), random_player(SPEC, 100, 3)
+    player, again = random_policy(5, 100, 3), random_policy(5, 100, 3)
     actions = np.stack([player(None) for _ in range(100)])
     np.testing.assert_array_equal(actions[0], again(None))
     counts = np.bincount(actions.ravel(), minlength=5)
@@ -70,3 +70,6 @@ def test_random_play_by_name(scripted_env, monkeypatch):
     assert spec.num_actions == 5
     assert len(played) == 5
     assert play_randomly("scripted", envs, 5)[1] == played
+    # Episodes of two and three steps: the second one of each environment is cut after two.
+    _, cut = play_randomly("scripted", envs, 5, max_steps=2)
+    assert [(e.length, e.extra.get("capped")) for e in cut] == [(2, None)] * 2 + [(2, 2)] * 2

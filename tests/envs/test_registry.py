@@ -114,6 +114,7 @@ class Maze(gymnasium.Env):
         return self.np_random.integers(256, size=(6, 6), dtype=np.uint8)
 
 make_env = Maze
+number = 5
 """
 
 
@@ -127,11 +128,13 @@ def test_importable_factories_from_where_the_command_is_called(tmp_path, monkeyp
     assert check_env(name, EnvsConfig(count=2, image_size=8), steps=20) == ()
     for wrong, message in {
         "emerald_test_maze:make_evn": "holds no factory make_evn; nearest: make_env",
-        "emerald_test_maze:Maze.observation_space": "holds no factory Maze.observation_space",
+        "emerald_test_maze:Maze.observation_space": "observation_space is a Box, not callable",
+        "emerald_test_maze:number": "emerald_test_maze:number is a int, not callable",
+        "emerald_test_maze:gymnasum": "holds no factory gymnasum",
         "emerald_test_broken:make_env": "raised ZeroDivisionError: division by zero",
         "emerald_test_needy:make_env": "No module named 'no_such_package'",
     }.items():
-        with pytest.raises(EnvError, match=re.escape(message)):
+        with pytest.raises(EnvError, match=f"{re.escape(message)}$"):
             spec_of(wrong, ENVS)
 
 

@@ -8,24 +8,24 @@ import pytest
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, EnvSpec, VectorEnv
 from emerald_jax.envs.host import HostVectorEnv, cores, group_sizes, make_host_vector_env
-from emerald_jax.envs.workers import InlineSeats, WorkerSeats
+from emerald_jax.envs.workers import InlineGroup, WorkerGroup
 
 SPEC = EnvSpec(name="scripted", image_shape=(4, 4, 3), num_actions=5)
 
 
-def each_alone(seats):
-    return lambda factories, shape: [seats([factory], shape) for factory in factories]
+def each_alone(group):
+    return lambda factories, shape: [group([factory], shape) for factory in factories]
 
 
-def all_together(seats):
-    return lambda factories, shape: [seats(factories, shape)]
+def all_together(group):
+    return lambda factories, shape: [group(factories, shape)]
 
 
 GROUPS = {
-    "inline": all_together(InlineSeats),
-    "inline alone": each_alone(InlineSeats),
-    "worker": all_together(WorkerSeats),
-    "workers": each_alone(WorkerSeats),
+    "inline": all_together(InlineGroup),
+    "inline alone": each_alone(InlineGroup),
+    "worker": all_together(WorkerGroup),
+    "workers": each_alone(WorkerGroup),
 }
 
 
@@ -80,7 +80,7 @@ def test_episodes_match_a_hand_count(make, scripted_env):
         (0, 1 + 2 + 3, 3, False),
     ]
     # The action given after the last frame (3, to environment 0) led nowhere.
-    assert [e.extra["actions"] for e in episodes] == [[1, 2], [1, 2, 3, 4], [4, 1, 2]]
+    assert [e.extra["info"]["actions"] for e in episodes] == [[1, 2], [1, 2, 3, 4], [4, 1, 2]]
 
 
 def test_records_keep_their_numbers(make, scripted_env, play):
@@ -220,7 +220,7 @@ def test_a_failing_reset_is_tried_again(make, scripted_env, tmp_path):
     assert env.faults == 1
     # The episode ends well after two steps; it is the next one that cannot begin at once.
     ends = [env.step(np.zeros(1, int)) for _ in range(3)]
-    assert [e.extra for r in ends for e in r.episodes] == [{"actions": [0, 0]}]
+    assert [e.extra for r in ends for e in r.episodes] == [{"info": {"actions": [0, 0]}}]
     assert ends[-1].is_first.all()
     assert env.faults == 3
 
@@ -239,7 +239,7 @@ def test_one_that_cannot_be_made_is_not_tried_again(make):
     def factory():
         raise OSError("no room")
 
-    with pytest.raises(EnvError, match="environment 0 raised OSError: no room while it started"):
+    with pytest.raises(EnvError, match="environment 0 could not start: raised OSError: no room"):
         make(factory)
 
 
@@ -247,15 +247,26 @@ def test_one_that_cannot_be_made_is_not_tried_again(make):
 def test_a_wrong_image_is_a_failure(make, scripted_env, image):
     class Lying(scripted_env):
         def image(self, action):
-            return image if self.t else super().image(action)
+            return image if self.t == 2 else super().image(action)
 
-    env = make(Lying)
+    env = make(functools.partial(Lying, lengths=(9,)))
     env.reset()
+    assert env.step(np.zeros(1, int)).episodes == ()
     (episode,) = env.step(np.zeros(1, int)).episodes
     assert "not a uint8 image of [4, 4, 3]" in episode.extra["fault"]
 
+    class Hopeless(scripted_env):
+        def image(self, action):
+            return image
 
-def test_extra_that_is_not_json_is_a_failure(make, scripted_env):
+    # An environment that has never worked is not tried again.
+    with pytest.raises(
+        EnvError, match=r"^scripted: environment 0 gave .* at a reset, not a uint8 im"
+    ):
+        make(Hopeless).reset()
+
+
+def test_extra_of_numpy_values_is_kept_as_json(make, scripted_env):
     class Lying(scripted_env):
         def step(self, action):
             return *super().step(action)[:4], {"extra": {"x": np.int64(3)}}
@@ -263,7 +274,8 @@ def test_extra_that_is_not_json_is_a_failure(make, scripted_env):
     env = make(functools.partial(Lying, lengths=(1,)))
     env.reset()
     (episode,) = env.step(np.zeros(1, int)).episodes
-    assert "not JSON serializable" in episode.extra["fault"]
+    assert episode.extra == {"info": {"x": 3}}
+    assert type(episode.extra["info"]["x"]) is int
 
 
 def test_state_of_host_environments_cannot_be_saved(make, scripted_env):
@@ -285,10 +297,10 @@ def test_other_spaces_are_refused(make, scripted_env):
 @pytest.mark.parametrize(
     ("count", "workers", "kind"),
     [
-        (1, "auto", InlineSeats),
-        (2, "auto", WorkerSeats),
-        (2, "inline", InlineSeats),
-        (1, "process", WorkerSeats),
+        (1, "auto", InlineGroup),
+        (2, "auto", WorkerGroup),
+        (2, "inline", InlineGroup),
+        (1, "process", WorkerGroup),
     ],
 )
 def test_workers_setting(scripted_env, count, workers, kind):
@@ -328,7 +340,7 @@ def test_the_grouping_changes_nothing(scripted_env, play):
     runs = []
     for sizes in ([5], [3, 2], [1, 1, 3], [1] * 5):
         left = iter(factories)
-        groups = [WorkerSeats(list(itertools.islice(left, size)), (4, 4, 3)) for size in sizes]
+        groups = [WorkerGroup(list(itertools.islice(left, size)), (4, 4, 3)) for size in sizes]
         env = HostVectorEnv(SPEC, groups, seed=7)
         runs.append(play(env, 20)[0])
         assert env.faults == 2

@@ -181,9 +181,9 @@ def test_a_worker_that_cannot_start_is_reported(scripted_env):
         assert os.getpid() != parent
         os._exit(3)
 
-    with pytest.raises(EnvError, match=r"environment 0 died \(exit code 3\) while it started"):
+    with pytest.raises(EnvError, match=r"environment 0 could not start: died \(exit code 3\)"):
         make(*[factory] * 2)
-    message = r"environments 1 to 2 died \(exit code 3\) while they started"
+    message = r"environments 1 to 2 could not start: died \(exit code 3\)"
     with pytest.raises(EnvError, match=message):
         make(scripted_env, (scripted_env, factory))
 
@@ -201,7 +201,7 @@ def test_workers_ignore_ctrl_c_and_use_one_thread(scripted_env):
     env.reset()
     episodes = env.step(np.zeros(2, int)).episodes
     env.close()
-    assert [e.extra for e in episodes] == [{"jax": False, "threads": "1"}] * 2
+    assert [e.extra for e in episodes] == [{"info": {"jax": False, "threads": "1"}}] * 2
     assert dict(os.environ) == before
 
 
