@@ -44,12 +44,11 @@ def run_collect(arguments: list[str]) -> int:
     prepare_jax()
     policy = None
     if options.policy != "random":
-        import jax
-
         from emerald_jax.run.weights import load
+        from emerald_jax.types import key_of
 
         agent = load(options.policy, config=config)
-        policy = agent.player(config.envs.count, jax.random.key(options.seed))
+        policy = agent.player(config.envs.count, key_of(options.seed))
     replay = collect.record(config, options.steps, options.seed, policy)
     facts = collect.facts_of(config, options.policy, options.seed, options.steps)
     path = collect.write_dataset(options.out, replay, facts)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv, VectorStep
+from emerald_jax.types import key_of
 
 _PREFIX = "device."
 
@@ -53,7 +54,7 @@ class DeviceVectorEnv(VectorEnv):
             generation: how often the run has been resumed; without effect on a restored state.
         """
         super().__init__(spec, count)
-        key = jax.random.key(seed)
+        key = key_of(seed)
         if generation:
             key = jax.random.fold_in(key, generation)
         self._keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

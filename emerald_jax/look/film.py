@@ -36,6 +36,7 @@ from emerald_jax.run.pictures import (
     tint,
 )
 from emerald_jax.run.recordings import Recordings
+from emerald_jax.types import key_of
 
 #: File endings of a dream film.
 ENDINGS = (".mp4", ".gif", ".png")
@@ -376,7 +377,7 @@ def _film_recorded(agent: Agent, recordings: Recordings, plan: FilmPlan) -> Film
 
 
 def _film_reset(agent: Agent, env: VectorEnv, plan: FilmPlan) -> Film:
-    key = jax.random.key(plan.seed + _SEED_OFFSET)
+    key = key_of(plan.seed + _SEED_OFFSET)
     record, state = env.reset(), agent.initial(1)
     rows = [_row(record)]
     while len(rows) < plan.context and not record.is_last[0]:
@@ -415,7 +416,7 @@ def _imagine(
     return agent.imagine(
         real[0][:context],
         real[1][:context],
-        key=jax.random.key(plan.seed),
+        key=key_of(plan.seed),
         horizon=plan.horizon if future is None else len(future),
         future=future,
         steps=plan.steps,

@@ -26,7 +26,7 @@ from emerald_jax.agent.agent import Agent, Dream
 from emerald_jax.agent.dream import read
 from emerald_jax.agent.state import count_parameters
 from emerald_jax.config import Config
-from emerald_jax.envs.base import EnvError
+from emerald_jax.envs.base import EnvError, is_crafter_like
 from emerald_jax.look import figures
 from emerald_jax.look.film import action_name
 from emerald_jax.look.inside import attention_weights, by_distance, decoding_trace
@@ -46,7 +46,7 @@ from emerald_jax.run.pictures import report_strip
 from emerald_jax.run.recordings import Clip, Recordings
 from emerald_jax.run.weights import load
 from emerald_jax.scores import crafter_score, success_rates
-from emerald_jax.types import Batch
+from emerald_jax.types import Batch, key_of
 
 #: Number of clips shown, the frames read of each, and the steps imagined after them.
 CLIPS, CONTEXT, HORIZON = 3, 4, 15
@@ -89,7 +89,7 @@ def inspect_run(
         "Learning curves": lambda: ("", [_picture(figures.curve_figure(run), "learning curves")]),
     }
     if achievements:
-        sections["Success rates"] = lambda: _success(achievements[-RECENT_EPISODES:])
+        sections["Success rates"] = lambda: _success(config.env, achievements[-RECENT_EPISODES:])
     try:
         source = Source(load(run, checkpoint), Recordings(run), seed)
         sections |= {title: partial(make, source) for title, make in MODEL_SECTIONS.items()}
@@ -164,13 +164,16 @@ def _settings(config: Config) -> Section:
     return "", [f"<details><summary>{summary}</summary>{table}</details>"]
 
 
-def _success(achievements: Sequence[Mapping[str, int]]) -> Section:
+def _success(env: str, achievements: Sequence[Mapping[str, int]]) -> Section:
     rates = success_rates(achievements, sorted({name for row in achievements for name in row}))
     about = (
-        f"Share of the last {len(achievements)} training episodes that unlocked each achievement. "
-        f"The score over these episodes is {crafter_score(rates):.2f} %; published scores pool "
-        "other episodes."
+        f"Share of the last {len(achievements)} training episodes that unlocked each achievement."
     )
+    if is_crafter_like(env, rates):
+        about += (
+            f" The score over these episodes is {crafter_score(rates):.2f} %; published scores "
+            "pool other episodes."
+        )
     bars = [
         figures.Bar(label=name.replace("_", " "), value=rate, ours=True)
         for name, rate in sorted(rates.items(), key=lambda item: -item[1])
@@ -196,7 +199,7 @@ class Source:
     @property
     def key(self) -> jax.Array:
         """The key of all draws."""
-        return jax.random.key(self.seed)
+        return key_of(self.seed)
 
     @cached_property
     def clips(self) -> list[Clip]:

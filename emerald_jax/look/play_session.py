@@ -23,7 +23,7 @@ from emerald_jax.envs.base import VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
 from emerald_jax.run.recordings import Recordings
-from emerald_jax.types import Array, Carry, Key, Params, State
+from emerald_jax.types import Array, Carry, Key, Params, State, key_of
 
 #: Real frames the model reads before a dream begins from a recorded one.
 CONTEXT = 8
@@ -89,7 +89,7 @@ class DreamSession:
 
     def reseed(self, seed: int) -> None:
         """Repeat all draws from here on as in a new session with this seed."""
-        self._seed, self._key, self._count = seed, jax.random.key(seed), 0
+        self._seed, self._key, self._count = seed, key_of(seed), 0
         self._rng = np.random.default_rng(seed)
 
     @property

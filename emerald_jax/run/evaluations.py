@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emerald_jax.envs.base import Episode
+from emerald_jax.envs.base import Episode, achievement_names, is_crafter_like
 from emerald_jax.run.directory import STATS_FILE, JsonLines
 from emerald_jax.run.files import write_json
 from emerald_jax.scores import atari_game, crafter_score, human_normalised, success_rates
@@ -80,8 +80,10 @@ def result_of(report: EvalReport) -> dict[str, Any]:
     }
     if report.human_normalised is not None:
         result["human_normalised"] = report.human_normalised
-    if rates := report.rates:
-        result |= {"score": crafter_score(rates), "rates": rates}
+    if report.rates:
+        result["rates"] = report.rates
+    if report.crafter_score is not None:
+        result["score"] = report.crafter_score
     return result
 
 
@@ -171,11 +173,15 @@ class EvalReport:
 
     @property
     def rates(self) -> dict[str, float]:
-        """Crafter's success rates in per cent, by achievement; empty where there are none."""
-        unlocked = [e.extra.get("achievements") for e in self.episodes]
-        if not all(unlocked):
-            return {}
-        return success_rates(unlocked, sorted(unlocked[0]))
+        """Success rates in per cent, by achievement; empty if an episode reports none."""
+        names = achievement_names(self.episodes)
+        return success_rates([e.achievements for e in self.episodes], names) if names else {}
+
+    @property
+    def crafter_score(self) -> float | None:
+        """Crafter score in per cent; None for an environment that is not Crafter-like."""
+        rates = self.rates
+        return crafter_score(rates) if rates and is_crafter_like(self.env, rates) else None
 
     @property
     def human_normalised(self) -> float | None:
@@ -197,7 +203,7 @@ class EvalReport:
             lines.append(f"{self.left_out} more were cut short by a fault and do not count")
         if (normalised := self.human_normalised) is not None:
             lines.append(f"human-normalised score {normalised:.3f} (random 0, human 1)")
-        if rates := self.rates:
-            lines += [f"  {name:<22}{rate:6.1f} %" for name, rate in rates.items()]
-            lines.append(f"crafter score {crafter_score(rates):.2f} % over these episodes")
+        lines += [f"  {name:<22}{rate:6.1f} %" for name, rate in self.rates.items()]
+        if self.crafter_score is not None:
+            lines.append(f"crafter score {self.crafter_score:.2f} % over these episodes")
         return "\n".join(lines)

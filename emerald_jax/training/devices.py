@@ -36,7 +36,7 @@ from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec
 from emerald_jax.run.machine import compile_program
 from emerald_jax.training.update import rollout, train_step
-from emerald_jax.types import Array, Batch, Key, Params, Starts, Trajectory
+from emerald_jax.types import Array, Batch, Key, Params, Starts, Trajectory, key_of
 
 AXIS = "data"
 #: Sequences in a run's picture, and the maximum number of frames of each.
@@ -67,7 +67,7 @@ class TrainingAgent:
         """
         self.learner = build_learner(config, spec.num_actions)
         self.spec, self.devices = spec, devices
-        keys = jax.random.split(jax.random.key(config.seed), 4)
+        keys = jax.random.split(key_of(config.seed), 4)
         self._init_key, self._update_key, self._act_key, self._picture_key = keys
         self.state: TrainState | None = None
         self.seconds, self.temporaries, self.memory = 0.0, 0, 0

@@ -23,7 +23,7 @@ from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.run.directory import read_config
 from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.weights import load
-from emerald_jax.scores import crafter_score
+from emerald_jax.types import key_of
 
 #: Environments in parallel where training had only one.
 SIDE_BY_SIDE = 16
@@ -37,6 +37,7 @@ def evaluate_run(
     seed: int = 0,
     checkpoint: int | None = None,
     watch: Watcher | None = None,
+    max_steps: int | None = None,
 ) -> EvalReport:
     """Load a run and play. The run directory is only read.
 
@@ -47,6 +48,7 @@ def evaluate_run(
         seed: of environments and actions; training used other ones.
         checkpoint: its step; None uses the newest valid one.
         watch: called with every vector step, for example to film it.
+        max_steps: steps after which an episode is cut; None uses ``envs/playing.py``'s limit.
 
     Raises:
         ConfigError: ``run`` is not a run directory.
@@ -62,9 +64,9 @@ def evaluate_run(
     envs = replace(config.envs, count=min(count, episodes))
     env = make_vector_env(config.env, envs, seed=seed + FAR)
     try:
-        key = jax.random.fold_in(jax.random.key(seed), FAR)
+        key = jax.random.fold_in(key_of(seed), FAR)
         player = agent.player(env.num_envs, key, mode=mode)
-        played = tuple(play_episodes(env, episodes, player, watch))
+        played = tuple(play_episodes(env, episodes, player, watch, max_steps=max_steps))
     finally:
         env.close()
     protocol = {
@@ -77,19 +79,22 @@ def evaluate_run(
     return report_of(config.env, agent.updates, mode, played, protocol)
 
 
-def evaluate_random(config: Config, episodes: int, *, seed: int = 0) -> EvalReport:
+def evaluate_random(
+    config: Config, episodes: int, *, seed: int = 0, max_steps: int | None = None
+) -> EvalReport:
     """The same for uniformly random play, which needs no run.
 
     Args:
         config: environment and its settings.
         episodes: complete episodes to play.
         seed: of environments and actions.
+        max_steps: as in :func:`evaluate_run`.
 
     Raises:
         EnvError: the environment cannot be made here, or fails too often.
     """
     envs = replace(config.envs, count=min(config.envs.count, episodes))
-    spec, played = play_randomly(config.env, envs, episodes, seed)
+    spec, played = play_randomly(config.env, envs, episodes, seed, max_steps=max_steps)
     return report_of(config.env, 0, "random", played, {"seed": seed, **play_protocol(config, spec)})
 
 
@@ -159,6 +164,6 @@ def final_evaluation(
         "eval/length": length,
         "eval/episodes": float(result.episodes),
     }
-    if rates := report.rates:
-        row["eval/crafter_score"] = crafter_score(rates)
+    if report.crafter_score is not None:
+        row["eval/crafter_score"] = report.crafter_score
     return result, row

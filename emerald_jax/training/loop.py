@@ -16,6 +16,7 @@ checkpoint is written before the final evaluation, which leaves no trace in it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -28,7 +29,7 @@ import numpy as np
 
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
-from emerald_jax.envs.base import VectorEnv, VectorStep
+from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep, check_same_spec
 from emerald_jax.envs.registry import make_vector_env, spec_of
 from emerald_jax.replay import Replay, make_sampler
 from emerald_jax.run.checkpoint import Store
@@ -41,7 +42,7 @@ from emerald_jax.run.directory import (
     refuse_other_data,
     write_config,
 )
-from emerald_jax.run.files import CheckpointError, RunLock
+from emerald_jax.run.files import CheckpointError, DamagedError, RunLock
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.weights import read_weights
@@ -136,15 +137,20 @@ def train(config: Config) -> RunResult:
             narrator.introduce(agent, spec)
             signals.check()
             store = parts.enter_context(Store(logdir, config.log.keep))
+            generation = _generation(store, spec)
             env = parts.enter_context(
-                closing(make_vector_env(config.env, config.envs, seed=config.seed))
+                closing(
+                    make_vector_env(
+                        config.env, config.envs, seed=config.seed, generation=generation
+                    )
+                )
             )
             signals.check()
             agent.compile({name: trace() for name, trace in agent.programs().items()}, weights)
             narrator.compiled(agent)
             signals.check()
             loop = Loop(config, agent, env, replay, narrator, store, signals)
-            loop.began = began
+            loop.began, loop.generation = began, generation
             stopped = loop.run()
             if stopped in ("steps", "minutes"):
                 evaluation = loop.evaluate()
@@ -175,10 +181,29 @@ def _prepare_directory(logdir: Path, config: Config) -> None:
         raise CheckpointError(f"{logdir} cannot be written in: {error.strerror}") from error
 
 
+def _generation(store: Store, spec: EnvSpec) -> int:
+    """Number of this process' part of the run: 0 for a new run, one more at every resume.
+
+    Environments that cannot be saved are seeded with it, so that no resume repeats their episodes.
+
+    Raises:
+        EnvError: the environment is not the one that the run was trained in.
+    """
+    for step in reversed(store.steps()):
+        with contextlib.suppress(DamagedError):
+            saved = store.metadata(step)["run"]
+            if "spec" in saved:
+                before = dataclasses.replace(spec, **saved["spec"])
+                check_same_spec(before, spec)
+            return saved.get("generation", 0) + 1
+    return 0
+
+
 class Loop:
     """One process' part of a run; see the module docstring.
 
     Attributes:
+        generation: resumes of the run so far; part of the environments' seeds.
         env_steps: environment steps since the run began.
         updates: gradient updates since the run began.
         vector_steps: vector steps since the run began.
@@ -207,7 +232,8 @@ class Loop:
         """
         self.config, self.agent, self.env, self.replay = config, agent, env, replay
         self.narrator, self.store, self.signals = narrator, store, signals
-        self.began, self.logdir = time.monotonic(), narrator.logdir
+        self.began, self.logdir, self.generation = time.monotonic(), narrator.logdir, 0
+        self._warned: set[str] = set()
         self.pace = Pace(config)
         r, seed = config.replay, config.seed
         self.sampler = make_sampler(r.sampler, replay, r.batch, r.length, seed, r.best_of)
@@ -279,6 +305,11 @@ class Loop:
             "env_steps": self.env_steps,
             "updates": self.updates,
             "vector_steps": self.vector_steps,
+            "generation": self.generation,
+            "spec": {
+                "num_actions": self.env.spec.num_actions,
+                "image_shape": list(self.env.spec.image_shape),
+            },
             "sampler": self.sampler.state_dict(),
             "random": self.random.bit_generator.state,
             "pending": self.pending is not None,
@@ -328,6 +359,9 @@ class Loop:
         self.replay.append(record)
         self.store.advance(self.replay)
         self.narrator.episodes(self.env_steps, record)
+        for kind in self.env.warnings.keys() - self._warned:
+            self.narrator.say(self.env.warnings[kind])
+            self._warned.add(kind)
 
     def _actions(self) -> np.ndarray:
         """One action per environment: random during prefill, the policy's afterwards."""

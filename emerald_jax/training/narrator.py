@@ -17,6 +17,7 @@ import numpy as np
 from emerald_jax.agent.state import count_parameters
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
+from emerald_jax.envs.playing import endless_notice
 from emerald_jax.replay import Replay, ReplayError, WindowSampler
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.pictures import report_strip, side_by_side
@@ -69,6 +70,8 @@ class Narrator:
         counts = count_parameters(agent.shapes().params)
         parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total")
         self.say(f"{counts['total']:,} parameters: {parts}")
+        if notice := endless_notice(spec):
+            self.say(notice)
         capacity = config.replay.capacity
         size = Replay.nbytes_needed(capacity, config.envs.count, spec.image_shape)
         self.say(f"replay of {capacity:,} records, {size / 1e9:.2f} GB when full")

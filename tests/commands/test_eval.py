@@ -66,18 +66,10 @@ def test_a_run_is_evaluated_with_the_options_and_the_result_kept(tmp_path, monke
         return evaluate.report_of("gymnax:Catch-bsuite", 5, options["mode"], (episode,), facts)
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
-    options = [
-        "--seed",
-        "4",
-        "--checkpoint",
-        "5",
-        "--mode",
-        "mode",
-        "--video",
-        "--max-steps",
-        "900",
-    ]
-    assert cli.main(["eval", str(tmp_path), *options]) == 0
+    chosen = {"--seed": "4", "--checkpoint": "5", "--mode": "mode", "--max-steps": "900"}
+    pairs = [text for pair in chosen.items() for text in pair]
+    arguments = ["eval", str(tmp_path), "--video", *pairs]
+    assert cli.main(arguments) == 0
     assert seen == {"episodes": 16, "mode": "mode", "seed": 4, "checkpoint": 5, "max_steps": 900}
     folder = tmp_path / "evals" / "5-4"
     assert f"written to {folder}" in capsys.readouterr().out
