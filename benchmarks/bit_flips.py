@@ -129,7 +129,7 @@ def main() -> None:
         run = Path(folder) / "run"
         if options.run:
             shutil.copytree(options.run, run)
-        config = ej.read_config(run) if options.run else make_run(run)
+        config = ej.Run(run).config if options.run else make_run(run)
         table = flip_bits(run, options.flips, config, options.seed)
     result = {
         "flips": len(table),

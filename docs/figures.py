@@ -18,9 +18,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import emerald_jax as ej
-from emerald_jax.look.figures import decoding_strip, png_of
+from emerald_jax.agent.dream import read
+from emerald_jax.look.figures import decoding_strip
 from emerald_jax.look.film import FilmPlan, film_run, save_film
 from emerald_jax.look.inside import decoding_trace
+from emerald_jax.look.style import png_of
 from emerald_jax.models.tssm import episode_mask
 from emerald_jax.ops.maskgit import mask_counts
 from emerald_jax.run.recordings import Recordings
@@ -76,16 +78,12 @@ def draw_decoding(run: str, path: Path) -> None:
     """The decoding steps of one latent, as reports show them."""
     agent = ej.load(run)
     clip = Recordings(run).draw(8, np.random.default_rng(1))
-    carry, key = agent.initial(1).carry, jax.random.key(0)
-    look = jax.jit(partial(ej.act, learner=agent.learner))
-    for image, action in zip(clip.image, clip.action, strict=True):
-        acted = look(
-            agent.params, carry, ej.Observation(image[None], action[None], action[None] < 0), key
-        )
-        carry = acted.carry
+    key = jax.random.key(0)
     # h of the newest frame: the model's expectation before it sees the frame.
+    images, actions = clip.image[:, None], clip.action[:, None]
+    states = jax.jit(partial(read, learner=agent.learner))(agent.params, images, actions, key)[1]
     trace = jax.jit(partial(decoding_trace, learner=agent.learner, steps=3))
-    found = trace(agent.params, acted.state.h[0], key)
+    found = trace(agent.params, states.h[-1, 0], key)
     side = round(found.masked.shape[1] ** 0.5)
     masked, sure = (
         np.asarray(x).mean(-1).reshape(-1, side, side) for x in (found.masked, found.confidence)

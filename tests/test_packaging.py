@@ -65,6 +65,7 @@ def test_the_documentation_reads_the_code() -> None:
         assert f"| `{name}` |" in settings
     assert "Imagined steps H per rollout. *(paper)*" in settings
     api = hooks.api()
+    assert len(emerald_jax.__all__) <= 36, "users need about thirty names"
     missing = [n for n in emerald_jax.__all__ if not n.startswith("__") and f".{n}\n" not in api]
     assert missing == []
     assert "### crafter-small" in hooks.presets()
