@@ -22,7 +22,7 @@ from benchmarks.suite.harness import INTERRUPTED, script_parser, start_small_run
 from emerald_jax.run.directory import read_rows
 
 #: A resumed run logs the updates from which it continues.
-RESUMED = re.compile(r"after [\d,]+ steps and ([\d,]+) updates")
+RESUMED = re.compile(r"(?:continue|resum)\w* (?:after|from) [\d,]+ steps and ([\d,]+) updates")
 
 
 def start(run: Path, interval_s: float, log: Path) -> subprocess.Popen:
