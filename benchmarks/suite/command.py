@@ -37,7 +37,7 @@ BENCHMARKS = {
 #: Options that do not change what is measured, each with one value.
 _FILES = ("--out", "--compare", "--figures", "--against", "--rounds")
 _EPILOG = (
-    "Exit code 1: --compare found something slower beyond the measured noise. docs/speed.md "
+    "Exit code 1: --compare found something slower beyond the measured noise. docs/development.md "
     "explains the numbers."
 )
 
