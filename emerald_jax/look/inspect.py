@@ -380,13 +380,14 @@ def _metric(rows: Rows, title: str, names: Sequence[str], about: str) -> Section
 
 def _reward_drift(metrics: Rows, episodes: Rows) -> Section:
     """Imagined and real reward per step."""
-    series = dict(figures.series_of(metrics, ["behavior/imagined_reward"]))
+    series = {}
     rows = [r for r in episodes if r.get("score") is not None and r.get("length")]
     if rows:
         steps, scores, lengths = (
             np.array([row[k] for row in rows], np.float64) for k in ("step", "score", "length")
         )
         series["real"] = (steps, figures.rolling_mean(scores) / figures.rolling_mean(lengths))
+    series |= figures.series_of(metrics, ["behavior/imagined_reward"])
     if not series:
         raise ValueError("the run has neither imagined nor real rewards yet")
     about = (
