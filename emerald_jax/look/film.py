@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import imageio.v2 as imageio
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -377,13 +376,11 @@ def _film_recorded(agent: Agent, recordings: Recordings, plan: FilmPlan) -> Film
 
 
 def _film_reset(agent: Agent, env: VectorEnv, plan: FilmPlan) -> Film:
-    key = key_of(plan.seed + _SEED_OFFSET)
-    record, state = env.reset(), agent.initial(1)
+    player = agent.player(1, key_of(plan.seed + _SEED_OFFSET))
+    record = env.reset()
     rows = [_row(record)]
     while len(rows) < plan.context and not record.is_last[0]:
-        step_key = jax.random.fold_in(key, len(rows) - 1)
-        action, state = agent.act(record.image, state, step_key)
-        record = env.step(action)
+        record = env.step(player(record))
         rows.append(_row(record))
     context, rng = len(rows), np.random.default_rng(plan.seed)
     made = _imagine(agent, _columns(rows), context, plan, rng)
