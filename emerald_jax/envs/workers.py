@@ -133,9 +133,10 @@ class WorkerSeats:
         """See :class:`Seats`. Never waits for a pending step beyond ``deadline``."""
         if self._pipe is None:
             return
-        self.process.join(max(deadline - time.monotonic(), 0))
-        self.process.kill()
-        self.process.join()
+        if self.process.pid is not None:  # None if it could not be started
+            self.process.join(max(deadline - time.monotonic(), 0))
+            self.process.kill()
+            self.process.join()
         self._pipe.close()
         self._pipe = None
 

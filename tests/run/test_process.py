@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from emerald_jax import cli
-from emerald_jax.config import Config, ConfigError
+from emerald_jax.config import Config, ConfigError, EnvsConfig
+from emerald_jax.envs import make_vector_env
 from emerald_jax.presets import get_preset
 from emerald_jax.run import machine
 from emerald_jax.run.directory import check_run_dir, run_dir
@@ -143,6 +145,20 @@ def test_errors_of_the_machine_are_one_line(capsys, number: int, said: str) -> N
     assert cli.guarded(run, ["report"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_too_few_descriptors_for_the_workers_are_one_line(monkeypatch, capsys) -> None:
+    def start(self) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def run(words: list[str]) -> int:
+        make_vector_env("crafter", EnvsConfig(count=2, workers="process"), seed=0).close()
+        return 0
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    assert cli.guarded(run, ["eval"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "emerald-jax: Too many open files: raise the limit with ulimit -n"
 
 
 def test_other_errors_keep_their_traceback() -> None:
