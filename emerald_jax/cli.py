@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from emerald_jax.commands.words import COMMANDS, complain, table, tell
 from emerald_jax.config import ConfigError
-from emerald_jax.run.process import expand_home, machine_error, prepare_process, safe_output
+from emerald_jax.process import expand_home, machine_error, prepare_process, safe_output
 
 #: Errors that are a message to the user. Named, not imported: their modules are heavy, and one that
 #: was never imported cannot have raised.

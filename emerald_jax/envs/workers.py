@@ -155,6 +155,10 @@ def _work(
     """Body of a worker process: answers messages of commands until an empty one comes."""
     # Ctrl-C reaches the whole process group; the parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Imported here, in the worker: an environment may print although the output is broken.
+    from emerald_jax.process import SafeStream
+
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     _die_with_parent()
     table = Table(factories.fn, np.frombuffer(buffer, np.uint8).reshape(shape))
 
