@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from emerald_jax.commands.shared import COMMANDS, table, write_error, write_out
 from emerald_jax.config import ConfigError
-from emerald_jax.run.process import expand_home, machine_error, prepare_process, safe_output
+from emerald_jax.process import expand_home, machine_error, prepare_process, safe_output
 
 #: Errors that are a message to the user. Listed by name: importing their modules would be slow, and
 #: a module that was never imported cannot have raised.

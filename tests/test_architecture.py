@@ -20,6 +20,7 @@ PACKAGE = "emerald_jax"
 LEVELS = {
     "config": 0,
     "presets": 0,
+    "process": 0,
     "scores": 0,
     "types": 0,
     "ops": 1,

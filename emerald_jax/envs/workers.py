@@ -310,9 +310,10 @@ class WorkerGroup:
         """End the process, by force after ``deadline`` on the monotonic clock."""
         if self._pipe is None:
             return
-        self.process.join(max(deadline - time.monotonic(), 0))
-        self.process.kill()
-        self.process.join()
+        if self.process.pid is not None:  # None if it could not be started
+            self.process.join(max(deadline - time.monotonic(), 0))
+            self.process.kill()
+            self.process.join()
         self._pipe.close()
         self._pipe = None
 
@@ -325,6 +326,10 @@ def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> 
     """Main function of a worker: answers lists of commands until an empty one comes."""
     # Ctrl-C reaches the complete process group; the parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Imported here, in the worker: an environment may print although the output is broken.
+    from emerald_jax.process import SafeStream
+
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     _die_with_parent()
     # An environment that uses JAX must leave the accelerator to the training process.
     os.environ["JAX_PLATFORMS"] = "cpu"

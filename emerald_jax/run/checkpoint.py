@@ -246,6 +246,8 @@ class Store:
         self._last = found
         placed = [_place(leaves[name], leaf) for name, leaf in wanted.items()]
         tree = jax.tree.unflatten(jax.tree.structure(abstract), placed)
+        if replay is not None and metadata["replay"] is None:
+            raise CheckpointError(f"checkpoint {found} in {self.directory} has no replay")
         lost = () if replay is None else self._replay.load(metadata["replay"], replay)
         return Restored(tree, metadata["run"], found, lost)
 

@@ -13,7 +13,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from emerald_jax.run.process import SafeStream
+from emerald_jax.process import SafeStream
 
 #: Rates are averages over this many seconds.
 RATE_WINDOW_S = 20.0

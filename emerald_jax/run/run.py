@@ -1,6 +1,6 @@
 """A run on disk as one object: settings, rows, checkpoints, recordings, evaluations, agent.
 
-Nothing here imports JAX before :meth:`Run.agent` or :attr:`Run.checkpoints`.
+Settings, rows and evaluations are read without JAX.
 """
 
 from __future__ import annotations

@@ -278,3 +278,12 @@ def test_a_point_joins_parameters_and_replay(tmp_path):
     assert all(int(name.split("-")[1]) <= 180 for name in names)
     with pytest.raises(CheckpointError, match="cannot be written in"):
         Store("/proc/nowhere")
+
+
+def test_a_checkpoint_without_a_replay_fills_none(tmp_path):
+    with Store(tmp_path) as store:
+        assert store.save(1, TREE, {})
+        assert store.wait()
+        assert store.restore(TREE).step == 1
+        with pytest.raises(CheckpointError, match=r"checkpoint 1 in .* has no replay"):
+            store.restore(TREE, make_replay())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from emerald_jax import cli
-from emerald_jax.config import Config, ConfigError
+from emerald_jax.config import Config, ConfigError, EnvsConfig
+from emerald_jax.envs import make_vector_env
 from emerald_jax.presets import get_preset
+from emerald_jax.process import SafeStream, expand_home, prepare_process
 from emerald_jax.run import machine
 from emerald_jax.run.directory import check_run_dir, run_dir
 from emerald_jax.run.log import RunLogger
-from emerald_jax.run.process import SafeStream, expand_home, prepare_process
 
 #: A command that prints a character which ASCII lacks on both streams, then writes a file. Its
 #: exit code is 0 where the file is complete, whatever happens to the output.
@@ -37,6 +39,40 @@ def run(words):
     return 0
 
 sys.exit(guarded(run, [sys.argv[2]]))
+"""
+
+#: Environments in worker processes that print at every step.
+CHATTY = """
+import sys
+import gymnasium, numpy as np
+from emerald_jax.config import EnvsConfig
+from emerald_jax.envs import EnvSpec
+from emerald_jax.envs.host import make_host_vector_env
+
+class Chatty(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        print("reset", flush=True)
+        return np.zeros((4, 4, 3), np.uint8), {}
+
+    def step(self, action):
+        print("step", flush=True)
+        print("step", file=sys.stderr, flush=True)
+        return np.zeros((4, 4, 3), np.uint8), 1.0, False, False, {}
+
+spec = EnvSpec(name="chatty", image_shape=(4, 4, 3), num_actions=2)
+config = EnvsConfig(count=2, workers="process", processes=2)
+env = make_host_vector_env(spec, Chatty, config, seed=0)
+env.reset()
+for _ in range(5):
+    record = env.step(np.zeros(2, int))
+    assert record.reward.tolist() == [1.0, 1.0], record.reward
+    assert not record.is_last.any()
+env.close()
+with open(sys.argv[1], "w") as file:
+    file.write("saved")
 """
 
 
@@ -60,6 +96,13 @@ def test_a_run_is_saved_whatever_happens_to_its_output(tmp_path: Path, redirect:
     command = ["bash", "-c", shell, sys.executable, COMMAND]
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "code.txt").read_text() == "0\n"
+    assert (tmp_path / "saved.txt").read_text() == "saved"
+
+
+@pytest.mark.parametrize("redirect", ["> /dev/full 2> /dev/full", ">&- 2>&-"])
+def test_environments_in_workers_may_print(tmp_path: Path, redirect: str) -> None:
+    command = ["bash", "-c", f'"$0" -c "$1" saved.txt {redirect}', sys.executable, CHATTY]
+    subprocess.run(command, cwd=tmp_path, check=False)
     assert (tmp_path / "saved.txt").read_text() == "saved"
 
 
@@ -145,6 +188,20 @@ def test_errors_of_the_machine_are_one_line(capsys, number: int, said: str) -> N
     assert said in line
 
 
+def test_too_few_descriptors_for_the_workers_are_one_line(monkeypatch, capsys) -> None:
+    def start(self) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def run(words: list[str]) -> int:
+        make_vector_env("crafter", EnvsConfig(count=2, workers="process"), seed=0).close()
+        return 0
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    assert cli.guarded(run, ["eval"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "emerald-jax: Too many open files: raise the limit with ulimit -n"
+
+
 def test_other_errors_keep_their_traceback() -> None:
     def run(words: list[str]) -> int:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
@@ -155,7 +212,7 @@ def test_other_errors_keep_their_traceback() -> None:
 
 def test_the_limit_of_open_files_is_raised() -> None:
     script = (
-        "import resource; from emerald_jax.run.process import prepare_process;"
+        "import resource; from emerald_jax.process import prepare_process;"
         "prepare_process(); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     shell = 'ulimit -Sn 40; ulimit -Hn 300; "$0" -c "$1"'
