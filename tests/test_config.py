@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,9 @@ def test_the_number_of_updates_follows_from_the_pace(preset: str, updates: int) 
     assert pace.owes(steps, updates - 1)
     assert not pace.owes(steps, updates)
     assert not pace.owes(config.replay.prefill, 0)
+    if preset != "tiny":
+        page = Path(__file__).resolve().parents[1] / "docs" / "differences.md"
+        assert f"{updates:,}" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

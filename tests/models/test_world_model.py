@@ -56,7 +56,7 @@ def half():
     def everything(variables, agent_params, sequence, key):
         out = model.apply(variables, sequence, key)
         net = model.bind(variables)
-        logits = {
+        results = {
             "dynamics": net.dynamics(out.features),
             "masked": net.masked_prior(out.features, out.state.z),
             "decoder": net.reconstruct(out.z, out.state.h),
@@ -66,21 +66,27 @@ def half():
             "policy": learner.actor_critic.policy(agent_params["actor"], out.state),
             "value": learner.actor_critic.value_logits(agent_params["critic"], out.state),
         }
-        return out, logits
+        # The logits of latents, before they become distributions.
+        logits = (
+            model.apply(variables, sequence.image, method=lambda net, x: net.encoder(x)),
+            model.apply(variables, out.features, method=lambda net, x: net.dynamics_head(x)),
+            model.apply(variables, out.features, method=lambda net, x: net.maskgit(x, None)),
+        )
+        return out, results, logits
 
     args = (variables, state.params, batch, jax.random.key(0))
     return (state, *jax.eval_shape(everything, *args))
 
 
 def test_bfloat16_is_the_compute_type_only(half):
-    state, out, logits = half
+    state, out, results, logits = half
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in floats} == {jnp.dtype(jnp.float32)}
-    for name, value in logits.items():
+    for name, value in results.items():
         assert value.dtype == jnp.float32, name
     assert out.posterior.dtype == jnp.float32
     memory = out.carry.memory
-    for computed in (out.state.h, out.features, memory.keys, memory.values):
+    for computed in (out.state.h, out.features, memory.keys, memory.values, *logits):
         assert computed.dtype == jnp.bfloat16
 
 
