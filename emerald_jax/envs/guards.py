@@ -136,7 +136,7 @@ def checked_reward(reward: Any) -> float:
         FaultError: with the value.
     """
     try:
-        number = float(reward)
+        number = float(reward.item() if isinstance(reward, np.ndarray) else reward)
     except (TypeError, ValueError) as error:
         line = " ".join(repr(reward).split())[:80]
         raise FaultError.interface(f"gave the reward {line}, not a number") from error

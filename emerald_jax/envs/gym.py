@@ -55,6 +55,7 @@ def resize_area(image: np.ndarray, size: int) -> np.ndarray:
 
 
 RENDER = "render"
+_OLD_SIGNS = ("values to unpack", "unexpected keyword argument 'seed'")
 
 
 class ImageEnv(gymnasium.Wrapper):
@@ -139,9 +140,9 @@ class ImageEnv(gymnasium.Wrapper):
             if isinstance(answer, tuple | list) and len(answer) == len(wanted):
                 return answer
             found = f"returned {_form(answer)} from {method}"
-        except ValueError as error:
-            # Gymnasium's own wrappers raise this when the environment inside is an old one.
-            if "values to unpack" not in str(error):
+        except (ValueError, TypeError) as error:
+            # What Gymnasium's own wrappers, and Python, raise for an environment of the old kind.
+            if not any(sign in str(error) for sign in _OLD_SIGNS):
                 raise
             found = f"raised {describe(error)} in {method}"
         raise FaultError.interface(

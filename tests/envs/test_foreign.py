@@ -286,6 +286,11 @@ def test_a_reward_of_a_device_environment_that_is_not_finite_is_an_error():
         env.step(np.zeros(2, int))
 
 
+def test_a_reward_may_be_an_array_of_one_number():
+    records, env = plays(Plain, steps=3, reward=lambda self: np.array([1.5]))
+    assert (records[-1].episodes[0].score, env.faults) == (4.5, 0)
+
+
 # Observations outside their space.
 
 
@@ -597,6 +602,11 @@ def test_gyms_old_interface_is_refused_in_one_line(caplog):
         return self.observe(), 1.0, False, {}
 
     refused(Plain, r"returned uint8 \[8, 8, 3\] from reset, which must return", reset=old_reset)
+
+    def older_reset(self):
+        return old_reset(self)
+
+    refused(Plain, r"unexpected keyword argument 'seed' in reset, which", reset=older_reset)
     refused(Plain, r"returned 4 values from step, which must.*old inter", step=old_step)
     assert caplog.records == []
     old = type("Old", (Plain,), {"step": old_step})

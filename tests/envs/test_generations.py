@@ -104,16 +104,14 @@ def test_a_lost_worker_counts_for_each_of_its_environments():
         np.testing.assert_array_equal(record.image[i], image)
 
 
-@pytest.mark.parametrize("name", ["crafter", "gymnax:Breakout-MinAtar", "gymnax:Catch-bsuite"])
-def test_every_family_takes_a_generation(name):
-    envs = EnvsConfig(count=8, workers="inline", time_limit=12)
+@pytest.mark.parametrize(("name", "size"), [("crafter", 18), ("gymnax:Catch-bsuite", 16)])
+def test_every_family_takes_a_generation(name, size):
+    envs = EnvsConfig(count=4, image_size=size, workers="inline")
     images = []
-    for generation in (0, 4, 4, None):
-        options = {} if generation is None else {"generation": generation}
+    for options in ({}, {"generation": 0}, {"generation": 4}, {"generation": 4}):
         env = make_vector_env(name, envs, seed=0, **options)
-        images.append([env.reset().image, *(env.step(np.zeros(8, int)).image for _ in range(12))])
+        images.append(env.reset().image)
         env.close()
-    images = np.array(images)
-    assert (images[0] != images[1]).any()
-    np.testing.assert_array_equal(images[1], images[2])
-    np.testing.assert_array_equal(images[0], images[3])
+    np.testing.assert_array_equal(images[0], images[1])
+    assert (images[1] != images[2]).any()
+    np.testing.assert_array_equal(images[2], images[3])
