@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from emerald_jax.agent import acting
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EpisodeTracker
 from emerald_jax.presets import get_preset
@@ -23,7 +24,7 @@ from emerald_jax.run import replay_files
 from emerald_jax.run.checkpoint import Checkpointer
 from emerald_jax.run.files import CheckpointError
 from emerald_jax.run.snapshots import Snapshots
-from emerald_jax.training import devices, loop
+from emerald_jax.training import loop
 from emerald_jax.training.evaluate import evaluate_run
 from emerald_jax.training.faults import RunError, out_of_memory
 from emerald_jax.training.loop import INTERRUPTED, train
@@ -59,13 +60,31 @@ def newest_leaves(logdir):
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_shared():
+    """Compile once for all runs of this file whose programs are the same."""
+    plain, kept = loop.build_programs, {}
+
+    def build(learner, state, spec, devices):
+        # Neither the length of a run nor its log is part of a program.
+        same = dataclasses.replace(learner.config, logdir="", steps=STEPS, log=tiny("").log)
+        key = repr((same, spec, devices))
+        if key not in kept:
+            kept[key] = plain(learner, state, spec, devices)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_programs", build)
+        yield
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     logdir, asked = tmp_path_factory.mktemp("runs") / "straight", set()
 
     def put_step(number, hold=1):
         asked.add(("hold", hold))
-        return devices.put_step(number, hold)
+        return acting.put_step(number, hold)
 
     def make_sampler(*arguments):
         sampler = samplers.make_sampler(*arguments)
