@@ -44,10 +44,13 @@ def compile_program(program: Any) -> Any:
     """Compile a lowered program.
 
     On a CPU the matrix products are library calls; LLVM's higher levels make the rest no faster but
-    take a third longer to compile (own measurement, quickstart's train step).
+    take a third longer to compile (own measurement, quickstart's train step). A level in
+    ``XLA_FLAGS`` wins.
     """
-    cpu = jax.default_backend() == "cpu"
-    return program.compile(compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
+    option = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
+        return program.compile()
+    return program.compile(compiler_options={option: 1})
 
 
 #: Packages whose versions decide how fast things are.
