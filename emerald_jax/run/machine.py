@@ -72,11 +72,14 @@ def _cache_dir() -> Path | None:
 def compile_program(program: Any) -> Any:
     """Compile a lowered program.
 
-    On a CPU, matrix products are library calls. LLVM's higher levels make the rest no faster, but
-    compilation a third slower (own measurement, quickstart's train step).
+    On a CPU the matrix products are library calls; LLVM's higher levels make the rest no faster but
+    take a third longer to compile (own measurement, quickstart's train step). A level given in
+    ``XLA_FLAGS`` is kept.
     """
-    cpu = jax.default_backend() == "cpu"
-    return program.compile(compiler_options={"xla_backend_optimization_level": 1} if cpu else None)
+    option = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
+        return program.compile()
+    return program.compile(compiler_options={option: 1})
 
 
 def describe_machine() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from unittest import mock
 
 import jax
@@ -59,6 +60,49 @@ def newest_leaves(logdir):
     with ocp.StandardCheckpointer() as files:
         tree = files.restore((logdir / "checkpoints" / str(step) / "state").absolute())
     return jax.tree_util.tree_leaves_with_path(tree)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_shared():
+    """Compile once for all runs of this file whose programs are the same."""
+    plain, kept = loop.build_programs, {}
+
+    def build(learner, state, spec, devices):
+        # Neither the length of a run nor its log is part of a program.
+        same = dataclasses.replace(learner.config, logdir="", steps=STEPS, log=tiny("").log)
+        key = repr((same, spec, devices))
+        if key not in kept:
+            kept[key] = plain(learner, state, spec, devices)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "build_programs", build)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_shared():
+    """Trace and compile once for all runs of this file whose programs are the same."""
+    plain_programs, plain_compile = TrainingAgent.programs, devices.compile_program
+    lowered, compiled = {}, {}
+
+    def programs(self):
+        # Neither the length of a run nor its log is part of a program.
+        config = dataclasses.replace(self.learner.config, logdir="", steps=STEPS, log=tiny("").log)
+        key = repr((config, self.spec, self.devices))
+        if key not in lowered:
+            lowered[key] = {name: trace() for name, trace in plain_programs(self).items()}
+        return {name: partial(lowered[key].__getitem__, name) for name in lowered[key]}
+
+    def compile_program(program):
+        if id(program) not in compiled:
+            compiled[id(program)] = plain_compile(program)
+        return compiled[id(program)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingAgent, "programs", programs)
+        patch.setattr(devices, "compile_program", compile_program)
+        yield
 
 
 @pytest.fixture(scope="module")
