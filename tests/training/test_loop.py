@@ -64,24 +64,6 @@ def newest_leaves(logdir):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_shared():
-    """Compile once for all runs of this file whose programs are the same."""
-    plain, kept = loop.build_programs, {}
-
-    def build(learner, state, spec, devices):
-        # Neither the length of a run nor its log is part of a program.
-        same = dataclasses.replace(learner.config, logdir="", steps=STEPS, log=tiny("").log)
-        key = repr((same, spec, devices))
-        if key not in kept:
-            kept[key] = plain(learner, state, spec, devices)
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_programs", build)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_shared():
     """Trace and compile once for all runs of this file whose programs are the same."""
     plain_programs, plain_compile = TrainingAgent.programs, devices.compile_program
     lowered, compiled = {}, {}
