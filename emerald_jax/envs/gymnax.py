@@ -45,9 +45,10 @@ class GymnaxVectorEnv(DeviceVectorEnv):
             EnvError: when gymnax cannot make the game, or it cannot be shown or controlled.
         """
         self._game, self._params = _load_game(name, game)
+        spec = _spec(name, self._game, self._params, envs)
         self._limit, self._size = envs.time_limit, envs.image_size
         self._bounds = _bounds(self._game.observation_space(self._params))
-        super().__init__(_spec(name, self._game, self._params, envs), envs.count, seed, generation)
+        super().__init__(spec, envs.count, seed, generation)
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
         observation, state = self._game.reset_env(key, self._params)
