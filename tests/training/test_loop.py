@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from typing import ClassVar
 from unittest import mock
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ import pytest
 from emerald_jax.agent.acting import Player
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
-from emerald_jax.envs.base import EpisodeTracker
+from emerald_jax.envs import register
+from emerald_jax.envs.base import EnvError, EpisodeTracker
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
 from emerald_jax.run import replay_files
@@ -339,3 +342,51 @@ def test_quickstart_learns_catch(tmp_path):
     subprocess.run([*command, "--logdir", str(tmp_path / "run")], check=True, timeout=900)
     scores = [row["score"] for row in rows(tmp_path / "run", "episodes.jsonl")]
     assert np.mean(scores[-100:]) >= 0.9
+
+
+class Rooms(gymnasium.Env):
+    """Each episode shows one random image, which is its world; an episode has nine steps."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(3)
+    worlds: ClassVar[list[bytes]] = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        self.image = self.np_random.integers(0, 256, (16, 16, 3), np.uint8)
+        self.worlds.append(self.image.tobytes())
+        return self.image, {}
+
+    def step(self, action):
+        del action
+        self.time += 1
+        return self.image, 1.0, self.time == 9, False, {}
+
+
+def test_every_resume_plays_other_worlds(tmp_path, monkeypatch):
+    def worlds(name):
+        """Worlds of three processes of one run, in the order in which they begin."""
+        found = []
+        for steps in (12, 24, 36):
+            monkeypatch.setattr(Rooms, "worlds", [])
+            config = tiny(tmp_path / name, steps=steps, env="rooms")
+            train(
+                dataclasses.replace(config, envs=dataclasses.replace(config.envs, workers="inline"))
+            )
+            found.append(Rooms.worlds)
+        return found
+
+    register("rooms", Rooms)
+    first = worlds("first")
+    assert len({world for part in first for world in part}) == sum(map(len, first))
+    assert worlds("again") == first
+
+
+def test_a_resume_refuses_an_environment_of_another_shape(tmp_path, monkeypatch):
+    logdir = tmp_path / "run"
+    train(tiny(logdir, steps=12))
+    spec = loop.spec_of("gymnax:Catch-bsuite", tiny(logdir).envs)
+    monkeypatch.setattr(loop, "spec_of", lambda *_: dataclasses.replace(spec, num_actions=4))
+    with pytest.raises(EnvError, match="has 4 actions, this run was trained with 3"):
+        train(tiny(logdir, steps=24))
