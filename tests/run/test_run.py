@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import emerald_jax as ej
+from emerald_jax.config import ConfigError
 from emerald_jax.run.files import RunLock
 from tests.run_cases import ENVS, ROWS, catch_config, make_run
 
@@ -52,5 +53,5 @@ def test_it_needs_no_jax(path):
 
 
 def test_other_directories_are_refused(path):
-    with pytest.raises(ej.ConfigError, match="is not a run"):
+    with pytest.raises(ConfigError, match="is not a run"):
         ej.Run(path.parent)

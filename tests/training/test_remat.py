@@ -59,7 +59,7 @@ def test_the_gradient_is_the_same_dropout_included(prior):
 
 
 def assert_close(a, b):
-    assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(a)  # other masks would be 1
+    assert np.linalg.norm(a - b) <= 3e-4 * np.linalg.norm(a)  # other masks would be 1
 
 
 def test_less_than_half_is_kept_at_the_papers_sizes():
