@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.suite.harness import INTERRUPTED, script_parser, start_small_run, write_result
+from benchmarks.suite.harness import script_parser, start_small_run, write_result
 from emerald_jax.run.directory import read_rows
+from emerald_jax.training.loop import INTERRUPTED
 
 #: A resumed run logs the updates from which it continues.
 RESUMED = re.compile(r"(?:continue|resum)\w* (?:after|from) [\d,]+ steps and ([\d,]+) updates")
@@ -27,12 +29,8 @@ RESUMED = re.compile(r"(?:continue|resum)\w* (?:after|from) [\d,]+ steps and ([\
 
 def start(run: Path, interval_s: float, log: Path) -> subprocess.Popen:
     """Start or resume the run; its output goes to ``log``."""
-    settings = {
-        "--log.checkpoint-minutes": interval_s / 60,
-        "--log.every": 1,
-        "--log.pictures": 0,
-        "--log.eval-episodes": 0,
-    }
+    settings = {"log.every": 1, "log.pictures": 0, "log.eval-episodes": 0}
+    settings["log.checkpoint-minutes"] = interval_s / 60
     with log.open("w") as file:
         return start_small_run(run, settings, stderr=file, stdout=file)
 
@@ -62,12 +60,7 @@ def kill_once(
 ) -> tuple[dict, dict[int, float]]:
     """Start, wait, kill. Returns what happened, and :func:`rows` at that moment.
 
-    Args:
-        run: its directory.
-        log: for the output of the process.
-        wait_s: seconds from the start to the kill.
-        aim: wait further, until a checkpoint is being written.
-        interval_s: seconds between checkpoints.
+    With ``aim``, wait further after ``wait_s`` until a checkpoint is being written.
     """
     began, before = time.monotonic(), unfinished(run)
     process = start(run, interval_s, log)
@@ -112,35 +105,34 @@ def kill_often(run: Path, kills: int, interval_s: float, startup_s: float) -> li
     return table
 
 
-def warm_up(run: Path, interval_s: float) -> float:
-    """Two processes that are stopped by SIGTERM; returns the seconds of a start.
+def run_until(
+    ready: Callable[[], object], run: Path, interval_s: float, then_s: float = 0
+) -> tuple[float, int]:
+    """Start and, ``then_s`` after ``ready()``, stop by SIGTERM; seconds until then, exit code."""
+    began = time.monotonic()
+    process = start(run, interval_s, run.with_suffix(".txt"))
+    while not ready() and process.poll() is None:
+        time.sleep(0.05)
+    seconds = time.monotonic() - began
+    time.sleep(then_s)
+    process.send_signal(signal.SIGTERM)
+    return seconds, process.wait()
 
-    The first start on a machine compiles, which takes longer than any process here lives; later
-    starts read the compilation cache.
-    """
-    log, seconds = run.with_suffix(".txt"), 0.0
+
+def warm_up(run: Path, interval_s: float) -> float:
+    """Seconds of a start; the second, as the first compiles longer than any process here lives."""
     for _ in range(2):
-        before, began = len(rows(run)), time.monotonic()
-        process = start(run, interval_s, log)
-        while len(rows(run)) <= before and process.poll() is None:
-            time.sleep(0.1)
-        seconds = time.monotonic() - began
-        process.send_signal(signal.SIGTERM)
-        if process.wait() != INTERRUPTED:
-            raise SystemExit(f"the run ended by itself: {log.read_text()}")
+        before = len(rows(run))
+        seconds, code = run_until(lambda n=before: len(rows(run)) > n, run, interval_s)
+        if code != INTERRUPTED:
+            raise SystemExit(f"the run ended by itself: {run.with_suffix('.txt').read_text()}")
     return seconds
 
 
 def last_process(run: Path, interval_s: float) -> dict:
     """Resume once more, stop by SIGTERM, and check every checkpoint."""
-    log, began = run.with_suffix(".txt"), time.monotonic()
-    process = start(run, interval_s, log)
-    while resumed(log) is None and process.poll() is None:
-        time.sleep(0.05)
-    restart = time.monotonic() - began
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    code = process.wait()
+    log = run.with_suffix(".txt")
+    restart, code = run_until(lambda: resumed(log) is not None, run, interval_s, then_s=1)
     command = [sys.executable, "-m", "emerald_jax", "checkpoints", str(run)]
     health = subprocess.run(command, capture_output=True, text=True)
     print(health.stdout)

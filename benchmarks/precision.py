@@ -1,8 +1,6 @@
 """Does bfloat16 learn what float32 learns? The same updates in both, on the same batches.
 
-Random play is recorded once, batches are drawn once; then complete updates (world model,
-imagination, actor, critic) run from the same seed in both compute types. Sampled latents diverge
-after a few updates, so the curves are compared as means over windows of updates.
+Sampled latents diverge after a few updates, so curves are compared as means over windows of them.
 
 Command: python -m benchmarks.precision               (200 updates of the quickstart's networks)
 Result:  benchmarks/results/precision.json

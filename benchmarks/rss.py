@@ -1,6 +1,5 @@
 """Memory of a run's process over twenty thousand updates after its replay is full: is it flat?
 
-The smallest possible run trains in a process of its own; its resident memory is read from outside.
 The slope is that of a line through the means of successive stretches, which are nearly independent;
 its 95 % interval comes from their scatter about the line.
 
@@ -27,14 +26,8 @@ T_95 = 2.1
 STRETCHES = 20
 CAPACITY = 800
 #: 4 x 8 records per update, 128 replayed records per step: 4 updates per step.
-SETTINGS = {
-    "--train-ratio": 128,
-    "--replay.capacity": CAPACITY,
-    "--model.context": 2,
-    "--log.every": 200,
-    "--log.pictures": 5000,
-    "--log.checkpoint-minutes": 1,
-}
+SETTINGS = {"train-ratio": 128, "replay.capacity": CAPACITY, "model.context": 2}
+SETTINGS |= {"log.every": 200, "log.pictures": 5000, "log.checkpoint-minutes": 1}
 
 
 def watch(process: subprocess.Popen, run: Path, updates: int) -> list[tuple[int, float]]:

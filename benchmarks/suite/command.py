@@ -6,7 +6,7 @@ import importlib
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.suite.against import against_table, run_against
@@ -43,19 +43,12 @@ _EPILOG = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``python -m benchmarks``.
-
-    Args:
-        arguments: those of the process when None.
-
-    Returns:
-        The exit code.
-    """
+    """Run ``python -m benchmarks``; returns the exit code."""
     return guarded(run_command, list(sys.argv[1:] if arguments is None else arguments))
 
 
 def run_command(arguments: list[str]) -> int:
-    """Measure, or read results back; print tables. Returns the exit code."""
+    """Measure, or read results back, and print tables; the exit code is 1 after a regression."""
     options = _parse(arguments)
     if options.figures is not None and not options.figures.is_dir():
         raise ConfigError(f"--figures {options.figures}: there is no such folder")
@@ -68,10 +61,8 @@ def run_command(arguments: list[str]) -> int:
         pairs = run_against(options.against, rest, options.rounds, _log)
         sys.stdout.write(against_table(pairs, markdown=options.markdown))
         return 0
-    if options.show:
-        reports = [read_report(path) for path in options.show]
-    else:
-        reports = [_measure(options, arguments)]
+    reports = [read_report(path) for path in options.show or ()]
+    reports = reports or [_measure(options, arguments)]
     sys.stdout.write(report_tables(reports, markdown=options.markdown))
     if options.figures is not None:
         from benchmarks.suite.figures import draw_figures
@@ -129,17 +120,18 @@ def run_benchmarks(
     out: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measure the named benchmarks.
+    """Measure the named benchmarks; ``command`` is kept in the report, ``log`` gets the progress.
 
-    ``out`` is rewritten after every row, so that an interruption loses nothing; ``log`` is called
-    with every line of progress, ``command`` is kept in the report.
-
-    Raises:
-        ConfigError, EnvError, ReplayError: what cannot be measured at all.
+    ``out`` is rewritten after every row, so that an interruption loses nothing.
     """
     options.check()
     device_counts(options)
     report = Report.begin(command)
+
+    def save() -> None:
+        if out is not None:
+            write_report(out, report)
+
     for name in names:
         log(f"{name}: {BENCHMARKS[name][1]}")
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name][0]}")
@@ -150,18 +142,15 @@ def run_benchmarks(
             else:
                 report.left_out.append(found)
                 log(f"  left out: {found}")
-            if out is not None:
-                write_report(out, report)
+            save()
     report.complete = True
-    if out is not None:
-        write_report(out, report)
+    save()
     return report
 
 
 def _without_files(arguments: Sequence[str]) -> list[str]:
     """The arguments that decide the measurements: a result must not name the user's folders."""
-    kept: list[str] = []
-    rest: Iterator[str] = iter(arguments)
+    kept, rest = [], iter(arguments)
     for argument in rest:
         name, equals, _ = argument.partition("=")
         if name not in _FILES:

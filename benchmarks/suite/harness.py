@@ -31,7 +31,6 @@ from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
 from emerald_jax.commands.shared import Parser as Parser  # the other files import it from here
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
-from emerald_jax.models.world_model import Pass
 from emerald_jax.presets import get_preset
 from emerald_jax.run.files import write_atomic
 from emerald_jax.run.machine import compile_program, machine_line
@@ -40,8 +39,6 @@ from emerald_jax.types import Batch, Carry, Key, Starts
 
 #: Actions where no environment is involved: Crafter's.
 NUM_ACTIONS = 17
-#: Exit code of a training run that was stopped by a signal and has saved.
-INTERRUPTED = 75
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,7 @@ class Options:
 
     @classmethod
     def of(cls, parsed: argparse.Namespace) -> Options:
-        """The parsed options, checked.
-
-        Raises:
-            ConfigError: see :meth:`check`.
-        """
+        """The parsed options, checked by :meth:`check`."""
         given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.metadata}
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v}
         options = cls(**given)
@@ -105,27 +98,20 @@ class Options:
 
     def budget(self) -> Budget:
         """Of one number."""
-        if self.quick:
-            return Budget(self.seconds or 1.0, least=2)
-        return Budget(self.seconds or 10.0)
+        return Budget(self.seconds or 1.0, least=2) if self.quick else Budget(self.seconds or 10.0)
 
     def config(self, default: str = "crafter") -> Config:
-        """The configuration whose sizes are measured.
+        """The configuration whose sizes are measured; ``default`` where none was named.
 
-        Args:
-            default: the preset when none was named. With ``quick`` on a CPU it is always
-                ``crafter-small``: one update at the paper's sizes takes a CPU half a minute.
+        With ``quick`` on a CPU the default is always ``crafter-small``: one update at the paper's
+        sizes takes a CPU half a minute.
         """
         if self.quick and on_cpu():
             default = "crafter-small"
         return get_preset(self.preset or default)
 
     def check(self) -> None:
-        """Refuse invalid options before anything is measured.
-
-        Raises:
-            ConfigError: naming the option.
-        """
+        """Refuse invalid options before anything is measured, by a ConfigError."""
         if self.preset:
             get_preset(self.preset)
         if self.quick and self.full:
@@ -146,11 +132,7 @@ def on_cpu() -> bool:
 
 
 def device_counts(options: Options) -> tuple[int, ...]:
-    """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all.
-
-    Raises:
-        ConfigError: when there are fewer than asked for.
-    """
+    """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all."""
     available = len(jax.local_devices())
     for count in options.devices:
         if count > available:
@@ -193,27 +175,21 @@ def unless_memory_lacks(what: str, measure: Callable[[], Row]) -> Row | str:
 def compile_for(function: Any, *arguments: Any) -> tuple[Callable, dict[str, Any]]:
     """Compile a jitted or pmapped function as training does, for the shapes of ``arguments``.
 
-    Returns:
-        The program, and its facts for a row: ``compile_seconds`` (tracing, lowering and compiling,
-        without the compilation cache); ``temporaries_bytes`` (memory besides arguments and results;
-        0 where JAX does not report it); ``arguments_bytes``; ``results_bytes`` (donated arguments
-        excluded).
+    Returns the program, and its facts for a row. Seconds are those of tracing, lowering and
+    compiling, bytes are 0 where JAX does not report them; donated arguments are no results.
     """
     with no_compilation_cache():
         start = time.perf_counter()
         program = compile_program(function.lower(*arguments))
         seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    temporaries, inputs, outputs, aliased = (
-        int(getattr(memory, f"{name}_size_in_bytes", 0) or 0)
-        for name in ("temp", "argument", "output", "alias")
-    )
-    return program, {
-        "compile_seconds": round(seconds, 2),
-        "temporaries_bytes": temporaries,
-        "arguments_bytes": inputs,
-        "results_bytes": outputs - aliased,
+    kinds = {"temp": "temporaries", "argument": "arguments", "output": "results"}
+    facts = {"compile_seconds": round(seconds, 2)} | {
+        f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes", 0) or 0)
+        for theirs, ours in kinds.items()
     }
+    facts["results_bytes"] -= int(getattr(memory, "alias_size_in_bytes", 0) or 0)
+    return program, facts
 
 
 @contextmanager
@@ -244,7 +220,7 @@ def memory_peaks() -> dict[str, int]:
 def program_row(
     call: Callable[[], Any], work: Flops, facts: dict[str, Any], amount: float, **names: Any
 ) -> tuple[list[float], Row]:
-    """Time a compiled program.
+    """Time a compiled program; returns the seconds of every repeat, and the row.
 
     Args:
         call: runs it once.
@@ -252,9 +228,6 @@ def program_row(
         facts: from :func:`compile_for`.
         amount: units that one call makes; the row's value is ``amount`` per second.
         names: ``benchmark``, ``case`` (with ``dtype``, maybe ``devices``), ``unit``; ``budget``.
-
-    Returns:
-        The seconds of every repeat, and the row.
     """
     budget, case = names.pop("budget"), names["case"]
     seconds, ceiling = repeat_with_ceiling(call, budget, case["dtype"])
@@ -274,11 +247,9 @@ _LEAST, _SECONDS = 3, 0.3
 def repeat_with_ceiling(
     call: Callable[[], Any], budget: Budget, dtype: str
 ) -> tuple[list[float], float]:
-    """:func:`repeat`, and one device's ceiling at that time, in FLOP/s.
+    """:func:`repeat`, and one device's ceiling in FLOP/s: the rate of large matrix products.
 
-    The ceiling is the rate of large square matrix products, measured just before and just after;
-    the better one counts. A machine's speed changes with its clock and its other users (a factor of
-    two between minutes was seen on a virtual machine).
+    Measured just before and just after, because a machine's speed changes; the better one counts.
     """
     size = best_size(dtype)
     before = _rate(size, dtype)
@@ -288,12 +259,7 @@ def repeat_with_ceiling(
 
 @cache
 def best_size(dtype: str) -> int:
-    """The size of the fastest products, tried once per process.
-
-    Args:
-        dtype: ``float32`` (at JAX's default precision, as in the model: TF32 on recent GPUs) or
-            ``bfloat16``, of operands and result.
-    """
+    """The size of the fastest products, tried once per process; float32 is TF32 on recent GPUs."""
     sizes = CPU_SIZES if on_cpu() else ACCELERATOR_SIZES
     return max(sizes, key=lambda size: _rate(size, dtype))
 
@@ -310,15 +276,11 @@ def _rate(size: int, dtype: str) -> float:
 
 
 def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) -> dict[str, Any]:
-    """For a row: the work, and the share of the machine's ceiling that it reached.
+    """For a row: the work of a call in ``seconds``, and its share of the machine's ceiling.
 
-    Args:
-        work: FLOPs of one call.
-        seconds: of one call, all devices together.
-        ceiling: of one device, FLOP/s, from :func:`repeat_with_ceiling`.
-        devices: how many worked on it; a CPU's virtual devices share its cores.
+    ``ceiling`` is that of one device, from :func:`repeat_with_ceiling`.
     """
-    if not on_cpu():
+    if not on_cpu():  # a CPU's virtual devices share its cores
         ceiling *= devices
     return {
         "seconds": seconds,
@@ -332,11 +294,10 @@ def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) ->
 
 def with_changes(config: Config, **groups: dict[str, Any]) -> Config:
     """A configuration with some settings replaced, by group."""
-    changed = {
-        name: dataclasses.replace(getattr(config, name), **values)
-        for name, values in groups.items()
-    }
-    return dataclasses.replace(config, **changed)
+    changed = (
+        (name, dataclasses.replace(getattr(config, name), **v)) for name, v in groups.items()
+    )
+    return dataclasses.replace(config, **dict(changed))
 
 
 def random_state(learner: Learner, seed: int = 0) -> TrainState:
@@ -380,13 +341,19 @@ def full_carry(learner: Learner, batch: int) -> Carry:
 def full_context_starts(learner: Learner, sequences: int) -> Starts:
     """Starts `[sequences, n]` as an update makes them, each with C real tokens before it.
 
-    A sequence of L steps after a carry of C tokens gives n = L // stride starts, which share its
-    C + L keys and values. Training's own function takes them from a pass of noise in which every
-    token is valid.
+    Training's own function takes them from a pass of noise in which every token is valid.
     """
     config = learner.config
     positions = start_positions(config.replay.length, config.behavior.start_stride)
-    passed = jax.eval_shape(lambda: _read(learner, sequences))
+
+    def read() -> Any:
+        batch = random_batch(with_changes(config, replay={"batch": sequences}))
+        batch = jax.tree.map(jnp.asarray, batch)._replace(carry=init_carry(learner, sequences))
+        params = init_state(learner, jax.random.key(0)).params["world_model"]
+        keys = jax.random.split(jax.random.key(0), sequences)
+        return jax.vmap(partial(learner.model.apply, {"params": params}))(batch, keys)
+
+    passed = jax.eval_shape(read)
 
     def make(key: Key) -> Starts:
         # Compiled, so that parts which no start reads are never made.
@@ -394,16 +361,6 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
         return jax.vmap(lambda one: starts_from(one, positions))(noise)
 
     return jax.jit(make)(jax.random.key(2))
-
-
-def _read(learner: Learner, sequences: int) -> Pass:
-    """Forward pass over some sequences; only its shapes are used."""
-    config = with_changes(learner.config, replay={"batch": sequences})
-    batch = jax.tree.map(jnp.asarray, random_batch(config))
-    batch = batch._replace(carry=init_carry(learner, sequences))
-    params = init_state(learner, jax.random.key(0)).params["world_model"]
-    keys = jax.random.split(jax.random.key(0), sequences)
-    return jax.vmap(lambda one, key: learner.model.apply({"params": params}, one, key))(batch, keys)
 
 
 def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
@@ -422,12 +379,7 @@ def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
 
 
 def script_parser(doc: str, result: str) -> argparse.ArgumentParser:
-    """Parser of a small script: its description, and ``--out``.
-
-    Args:
-        doc: the script's docstring.
-        result: file name in ``benchmarks/results``, the default of ``--out``.
-    """
+    """Parser of a small script with docstring ``doc``; ``result`` is the default file of --out."""
     about = doc.splitlines()[0].rstrip(".")
     parser = Parser(result, f"python -m benchmarks.{Path(result).stem}", about)
     path = Path(__file__).parents[1] / "results" / result
@@ -439,26 +391,17 @@ def write_result(path: Path, result: dict[str, Any], *, long: str = "") -> None:
     """Write a script's result as JSON, the machine added; print it without the entry ``long``."""
     result = {**result, "machine": machine_line()}
     write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
-    print(json.dumps({name: value for name, value in result.items() if name != long}, indent=1))
+    result.pop(long, None)
+    print(json.dumps(result, indent=1))
 
 
 def start_small_run(run: Path, settings: dict[str, Any], **streams: Any) -> subprocess.Popen:
     """Train the smallest possible agent, the ``tiny`` preset cut down, in a process of its own.
 
-    Args:
-        run: its directory.
-        settings: option of ``emerald-jax train`` -> value, besides the sizes.
-        streams: ``stdout`` and ``stderr`` of the process.
+    ``settings`` are more options of ``emerald-jax train``, ``streams`` its stdout and stderr.
     """
-    settings = {
-        "--logdir": run,
-        "--steps": 10**9,
-        "--model.blocks": 1,
-        "--model.head-layers": 1,
-        "--behavior.horizon": 1,
-        "--behavior.decode-steps": 1,
-        **settings,
-    }
-    pairs = [str(word) for pair in settings.items() for word in pair]
+    ones = ("model.blocks", "model.head-layers", "behavior.horizon", "behavior.decode-steps")
+    settings = {"logdir": run, "steps": 10**9, **dict.fromkeys(ones, 1), **settings}
+    pairs = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "emerald_jax", "train", "tiny", *pairs]
     return subprocess.Popen(command, **streams)
