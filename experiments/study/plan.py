@@ -19,11 +19,11 @@ DREAM_METRICS = {
     "moved": "moved pixels dreamt right",
     "reward_error": "reward error",
 }
-#: The same, with their headings in figures over imagined steps.
-DREAM_CURVES = {
-    "dream_error": "squared pixel error of the dream",
-    "moved": "moved pixels dreamt right",
-    "reward_error": "error of the imagined reward",
+_LATENT = {"token_accuracy": "token accuracy", "nats": "nats per latent"}
+#: Metrics and points of studies of the decoding.
+DECODING: dict[str, Any] = {
+    "metrics": {**_LATENT, **DREAM_METRICS, "decode_us": "decoding, us per latent"},
+    "points": _LATENT,
 }
 #: Metric -> the same metric without a model: its name, label and line style.
 BASELINES = {
@@ -104,10 +104,10 @@ class Study:
 
     name: str
     claim: str
-    scales: dict[str, Scale]
     variants: Callable[[Scale], Sequence[Variant]]
     metrics: dict[str, str]
-    curves: dict[str, str] = field(default_factory=lambda: DREAM_CURVES)
+    scales: dict[str, Scale] = field(default_factory=lambda: SCALES)
+    curves: dict[str, str] = field(default_factory=lambda: DREAM_METRICS)
     points: dict[str, str] = field(default_factory=dict)
     swept: str = ""
     against: str = ""
@@ -127,11 +127,7 @@ def config_of(scale: Scale, variant: Variant) -> Config:
 
 
 def change(config: Config, settings: dict[str, Any]) -> Config:
-    """``config`` with dotted settings changed.
-
-    Raises:
-        ConfigError: a setting does not exist.
-    """
+    """``config`` with dotted settings changed; ConfigError where one does not exist."""
     values = config.to_dict()
     for name, value in settings.items():
         group, _, last = name.rpartition(".")
@@ -192,14 +188,10 @@ SCALES = {"smoke": SMOKE, "cpu": CPU, "minatar": MINATAR, "paper": PAPER}
 
 
 def latent_changes(scale: Scale, kind: str) -> dict[str, Any]:
-    """Settings of a spatial or a vector latent at a scale.
+    """Settings of a ``spatial`` or a ``vector`` latent, with the preset's groups as in the paper.
 
-    Both have the preset's groups, as in the paper. At ``minatar`` the vector has 32 groups: 4
-    groups of 8 classes distinguish 4,096 pictures, fewer than 30 bricks can form.
-
-    Args:
-        scale: of the study.
-        kind: ``spatial`` or ``vector``.
+    At ``minatar`` the vector has 32 groups: 4 groups of 8 classes distinguish 4,096 pictures, fewer
+    than 30 bricks can form.
     """
     more = {"model.groups": 32} if kind == "vector" and scale.preset == "minatar" else {}
     return {"model.latent": kind, **more}
