@@ -7,6 +7,7 @@ and against the ``linear`` head (S = 0). This measures the paper's claim about M
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
@@ -74,16 +75,9 @@ def measure_point(config: ej.Config, point: Point, options: Options) -> tuple[li
         return ej.decode(params, h, key, model=learner.model, steps=point.steps).z
 
     program, facts = harness.compile_for(jax.jit(draw), *arguments)
-    return harness.program_row(
-        lambda: program(*arguments),
-        trace_flops(draw, *arguments)[0],
-        facts,
-        amount=point.batch,
-        budget=options.budget(),
-        benchmark=NAME,
-        case=_case(config, point),
-        unit="latents/s",
-    )
+    work, call = trace_flops(draw, *arguments)[0], partial(program, *arguments)
+    names = {"benchmark": NAME, "case": _case(config, point), "unit": "latents/s"}
+    return harness.program_row(options.budget(), call, point.batch, work, facts, **names)
 
 
 def claim(config: ej.Config, point: Point, seconds: list[float], rival: list[float]) -> Row:

@@ -118,13 +118,7 @@ def measure_point(config: ej.Config, point: Point, options: Options) -> Row:
     starts, keys = parallel.place_shares(parallel.split((starts, keys), len(devices)), devices)
     imagine = parallel.compile_imagination(learner, devices)
     program, facts = harness.compile_for(imagine, params, starts, keys)
-    return harness.program_row(
-        lambda: program(params, starts, keys),
-        work,
-        facts,
-        amount=point.starts * point.horizon,
-        budget=options.budget(),
-        benchmark=NAME,
-        case={"preset": config.preset, **point.case},
-        unit="imagined states/s",
-    )[1]
+    case = {"preset": config.preset, **point.case}
+    names = {"benchmark": NAME, "case": case, "unit": "imagined states/s"}
+    call, amount = partial(program, params, starts, keys), point.starts * point.horizon
+    return harness.program_row(options.budget(), call, amount, work, facts, **names)[1]

@@ -75,8 +75,8 @@ def against_crafter(complete: list[Episode]) -> dict[str, Any]:
     rates = success_rates(unlocked, names)
     score = crafter_score(rates)
     table = np.array([[episode[name] > 0 for name in names] for episode in unlocked])
-    rng = np.random.default_rng(0)
-    samples = table[rng.integers(len(table), size=(2000, len(table)))].mean(1) * 100
+    drawn = np.random.default_rng(0).integers(len(table), size=(2000, len(table)))
+    samples = table[drawn].mean(1) * 100
     error = float(np.std(np.expm1(np.log1p(samples).mean(1))))
     known = crafter()["training_episodes_first_1M"]["random"]
     return {

@@ -70,15 +70,14 @@ def main() -> None:
             process.terminate()
             code = process.wait()
         seconds = time.monotonic() - began
-    found, half = slope(samples)
-    values = [mib for _, mib in samples]
+    (found, half), values = slope(samples), [round(mib, 1) for _, mib in samples]
     result = {
         "updates": samples[-1][0] - samples[0][0],
         "seconds": round(seconds, 1),
         "exit_code_after_sigterm": code,
-        "mib_at_first": round(values[0], 1),
-        "mib_at_last": round(values[-1], 1),
-        "mib_range": [round(min(values), 1), round(max(values), 1)],
+        "mib_at_first": values[0],
+        "mib_at_last": values[-1],
+        "mib_range": [min(values), max(values)],
         "slope_mib_per_1000_updates": round(found, 4),
         "slope_95_percent": [round(found - half, 4), round(found + half, 4)],
         "samples": [[u, round(mib, 2)] for u, mib in samples[:: max(1, len(samples) // 200)]],

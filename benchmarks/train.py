@@ -20,7 +20,7 @@ import optax
 
 import emerald_jax as ej
 from benchmarks.suite import harness
-from benchmarks.suite.flops import Flops, reference, trace_flops
+from benchmarks.suite.flops import Flops, trace_flops
 from benchmarks.suite.harness import Options, on_cpu
 from benchmarks.suite.report import PARTS, Row
 from emerald_jax.agent.state import Learner, TrainState, apply_gradients, count_parameters
@@ -82,19 +82,11 @@ class Update:
 
 def measure_update(config: ej.Config, devices: int, options: Options, *, parts: bool) -> Row:
     """Compile and time the complete update, and its parts on request."""
-    update, work = Update(config, devices), update_flops(config)
-    model = config.model
-    case = {"dtype": model.dtype, "remat": model.remat, "devices": devices}
-    _, row = harness.program_row(
-        update,
-        work["whole"],
-        update.facts,
-        amount=1,
-        budget=options.budget(),
-        benchmark=NAME,
-        case={"preset": config.preset, **case},
-        unit="updates/s",
-    )
+    update, work, model = Update(config, devices), update_flops(config), config.model
+    case = {"preset": config.preset, "dtype": model.dtype, "remat": model.remat}
+    names = {"benchmark": NAME, "case": {**case, "devices": devices}, "unit": "updates/s"}
+    program = (update, 1, work["whole"], update.facts)
+    row = harness.program_row(options.budget(), *program, **names)[1]
     facts = row.facts
     facts["kept_bytes"] = kept_bytes(update.learner, update.state.params["world_model"], config)
     facts["parameters"] = count_parameters(update.state.params)["total"]
@@ -139,7 +131,9 @@ def update_flops(config: ej.Config, num_actions: int = harness.NUM_ACTIONS) -> d
     The agent's losses evaluate policy and critic a second time on the imagined states; these
     forward passes are not useful and are subtracted.
     """
-    learner = ej.build_learner(reference(config), num_actions)
+    # What rematerialisation and micro-batches compute again is not useful.
+    config = harness.with_changes(config, model={"remat": False}, optim={"micro_batch": 0})
+    learner = ej.build_learner(config, num_actions)
     size = config.replay.batch
     state = jax.eval_shape(partial(ej.init_state, learner), jax.random.key(0))
     carry = jax.eval_shape(partial(harness.full_carry, learner, size))

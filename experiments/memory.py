@@ -31,18 +31,10 @@ _WORLD = {
     "replay.length": 16,
     "replay.batch": 16,
 }
+_SIZES = dict(records=20_000, updates=1000, windows=128, context=1, horizon=1)
 SCALES = {
     "smoke": replace(SMOKE, windows=32, changes=_DECODER),
-    "cpu": replace(
-        SMOKE,
-        preset="quickstart",
-        records=20_000,
-        updates=1000,
-        windows=128,
-        context=1,
-        horizon=1,
-        changes=_WORLD,
-    ),
+    "cpu": replace(SMOKE, preset="quickstart", changes=_WORLD, **_SIZES),
     "paper": replace(PAPER, changes=_DECODER),
 }
 #: Kinds of memory, and their settings.

@@ -3,14 +3,12 @@
 Only matrix products and convolutions count, a multiplication and an addition each one FLOP;
 element-wise work, normalisation and softmax do not. Two counts: ``useful`` is every product of the
 traced program; ``least`` leaves out products with a one-hot operand, which a gather can replace.
-Taken from the trace of :func:`reference` along an accelerator's code path, they are a property of
-the model and not of the machine. ``tests/benchmarks/closed_form.py`` is the closed form behind
-earlier results; it names the differences.
+Taken along an accelerator's code path, they are a property of the model and not of the machine.
+``tests/benchmarks/closed_form.py`` is the closed form behind earlier results, with the differences.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +16,6 @@ from unittest import mock
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
-
-from emerald_jax.config import Config
 
 #: Primitives whose result is one-hot when all operands are.
 _MOVES = {"broadcast_in_dim", "concatenate", "convert_element_type"}
@@ -42,15 +38,6 @@ class Flops(NamedTuple):
 
     def __rmul__(self, times: int) -> Flops:  # type: ignore[override]
         return Flops(times * self.useful, times * self.least)
-
-
-def reference(config: Config) -> Config:
-    """The configuration whose trace is counted: nothing is computed twice."""
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, remat=False),
-        optim=dataclasses.replace(config.optim, micro_batch=0),
-    )
 
 
 def trace_flops(function: Callable, *arguments: Any) -> tuple[Flops, Any]:

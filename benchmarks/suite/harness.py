@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -28,11 +29,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from benchmarks.suite.flops import Flops
 from benchmarks.suite.report import Repeats, Row
 from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
-from emerald_jax.commands.shared import Parser as Parser  # the other files import it from here
+from emerald_jax.commands.shared import Parser, number
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
 from emerald_jax.presets import get_preset
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.files import write_json
 from emerald_jax.run.machine import compile_program, machine_line
 from emerald_jax.training.update import start_positions
 from emerald_jax.types import Batch, Carry, Key, Starts
@@ -66,17 +67,17 @@ class Options:
     quick: bool = _option("a few points, a second each", False, action="store_true")
     full: bool = _option("all points, even where it takes hours", False, action="store_true")
     preset: str = _option("whose sizes (crafter; end-to-end on a CPU: crafter-small)", "")
-    seconds: float = _option("for each number (10; quick: 1)", 0.0, type=float)
-    minutes: float = _option("of the end-to-end run (2; quick: 0.25)", 0.0, type=float)
-    decode_steps: tuple[int, ...] = _option("MaskGIT steps", type=int, metavar="S")
-    horizon: tuple[int, ...] = _option("imagined steps", type=int, metavar="H")
-    starts: tuple[int, ...] = _option("rollouts at once", type=int, metavar="N")
+    seconds: float = _option("for each number (10; quick: 1)", 0.0, type=number(0, kind=float))
+    minutes: float = _option("of end-to-end (2; quick: 0.25)", 0.0, type=number(0, kind=float))
+    decode_steps: tuple[int, ...] = _option("MaskGIT steps", type=number(0), metavar="S")
+    horizon: tuple[int, ...] = _option("imagined steps", type=number(1), metavar="H")
+    starts: tuple[int, ...] = _option("rollouts at once", type=number(1), metavar="N")
     dtype: tuple[str, ...] = _option("compute types", choices=("float32", "bfloat16"))
-    devices: tuple[int, ...] = _option("numbers of devices", type=int, metavar="N")
+    devices: tuple[int, ...] = _option("numbers of devices", type=number(1), metavar="N")
     remat: tuple[str, ...] = _option("rematerialisation, in train", choices=("on", "off"))
     envs: tuple[str, ...] = _option("environments, in envs", metavar="ENV")
-    counts: tuple[int, ...] = _option("how many, in envs", type=int, metavar="N")
-    records: int = _option("in replay (the preset's capacity)", 0, type=int, metavar="N")
+    counts: tuple[int, ...] = _option("how many, in envs", type=number(1), metavar="N")
+    records: int = _option("in replay (the preset's capacity)", 0, type=number(0), metavar="N")
     found: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -89,11 +90,14 @@ class Options:
 
     @classmethod
     def of(cls, parsed: argparse.Namespace) -> Options:
-        """The parsed options, checked by :meth:`check`."""
+        """The parsed options; ConfigError where they are invalid."""
         given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.metadata}
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v}
         options = cls(**given)
-        options.check()
+        if options.preset:
+            get_preset(options.preset)
+        if options.quick and options.full:
+            raise ConfigError("--quick and --full exclude each other: choose one")
         return options
 
     def budget(self) -> Budget:
@@ -109,21 +113,6 @@ class Options:
         if self.quick and on_cpu():
             default = "crafter-small"
         return get_preset(self.preset or default)
-
-    def check(self) -> None:
-        """Refuse invalid options before anything is measured, by a ConfigError."""
-        if self.preset:
-            get_preset(self.preset)
-        if self.quick and self.full:
-            raise ConfigError("--quick and --full exclude each other: choose one")
-        lowest = {"decode_steps": 0, "horizon": 1, "starts": 1, "devices": 1, "counts": 1}
-        for name, least in lowest.items():
-            for value in getattr(self, name):
-                if value < least:
-                    option = f"--{name.replace('_', '-')}"
-                    raise ConfigError(f"{option} {value}: it must be at least {least}")
-        if self.seconds < 0 or self.minutes < 0 or self.records < 0:
-            raise ConfigError("--seconds, --minutes and --records must not be negative")
 
 
 def on_cpu() -> bool:
@@ -196,52 +185,46 @@ def compile_for(function: Any, *arguments: Any) -> tuple[Callable, dict[str, Any
 def no_compilation_cache() -> Iterator[None]:
     """Disable the compilation cache, so that compile times are real."""
     before = jax.config.jax_enable_compilation_cache
-    _use_cache(False)
+
+    def use(on: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", on)
+        compilation_cache.reset_cache()  # JAX reads the setting only once after a reset
+
+    use(False)
     try:
         yield
     finally:
-        _use_cache(before)
-
-
-def _use_cache(on: bool) -> None:
-    jax.config.update("jax_enable_compilation_cache", on)
-    # JAX reads the setting once per process; this makes it read it again.
-    compilation_cache.reset_cache()
+        use(before)
 
 
 def memory_peaks() -> dict[str, int]:
     """Highest memory use so far: of this process, and of the first accelerator if it reports it."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     peaks = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return peaks if device is None else {**peaks, "device_peak_bytes": int(device)}
+    if device := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        peaks["device_peak_bytes"] = int(device)
+    return peaks
 
 
 def program_row(
-    call: Callable[[], Any], work: Flops, facts: dict[str, Any], amount: float, **names: Any
+    budget: Budget, call: Callable[[], Any], amount: float, work: Flops, facts: dict, **names: Any
 ) -> tuple[list[float], Row]:
-    """Time a compiled program; returns the seconds of every repeat, and the row.
+    """Time a compiled program that makes ``amount`` units per ``call`` with some ``work``.
 
-    Args:
-        call: runs it once.
-        work: FLOPs of one call.
-        facts: from :func:`compile_for`.
-        amount: units that one call makes; the row's value is ``amount`` per second.
-        names: ``benchmark``, ``case`` (with ``dtype``, maybe ``devices``), ``unit``; ``budget``.
+    ``facts`` are from :func:`compile_for`, ``names`` the row's benchmark, case and unit.
+    Returns the seconds of every repeat, and the row.
     """
-    budget, case = names.pop("budget"), names["case"]
+    case = names["case"]
     seconds, ceiling = repeat_with_ceiling(call, budget, case["dtype"])
-    median = Repeats.of(seconds).median
-    shares = share_facts(work, median, ceiling, devices=case.get("devices", 1))
+    shares = share_facts(work, median(seconds), ceiling, devices=case.get("devices", 1))
     value = Repeats.of([amount / s for s in seconds])
     return seconds, Row(value=value, facts={**shares, **facts, **memory_peaks()}, **names)
 
 
-#: Sizes of the square products that are tried; the best rate counts.
+#: Sizes of the square products that are tried; the best rate of ``_SECONDS`` of them counts.
 CPU_SIZES = (1024, 2048, 4096)
 ACCELERATOR_SIZES = (2048, 4096, 8192, 16384)
-#: A rate is the best of at least ``_LEAST`` products and of ``_SECONDS`` seconds of them.
-_LEAST, _SECONDS = 3, 0.3
+_SECONDS = 0.3
 
 
 def repeat_with_ceiling(
@@ -266,12 +249,9 @@ def best_size(dtype: str) -> int:
 
 def _rate(size: int, dtype: str) -> float:
     """Best FLOP/s of some products of one size."""
-    left, right = (
-        jax.random.normal(key, (size, size), jnp.dtype(dtype))
-        for key in jax.random.split(jax.random.key(size))
-    )
+    left, right = jax.random.normal(jax.random.key(size), (2, size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
-    seconds = repeat(lambda: product(left, right), Budget(_SECONDS, least=_LEAST))
+    seconds = repeat(lambda: product(left, right), Budget(_SECONDS))
     return 2 * size**3 / min(seconds)
 
 
@@ -319,17 +299,11 @@ def random_state(learner: Learner, seed: int = 0) -> TrainState:
 def random_batch(config: Config, num_actions: int = NUM_ACTIONS) -> Batch:
     """Random frames and rewards `[B, L]` without episode borders; numpy, without a carry."""
     shape, rng = (config.replay.batch, config.replay.length), np.random.default_rng(0)
-    size = config.envs.image_size
-    flag = np.zeros(shape, bool)
-    return Batch(
-        image=rng.integers(0, 256, (*shape, size, size, 3), dtype=np.uint8),
-        action=rng.integers(0, num_actions, shape).astype(np.int32),
-        reward=rng.normal(size=shape).astype(np.float32),
-        is_first=flag,
-        is_last=flag,
-        is_terminal=flag,
-        reset=flag,
-    )
+    size, flag = config.envs.image_size, np.zeros(shape, bool)
+    image = rng.integers(0, 256, (*shape, size, size, 3), dtype=np.uint8)
+    action = rng.integers(0, num_actions, shape).astype(np.int32)
+    reward = rng.normal(size=shape).astype(np.float32)
+    return Batch(image, action, reward, is_first=flag, is_last=flag, is_terminal=flag, reset=flag)
 
 
 def full_carry(learner: Learner, batch: int) -> Carry:
@@ -390,7 +364,7 @@ def script_parser(doc: str, result: str) -> argparse.ArgumentParser:
 def write_result(path: Path, result: dict[str, Any], *, long: str = "") -> None:
     """Write a script's result as JSON, the machine added; print it without the entry ``long``."""
     result = {**result, "machine": machine_line()}
-    write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(path, result)
     result.pop(long, None)
     print(json.dumps(result, indent=1))
 

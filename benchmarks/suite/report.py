@@ -252,8 +252,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-#: Relative difference below which two rows are the same: repeats in one process do not show the
-#: differences between processes, so tiny differences between tight repeats mean nothing.
+#: Relative difference below which two rows are the same: processes differ more than repeats show.
 FLOOR = 0.03
 
 #: Entries of ``machine`` that must agree for a ratio to describe the program.
@@ -289,17 +288,13 @@ class Comparison(NamedTuple):
 
 def compare_reports(new: Report, old: Report) -> Comparison:
     """Pair the rows of two reports by benchmark and case."""
-    before = {row.identity: row for row in old.rows}
-    after = {row.identity: row for row in new.rows}
+    before, after = ({row.identity: row for row in report.rows} for report in (old, new))
+    machines = [(name, new.machine.get(name), old.machine.get(name)) for name in _MACHINE]
     return Comparison(
         changes=[compare_rows(row, before[name]) for name, row in after.items() if name in before],
         only_new=[name for name in after if name not in before],
         only_old=[name for name in before if name not in after],
-        warnings=[
-            f"another machine: {name} is {new.machine.get(name)}, was {old.machine.get(name)}"
-            for name in _MACHINE
-            if new.machine.get(name) != old.machine.get(name)
-        ],
+        warnings=[f"another machine: {k} is {a}, was {b}" for k, a, b in machines if a != b],
     )
 
 
@@ -307,12 +302,9 @@ def compare_rows(new: Row, old: Row) -> Change:
     """Compare a row with its older measurement; values are rates, so higher is faster."""
     ratio = new.value.median / old.value.median
     (new_low, new_high), (old_low, old_high) = new.value.noise, old.value.noise
-    verdict = "same"
-    if ratio < 1 - FLOOR and new_high < old_low:
-        verdict = "slower"
-    elif ratio > 1 + FLOOR and new_low > old_high:
-        verdict = "faster"
-    return Change(new, old, ratio, verdict)
+    slower = ratio < 1 - FLOOR and new_high < old_low
+    faster = ratio > 1 + FLOOR and new_low > old_high
+    return Change(new, old, ratio, "slower" if slower else "faster" if faster else "same")
 
 
 def comparison_table(comparison: Comparison, *, markdown: bool = False) -> str:

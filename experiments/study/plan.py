@@ -114,11 +114,6 @@ class Study:
     samples: str = "held-out windows"
 
 
-def updates_of(scale: Scale, variant: Variant) -> int:
-    """Gradient steps of a variant at a scale."""
-    return scale.updates if variant.updates is None else variant.updates
-
-
 def config_of(scale: Scale, variant: Variant) -> Config:
     """The configuration of a variant at a scale."""
     if variant.agent:
@@ -135,9 +130,9 @@ def change(config: Config, settings: dict[str, Any]) -> Config:
     return Config.from_dict(values)
 
 
-#: Settings of the small world model of ``cpu``: Crafter at 32 x 32 pixels. Its images have a
-#: quarter of the pixels, so their loss weighs four times as much. Below the paper's floor of one
-#: nat a small prior learns nothing, so the floors are lower.
+#: Below the paper's floor of one nat a small prior learns nothing, so the floors are lower.
+_SMALL = {"optim.model_lr": 1e-3, "loss.free_nats": 0.1, "loss.mask_free_nats": 0.1}
+#: Settings of ``cpu``. Its images have a quarter of the pixels, so their loss weighs four times.
 CPU_WORLD: dict[str, Any] = {
     "envs.image_size": 32,
     "model.width": 128,
@@ -148,41 +143,21 @@ CPU_WORLD: dict[str, Any] = {
     "model.bins": 63,
     "model.predictor_width": 64,
     "loss.image": 4.0,
-    "loss.free_nats": 0.1,
-    "loss.mask_free_nats": 0.1,
-    "optim.model_lr": 1e-3,
     "replay.length": 16,
+    **_SMALL,
 }
 #: One minute, to show that a study works; its numbers mean nothing.
 SMOKE = Scale(preset="tiny", records=900, updates=30, seeds=1, windows=16, context=3, horizon=5)
 #: A small model of Crafter on a CPU.
-CPU = Scale(
-    preset="crafter-small",
-    records=24_000,
-    updates=600,
-    seeds=3,
-    windows=32,
-    context=8,
-    horizon=50,
-    changes=CPU_WORLD,
-)
-#: Breakout-MinAtar at one pixel a cell: a CPU learns a model whose dreams can be read as a game.
-#: Give a data set of a trained agent: random play loses the ball too early to learn anything.
-#: The floors are those of the committed results; the preset's are a tenth of them since.
-MINATAR = Scale(
-    preset="minatar",
-    records=100_000,
-    updates=4000,
-    seeds=1,
-    windows=128,
-    context=8,
-    horizon=16,
-    changes={"optim.model_lr": 1e-3, "loss.free_nats": 0.1, "loss.mask_free_nats": 0.1},
-)
+_CPU_SIZES = dict(records=24_000, updates=600, seeds=3, windows=32, context=8, horizon=50)
+CPU = Scale(preset="crafter-small", changes=CPU_WORLD, **_CPU_SIZES)
+#: Breakout-MinAtar at one pixel a cell. Give a data set of a trained agent: random play loses the
+#: ball too early. The floors are those of the committed results, ten times the preset's of today.
+_MINATAR_SIZES = dict(records=100_000, updates=4000, seeds=1, windows=128, context=8, horizon=16)
+MINATAR = Scale(preset="minatar", changes=_SMALL, **_MINATAR_SIZES)
 #: The published sizes, for a GPU.
-PAPER = replace(
-    CPU, preset="crafter", records=200_000, updates=50_000, windows=256, context=16, changes={}
-)
+_PAPER_SIZES = dict(records=200_000, updates=50_000, windows=256, context=16)
+PAPER = replace(CPU, preset="crafter", changes={}, **_PAPER_SIZES)
 #: The scales of all studies of recorded play, by the name that ``--scale`` takes.
 SCALES = {"smoke": SMOKE, "cpu": CPU, "minatar": MINATAR, "paper": PAPER}
 

@@ -1,6 +1,6 @@
 """A memory probe: a cue is shown once and shown again k frames later, with a reward.
 
-The first of k + 1 frames shows the cue, one of two colours. Then random actions move a grey bar. The
+The first of k + 1 frames shows the cue, one of two colours. Random actions move a grey bar. The
 last frame shows the cue again and brings the reward: +1 for one cue, -1 for the other; both can be
 predicted only by remembering the first frame. The cue is shown again because a model learns its
 memory from frames that it must predict: the reward alone is too rare.
@@ -21,7 +21,7 @@ _CUES = np.array([[220, 40, 40], [40, 40, 220]], np.uint8)
 
 
 def probe_replay(delay: int, steps: int, image_size: int, seed: int, envs: int = 8) -> Replay:
-    """At least ``steps`` steps of complete episodes, the cue repeated after ``delay`` > 1 frames."""
+    """At least ``steps`` steps of episodes, the cue repeated after ``delay`` > 1 frames."""
     rng = np.random.default_rng(seed)
     episodes = -(-steps // (delay * envs))
     replay = Replay(episodes * (delay + 1) * envs, envs, (image_size, image_size, 3))

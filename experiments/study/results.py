@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from emerald_jax.look.style import GREY, SMALL, add_legend, fit, heading, new_figure, save
 from emerald_jax.reports.runs import NONE, Table, interval
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.files import write_json
 from emerald_jax.scores import Interval
 from experiments.study.page import RESULT_FILE, write_study_page
 from experiments.study.plan import BASELINES, Scale, Study, Variant
@@ -224,7 +224,7 @@ def write_results(
         "seconds": round(sum(cell["seconds"] for _, cell in rows), 1),
         "machine": sorted({cell["machine"] for _, cell in rows}),
     }
-    write_atomic(out / RESULT_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(out / RESULT_FILE, content)
     if curves := _present(results, study.curves):
         draw_figure(steps, results, curves, out / "curves.png")
     if study.points:

@@ -37,7 +37,7 @@ from emerald_jax.training.loop import INTERRUPTED, train
 from emerald_jax.training.signals import StoppedError
 from emerald_jax.types import Array, Batch, Key, Params
 from experiments.study import measures, tiles, worlds
-from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
+from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of
 from experiments.study.results import TIMING_FILE, digits, row_label, write_results
 from experiments.study.worlds import Recorded, World
 
@@ -105,18 +105,17 @@ def run(
     for number, (variant, seed) in enumerate(cells, start=1):
         path = out / "cells" / f"{_file_name(variant.label)}-{seed}.json"
         settings = _settings(scale, variant, seed)
-        found = json.loads(path.read_text()) if path.is_file() else None
-        if found is not None and found["settings"] != settings:
-            raise ConfigError(f"{path} is a cell of other settings: choose another --out")
-        if found is None:
+        if not path.is_file():
             label = variant.label or study.name
             print(f"cell {number} of {len(cells)}: {label}, seed {seed}", flush=True)
             began = time.monotonic()
             measured = work.agent(variant, seed) if variant.agent else work.world(variant, seed)
             seconds = round(time.monotonic() - began, 1)
-            found = {"settings": settings, "seconds": seconds, "machine": machine_line()}
-            found |= measured
-            _write(path, found)
+            cell = {"settings": settings, "seconds": seconds, "machine": machine_line()}
+            _write(path, cell | measured)
+        found = json.loads(path.read_text())
+        if found["settings"] != settings:
+            raise ConfigError(f"{path} is a cell of other settings: choose another --out")
         rows.append((variant, found))
     work.finish(variants)
     print(write_results(study, scale, rows, out).read_text(), flush=True)
@@ -147,15 +146,13 @@ class Work:
     def trained(self, variant: Variant, seed: int) -> World:
         """The trained world model of a variant."""
         asked = (config_of(self.scale, variant), self.recorded(variant))
-        updates = updates_of(self.scale, variant)
+        updates = variant.updates or self.scale.updates
         return worlds.kept_world(self.kept, *asked, updates=updates, seed=seed)
 
     def windows(self, variant: Variant) -> Batch:
         """Held-out windows: the same for all variants and seeds."""
-        length = self.scale.context + self.scale.horizon
-        if variant.data:
-            length = int(variant.data.removeprefix(PROBE)) + 1
-        held_out = self.recorded(variant).held_out
+        delay, held_out = variant.data.removeprefix(PROBE), self.recorded(variant).held_out
+        length = int(delay) + 1 if delay else self.scale.context + self.scale.horizon
         return worlds.whole_windows(held_out, self.scale.windows, length, seed=0)
 
     def world(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -175,7 +172,7 @@ class Work:
                 values |= tiles.details(windows.image[: len(recon)], recon)
             readings[label] = {name: digits(x) for name, x in values.items()}
         sizes = {n: sum(x.size for x in jax.tree.leaves(tree)) for n, tree in world.params.items()}
-        updates = updates_of(self.scale, variant)
+        updates = variant.updates or self.scale.updates
         return {
             "data": env,
             "readings": readings,
@@ -189,19 +186,17 @@ class Work:
 
     def finish(self, variants: Sequence[Variant]) -> None:
         """Draw dreams of the first seed's models and time their decoding, where still missing."""
-        variants = [v for v in variants if not (v.agent or v.data)]
-        names = {v.label: f"-{_file_name(v.label)}" if v.label else "" for v in variants}
-        paths = {label: self.out / f"strip{name}.png" for label, name in names.items()}
         timing_file = self.out / TIMING_FILE
         timed = "decode_us" in self.study.metrics and not timing_file.is_file()
         read = {}
         for variant in variants:
-            missing = not paths[variant.label].exists()
-            if not (timed or missing):
+            name = f"strip-{_file_name(variant.label)}".rstrip("-")
+            path = self.out / f"{name}.png"
+            if variant.agent or variant.data or (path.exists() and not timed):
                 continue
             world = self.trained(variant, seed=0)
-            if missing:
-                draw(world, self.windows(variant), self.scale.context, paths[variant.label])
+            if not path.exists():
+                draw(world, self.windows(variant), self.scale.context, path)
             read |= {row_label(variant.label, k): w for k, w in _readings(world, variant)}
         if timed:
             times = {k: digits(x) for k, x in measures.decoding_times(read).items()}

@@ -135,18 +135,16 @@ def details(real: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
     """
     found: dict[str, np.ndarray] = {}
     frames = [x.reshape(-1, *x.shape[2:]) for x in (real, 255 * np.asarray(shown))]
+
+    def share(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        hits, total = (x.reshape(len(real), -1).sum(1) for x in (right & counted, counted))
+        return np.where(total, hits / np.maximum(total, 1), 1.0)
+
     if tile_size(real.shape[2]) >= SMALLEST_TILE:
-        (names, certain), (guessed, _) = read_map(frames[0]), read_map(frames[1])
+        (names, certain), (guessed, _) = map(read_map, frames)
         counted = certain & (names != MATERIALS.index("grass"))
-        found["tile_accuracy"] = _share(names == guessed, counted, len(real))
+        found["tile_accuracy"] = share(names == guessed, counted)
     if tile_size(real.shape[2]) >= _SMALLEST_ITEM:
-        amounts, seen = read_items(frames[0]), read_items(frames[1])
-        found["item_accuracy"] = _share(amounts == seen, amounts > 0, len(real))
+        amounts, seen = map(read_items, frames)
+        found["item_accuracy"] = share(amounts == seen, amounts > 0)
     return found
-
-
-def _share(right: np.ndarray, counted: np.ndarray, windows: int) -> np.ndarray:
-    """`[W]` share of right ones among the counted; 1 where none is counted."""
-    right, counted = ((x.reshape(windows, -1)) for x in (right & counted, counted))
-    total = counted.sum(1)
-    return np.where(total, right.sum(1) / np.maximum(total, 1), 1.0)

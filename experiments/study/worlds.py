@@ -99,14 +99,13 @@ def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
     Numpy arrays without carry; ReplayError where too few episodes are that long.
     """
     sampler = make_sampler("windows", replay, 4 * count, length, seed)
-    kept: list[Batch] = []
+    kept: list[list[np.ndarray]] = []
     for _ in range(_TRIES):
         batch = sampler.sample()
         inside = ~batch.reset[:, 1:].any(axis=1)
-        kept.append(Batch(*(x[inside] for x in batch[:-1])))
-        if sum(len(b.action) for b in kept) >= count:
-            columns = zip(*(b[:-1] for b in kept), strict=True)
-            return Batch(*(np.concatenate(x)[:count] for x in columns))
+        kept.append([x[inside] for x in batch[:-1]])
+        if sum(len(columns[0]) for columns in kept) >= count:
+            return Batch(*(np.concatenate(x)[:count] for x in zip(*kept, strict=True)))
     raise ReplayError(f"too few recorded windows of {length} steps: shorten context and horizon")
 
 
@@ -174,14 +173,14 @@ def kept_world(
     """
     asked = [config.to_dict(), recorded.digest, updates, seed, __version__]
     path = folder / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
+    names, actions = World._fields[2:], recorded.num_actions
     if path.is_dir():
-        learner = build_learner(config, recorded.num_actions)
+        learner = build_learner(config, actions)
         params, _, found = read_weights(path, learner, groups=("world_model",))
-        kept = {name: found[name] for name in ("curve", "seconds", "machine")}
-        return World(learner, params["world_model"], **kept)
-    arguments, trained_by = (config, recorded.train, recorded.num_actions), machine_line()
-    world = train_world(*arguments, updates=updates, seed=seed)._replace(machine=trained_by)
-    metadata = {"curve": world.curve, "seconds": world.seconds, "machine": world.machine}
-    params = {"world_model": world.params}
-    write_weights(path, params, config, {"step": updates, **metadata})
+        return World(learner, params["world_model"], *(found[name] for name in names))
+    trained_by = machine_line()  # before the training, whose code may change meanwhile
+    world = train_world(config, recorded.train, actions, updates=updates, seed=seed)
+    world = world._replace(machine=trained_by)
+    metadata = dict(zip(names, world[2:], strict=True))
+    write_weights(path, {"world_model": world.params}, config, {"step": updates, **metadata})
     return world
