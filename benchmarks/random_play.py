@@ -1,8 +1,7 @@
 """Scores of uniformly random play next to the published random scores: a check of the adapters.
 
-Every environment is played by its benchmark's protocol, the Atari games a second time by that of
-the published scores (Mnih et al., 2015). ``agrees``: the two numbers differ by less than 1.96
-standard errors of their difference plus the rounding of the published one.
+Atari games are also played by the protocol of the published scores (Mnih et al., 2015). ``agrees``:
+the numbers differ by less than 1.96 standard errors plus the rounding of the published one.
 
 Command: python -m benchmarks.random_play [NAME ...]  (minutes on one CPU core)
 Result:  benchmarks/results/random_play.json

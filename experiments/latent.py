@@ -3,7 +3,6 @@
 Source: EMERALD, arXiv 2507.04075: pixel error 0.000522 with a vector, about 0.00024 with a spatial
     latent, and a Crafter score of 34.9 against 40.4 % (both with an RSSM).
 Command: python -m experiments.latent --scale smoke|cpu|crafter64|minatar|paper [--data DIR]
-    (crafter64 needs a recording of 64 pixels)
 Time: cpu 16 minutes for two seeds on 2 busy cores; on one, crafter64 68 and minatar 18 a seed.
 Result: results/latent, _crafter64 (one seed), _minatar: yes for reconstructions.
 """
@@ -18,7 +17,8 @@ from experiments.study import plan
 from experiments.study.plan import CPU, DREAM_METRICS, Scale, Study, Variant, latent_changes
 from experiments.study.run import main
 
-#: Crafter's own 64 pixels, where an item of the inventory has seven and can be read.
+#: Crafter's own 64 pixels, where an item of the inventory has seven and can be read; needs a
+#: recording of that size.
 _LARGE = {**CPU.changes, "envs.image_size": 64, "loss.image": 1.0}
 CRAFTER64 = replace(CPU, updates=3000, seeds=1, windows=64, changes=_LARGE)
 
