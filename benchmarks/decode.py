@@ -9,27 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+import emerald_jax as ej
+from benchmarks.suite import harness
 from benchmarks.suite.flops import trace_flops
-from benchmarks.suite.harness import (
-    NUM_ACTIONS,
-    Options,
-    compile_for,
-    on_cpu,
-    program_row,
-    random_state,
-    with_changes,
-)
+from benchmarks.suite.harness import Options, on_cpu
 from benchmarks.suite.report import Repeats, Row
 from benchmarks.train import starts_per_sequence
-from emerald_jax.agent.state import build_learner
-from emerald_jax.config import Config
-from emerald_jax.imagination import decode
-from emerald_jax.models.world_model import WorldModel
 from emerald_jax.types import Array, Key, Params
 
 NAME = "decode"
@@ -58,7 +49,7 @@ def measure(options: Options) -> Iterator[Row | str]:
             yield claim(config, point, seconds, rival)
 
 
-def points(options: Options, config: Config) -> list[Point]:
+def points(options: Options, config: ej.Config) -> list[Point]:
     """The points to measure on this machine: every prior at every batch size and type."""
     per_update = config.replay.batch * starts_per_sequence(config)
     if on_cpu() or options.quick:
@@ -66,62 +57,38 @@ def points(options: Options, config: Config) -> list[Point]:
     else:
         batches, dtypes = (per_update, 4 * per_update, 16 * per_update), ("float32", "bfloat16")
     rounds = options.decode_steps or ((3,) if options.quick else (1, 3, 8))
-    kinds = [
-        ("linear", 0),
-        *(("maskgit", s) for s in rounds if s > 0),
-        ("autoregressive", config.model.grid**2),
-    ]
-    return [
-        Point(prior, steps, batch, dtype)
-        for batch, dtype, (prior, steps) in product(
-            options.starts or batches, options.dtype or dtypes, kinds
-        )
-        if steps <= config.tokens
-    ]
+    kinds = [("linear", 0), *(("maskgit", s) for s in rounds if s > 0)]
+    kinds.append(("autoregressive", config.model.grid**2))
+    every = product(options.starts or batches, options.dtype or dtypes, kinds)
+    return [Point(*kind, batch, dtype) for batch, dtype, kind in every if kind[1] <= config.tokens]
 
 
-def measure_point(config: Config, point: Point, options: Options) -> tuple[list[float], Row]:
+def measure_point(config: ej.Config, point: Point, options: Options) -> tuple[list[float], Row]:
     """Compile and time one point; returns the seconds of its repeats, and the row."""
-    config = with_changes(config, model={"prior": point.prior, "dtype": point.dtype})
-    learner = build_learner(config, NUM_ACTIONS)
+    config = harness.with_changes(config, model={"prior": point.prior, "dtype": point.dtype})
+    learner = ej.build_learner(config, harness.NUM_ACTIONS)
     h = jax.random.normal(jax.random.key(0), (point.batch, config.model.width))
-    params = random_state(learner).params["world_model"]
+    params = harness.random_state(learner).params["world_model"]
     arguments = (params, h.astype(jnp.dtype(point.dtype)), jax.random.key(1))
-    draw = partial(_draw, model=learner.model, steps=point.steps)
-    program, facts = compile_for(jax.jit(draw), *arguments)
-    return program_row(
-        lambda: program(*arguments),
-        trace_flops(draw, *arguments)[0],
-        facts,
-        amount=point.batch,
-        budget=options.budget(),
-        benchmark=NAME,
-        case=_case(config, point),
-        unit="latents/s",
-    )
+
+    def draw(params: Params, h: Array, key: Key) -> Array:
+        return ej.decode(params, h, key, model=learner.model, steps=point.steps).z
+
+    program, facts = harness.compile_for(jax.jit(draw), *arguments)
+    work, call = trace_flops(draw, *arguments)[0], partial(program, *arguments)
+    names = {"benchmark": NAME, "case": _case(config, point), "unit": "latents/s"}
+    return harness.program_row(options.budget(), call, point.batch, work, facts, **names)
 
 
-def claim(config: Config, point: Point, seconds: list[float], rival: list[float]) -> Row:
+def claim(config: ej.Config, point: Point, seconds: list[float], rival: list[float]) -> Row:
     """How many times faster MaskGIT is than one position after another, repeat by repeat."""
     case = _case(config, point)
     case["prior"] = f"maskgit S={case.pop('S')} against autoregressive"
-    times = [slow / quick for slow, quick in zip(rival, seconds, strict=False)]
-    return Row(
-        benchmark=NAME,
-        case=case,
-        unit="times as fast",
-        value=Repeats.of(times),
-        facts={
-            "seconds": Repeats.of(seconds).median,
-            "autoregressive_seconds": Repeats.of(rival).median,
-        },
-    )
+    value = Repeats.of([slow / quick for slow, quick in zip(rival, seconds, strict=False)])
+    facts = {"seconds": median(seconds), "autoregressive_seconds": median(rival)}
+    return Row(benchmark=NAME, case=case, unit="times as fast", value=value, facts=facts)
 
 
-def _draw(params: Params, h: Array, key: Key, *, model: WorldModel, steps: int) -> Array:
-    return decode(params, h, key, model=model, steps=steps).z
-
-
-def _case(config: Config, point: Point) -> dict[str, Any]:
+def _case(config: ej.Config, point: Point) -> dict[str, Any]:
     names = ("preset", "prior", "S", "batch", "dtype")
     return dict(zip(names, (config.preset, *point), strict=True))

@@ -1,9 +1,8 @@
 """The real training loop against the bare update: the overhead of playing, replay and logging.
 
-A run of the preset trains in a temporary folder for the given minutes, with the update, environment
-and replay of a real one; pictures are off and only the last checkpoint is written. Its rate is
-compared with that of the bare train step, measured just before and just after in the same process;
-its time waiting for environments with the time that they need alone.
+A real run trains for the given minutes without pictures. Its rate is compared with that of the bare
+train step, measured just before and just after in the same process; its time waiting for
+environments with the time that they need alone.
 """
 
 from __future__ import annotations
@@ -15,19 +14,20 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from benchmarks.envs import timed_steps
-from benchmarks.suite.harness import INTERRUPTED, Budget, Options, on_cpu, repeat, with_changes
+from benchmarks.suite.harness import Budget, Options, on_cpu, repeat, with_changes
 from benchmarks.suite.report import Repeats, Row
 from benchmarks.train import Update, frames
 from emerald_jax.config import Config
 from emerald_jax.envs import make_vector_env
 from emerald_jax.models.layers import compute_dtype
 from emerald_jax.run.directory import METRICS_FILE, read_rows
-from emerald_jax.training.loop import train
+from emerald_jax.training.loop import INTERRUPTED, train
 
 NAME = "end-to-end"
 
@@ -45,66 +45,45 @@ def measure(options: Options) -> Iterator[Row | str]:
     update, budget = Update(config, 1), dataclasses.replace(options.budget(), least=5)
     before = repeat(update, budget)
     env_seconds = vector_step_seconds(config, budget)
-    rows = run_for(config, minutes, 1 / Repeats.of(before).median)
+    rows = run_for(config, minutes, 1 / median(before))
     # Before and after the run: the machine's speed may have changed.
-    bare = 1 / Repeats.of(before + repeat(update, budget)).median
+    bare = 1 / median(before + repeat(update, budget))
     yield end_to_end_row(config, rows, bare, env_seconds, minutes)
 
 
 def end_to_end_row(
     config: Config, rows: list[dict[str, Any]], bare: float, env_seconds: float, minutes: float
 ) -> Row:
-    """Summarise a run's metrics.
+    """Summarise the metrics of a run of ``minutes``.
 
-    Args:
-        config: the run's settings.
-        rows: of its metrics, without those of the start.
-        bare: updates per second of the train step alone.
-        env_seconds: of one step of all environments alone.
-        minutes: requested length of the run.
+    ``bare`` is the updates per second of the train step alone, ``env_seconds`` the time of one step
+    of all environments alone.
     """
     value = Repeats.of([row["speed/env_steps_per_s"] for row in rows])
-    updates = Repeats.of([row["speed/updates_per_s"] for row in rows]).median
-    share = Repeats.of([row["speed/env_wait_share"] for row in rows]).median
-    waiting = share * config.envs.count / value.median
-    return Row(
-        benchmark=NAME,
-        case={
-            "preset": config.preset,
-            "env": config.env,
-            "environments": config.envs.count,
-            "dtype": config.model.dtype,
-        },
-        unit="env steps/s",
-        value=value,
-        facts={
-            "updates_per_s": updates,
-            "train_step_updates_per_s": bare,
-            "share_of_train_step": updates / bare,
-            "env_seconds_alone": env_seconds,
-            "env_seconds_waited": waiting,
-            "env_time_hidden": 1 - waiting / env_seconds,
-            "can_environments_keep_up": env_seconds < config.updates_per_vector_step / bare,
-            "minutes": minutes,
-        },
-    )
+    updates = median(row["speed/updates_per_s"] for row in rows)
+    share = median(row["speed/env_wait_share"] for row in rows)
+    waiting, count = share * config.envs.count / value.median, config.envs.count
+    case = {"preset": config.preset, "env": config.env, "environments": count}
+    case["dtype"] = config.model.dtype
+    facts = {
+        "updates_per_s": updates,
+        "train_step_updates_per_s": bare,
+        "share_of_train_step": updates / bare,
+        "env_seconds_alone": env_seconds,
+        "env_seconds_waited": waiting,
+        "env_time_hidden": 1 - waiting / env_seconds,
+        "can_environments_keep_up": env_seconds < config.updates_per_vector_step / bare,
+        "minutes": minutes,
+    }
+    return Row(benchmark=NAME, case=case, unit="env steps/s", value=value, facts=facts)
 
 
 def run_for(config: Config, minutes: float, updates_per_s: float) -> list[dict[str, Any]]:
-    """Train for about ``minutes``; returns the rows of metrics without the first.
-
-    Raises:
-        ConfigError, EnvError, ReplayError: as :func:`train` does.
-    """
+    """Train for about ``minutes``; returns the rows of metrics without the first."""
     updates = max(_SECTIONS, math.ceil(60 * minutes * updates_per_s))
     steps = config.replay.prefill + math.ceil(updates * frames(config)) + config.envs.count
-    log = {
-        "every": max(1, updates // _SECTIONS),
-        "pictures": 0,
-        "checkpoint_minutes": 1e9,
-        "eval_episodes": 0,
-        "quiet": True,
-    }
+    log = {"every": max(1, updates // _SECTIONS), "checkpoint_minutes": 1e9}
+    log |= {"pictures": 0, "eval_episodes": 0, "quiet": True}
     with tempfile.TemporaryDirectory(prefix="emerald-jax-bench-") as folder:
         logdir = Path(folder) / "run"
         short = with_changes(dataclasses.replace(config, steps=steps, logdir=str(logdir)), log=log)
@@ -128,4 +107,4 @@ def vector_step_seconds(config: Config, budget: Budget) -> float:
         rates = timed_steps(lambda t: env.step(actions[t % len(actions)]).env_steps, budget)
     finally:
         env.close()
-    return count / Repeats.of(rates).median
+    return count / median(rates)

@@ -1,10 +1,9 @@
 """Environment steps per second of each adapter, at random actions.
 
-Host environments run inline and in worker processes; Atari runs in ale_py's own threads; device
-environments run on the device. ``noise`` is an image of noise, 210 x 160, behind the Gymnasium
-adapter: its cost is the adapter's overhead. ``plain``: the same Crafter episodes in one process
-per environment, all at once, without communication; ``process`` minus ``plain`` is the overhead
-of the worker layer. First frames are not steps, but their time counts.
+``noise`` is an image of noise behind the Gymnasium adapter: its cost is the adapter's overhead.
+``plain``: the same Crafter episodes in one process per environment, all at once, without
+communication; ``process`` minus ``plain`` is the overhead of the worker layer. First frames are not
+steps, but their time counts.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from itertools import product
+from statistics import median
 from typing import Any
 
 import gymnasium
@@ -41,11 +41,7 @@ _CRAFTER_ACTIONS = 17
 
 
 class Noise(gymnasium.Env):
-    """A constant image, free to make, of the size of an Atari screen.
-
-    Observations `[210, 160, 3]` uint8, four actions without effect, reward 0, truncated after 1000
-    steps.
-    """
+    """A constant image `[210, 160, 3]`, four actions without effect, truncated after 1000 steps."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (210, 160, 3), np.uint8)
     action_space = gymnasium.spaces.Discrete(4)
@@ -56,7 +52,7 @@ class Noise(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """Return the constant image."""
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self._t = 0
         return self._image, {}
 
@@ -70,7 +66,9 @@ class Noise(gymnasium.Env):
 def measure(options: Options) -> Iterator[Row | str]:
     """Rows of every environment, count and way of running; a line where a package is missing."""
     register("noise", Noise)
-    config, budget = options.config(), _budget(options)
+    # Five repeats: processes that share cores are noisy.
+    budget = Budget(options.budget().seconds, least=3 if options.quick else 5)
+    config = options.config()
     names = options.envs or (("crafter",) if options.quick else ENVS)
     counts = options.counts or (1, config.envs.count)
     for name in names:
@@ -88,11 +86,7 @@ def measure(options: Options) -> Iterator[Row | str]:
 
 
 def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
-    """Steps per second of ``count`` environments behind the vector interface.
-
-    Raises:
-        EnvError: when there is no such environment, or its package is missing.
-    """
+    """Steps per second of ``count`` environments; EnvError where a package is missing."""
     settings = {} if way in _ONE_WAY.values() else {"workers": way}
     began = time.perf_counter()
     env = make_vector_env(name, EnvsConfig(count=count, **settings), seed=0)
@@ -105,26 +99,22 @@ def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
         rates = timed_steps(lambda t: env.step(actions[t % _ACTIONS]).env_steps, budget)
     finally:
         env.close()
-    value = Repeats.of(rates)
-    return Row(
-        benchmark=NAME,
-        case={"env": name, "count": count, "way": way},
-        unit="env steps/s",
-        value=value,
-        facts={"vector_step_seconds": count / value.median, "start_seconds": round(ready, 2)},
-    )
+    facts = {"vector_step_seconds": count / median(rates), "start_seconds": round(ready, 2)}
+    return env_row(name, count, way, rates, **facts)
+
+
+def env_row(name: str, count: int, way: str, rates: list[float], **facts: float) -> Row:
+    """The row of ``count`` environments and the rates of its repeats."""
+    case, value = {"env": name, "count": count, "way": way}, Repeats.of(rates)
+    return Row(benchmark=NAME, case=case, unit="env steps/s", value=value, facts=facts)
 
 
 def add_hiding(row: Row, config: Config, options: Options) -> Row:
-    """Add ``share_of_train_step`` where ``train`` ran before: step time / time of the updates.
-
-    Below 1 the environments keep up with training.
-    """
+    """Add ``share_of_train_step`` where ``train`` ran before: step time / time of the updates."""
     rate = options.found.get("updates_per_s")
-    if rate is None or (row.case["env"], row.case["count"]) != (config.env, config.envs.count):
-        return row
-    updates = config.updates_per_vector_step / rate
-    row.facts["share_of_train_step"] = row.facts["vector_step_seconds"] / updates
+    if rate and (row.case["env"], row.case["count"]) == (config.env, config.envs.count):
+        updates = config.updates_per_vector_step / rate
+        row.facts["share_of_train_step"] = row.facts["vector_step_seconds"] / updates
     return row
 
 
@@ -134,24 +124,15 @@ def plain_row(count: int, budget: Budget) -> Row:
     context.set_forkserver_preload(["emerald_jax.envs.crafter_warm"])
     gate, queue = context.Barrier(count), context.Queue()
     actions = random_actions(_CRAFTER_ACTIONS, count)
-    workers = [
-        context.Process(
-            target=play_plain, args=(seed, actions[:, i], gate, queue, budget), daemon=True
-        )
-        for i, seed in enumerate(env_seeds(0, count))
-    ]
-    for worker in workers:
-        worker.start()
+    workers = []
+    for i, seed in enumerate(env_seeds(0, count)):
+        arguments = (seed, actions[:, i], gate, queue, budget)
+        workers.append(context.Process(target=play_plain, args=arguments, daemon=True))
+        workers[-1].start()
     rates = [queue.get(timeout=120 + 4 * budget.seconds) for _ in workers]
     for worker in workers:
         worker.join()
-    return Row(
-        benchmark=NAME,
-        case={"env": "crafter", "count": count, "way": "plain"},
-        unit="env steps/s",
-        value=Repeats.of(np.sum(rates, axis=0).tolist()),
-        facts={"start_seconds": 0.0},
-    )
+    return env_row("crafter", count, "plain", np.sum(rates, axis=0).tolist(), start_seconds=0.0)
 
 
 def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Budget) -> None:
@@ -184,10 +165,8 @@ def random_actions(num_actions: int, count: int) -> np.ndarray:
 def timed_steps(step: Any, budget: Budget, before: Any = None) -> list[float]:
     """Steps per second of ``budget.least`` repeats, which share the budget's seconds.
 
-    Args:
-        step: called with a running number; returns the environment steps it made.
-        budget: seconds of all repeats together.
-        before: called before each repeat, not timed.
+    ``step`` is called with a running number and returns the environment steps that it made;
+    ``before`` is called before each repeat, not timed.
     """
     rates, t = [], 0
     for _ in range(budget.least):
@@ -199,8 +178,3 @@ def timed_steps(step: Any, budget: Budget, before: Any = None) -> list[float]:
             t += 1
         rates.append(steps / (now - start))
     return rates
-
-
-def _budget(options: Options) -> Budget:
-    """Five repeats: processes that share cores are noisy."""
-    return Budget(options.budget().seconds, least=3 if options.quick else 5)

@@ -12,30 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+import emerald_jax as ej
+from benchmarks.suite import harness
 from benchmarks.suite.flops import trace_flops
-from benchmarks.suite.harness import (
-    NUM_ACTIONS,
-    Options,
-    compile_for,
-    device_counts,
-    full_context_starts,
-    on_cpu,
-    program_row,
-    random_state,
-    unless_memory_lacks,
-    with_changes,
-)
+from benchmarks.suite.harness import Options, on_cpu
 from benchmarks.suite.report import Row, describe
 from benchmarks.train import dream, starts_per_sequence
-from emerald_jax.agent.state import build_learner
-from emerald_jax.config import Config, ConfigError
-from emerald_jax.training.devices import (
-    compile_imagination,
-    local_devices,
-    place_shares,
-    place_state,
-    split,
-)
+from emerald_jax.config import ConfigError
+from emerald_jax.training import devices as parallel
 
 NAME = "imagination"
 
@@ -63,20 +47,19 @@ def measure(options: Options) -> Iterator[Row | str]:
         if reason:
             yield f"{what}: {reason}"
         else:
-            yield unless_memory_lacks(what, partial(measure_point, config, point, options))
+            yield harness.unless_memory_lacks(what, partial(measure_point, config, point, options))
 
 
-def points(options: Options, config: Config) -> list[Point]:
+def points(options: Options, config: ej.Config) -> list[Point]:
     """The points to measure on this machine.
 
-    Named axes are crossed. Otherwise a GPU measures the complete grid. A CPU, where one point at
-    the paper's sizes takes ten seconds and more, changes one axis at a time. ``quick`` takes the
-    preset's own S and the linear head.
+    Named axes are crossed. Otherwise a GPU measures the complete grid; a slow CPU changes one axis
+    at a time. ``quick`` takes the preset's own S and the linear head.
     """
-    devices, behavior, unit = device_counts(options), config.behavior, starts_per_sequence(config)
+    devices, unit = harness.device_counts(options), starts_per_sequence(config)
     here = Point(
-        steps=behavior.decode_steps,
-        horizon=behavior.horizon,
+        steps=config.behavior.decode_steps,
+        horizon=config.behavior.horizon,
         starts=config.replay.batch * unit,
         dtype="float32" if on_cpu() else "bfloat16",
         devices=devices[0],
@@ -101,13 +84,13 @@ def points(options: Options, config: Config) -> list[Point]:
     return list(dict.fromkeys([here, *changed]))
 
 
-def with_point(config: Config, point: Point) -> Config:
+def with_point(config: ej.Config, point: Point) -> ej.Config:
     """The configuration with a point's S, H and compute type."""
     behavior = {"decode_steps": point.steps, "horizon": point.horizon}
-    return with_changes(config, behavior=behavior, model={"dtype": point.dtype})
+    return harness.with_changes(config, behavior=behavior, model={"dtype": point.dtype})
 
 
-def obstacle(config: Config, point: Point) -> str:
+def obstacle(config: ej.Config, point: Point) -> str:
     """Why a point cannot be measured; empty when it can."""
     unit = starts_per_sequence(config)
     if point.starts % unit:
@@ -121,25 +104,21 @@ def obstacle(config: Config, point: Point) -> str:
     return ""
 
 
-def measure_point(config: Config, point: Point, options: Options) -> Row:
+def measure_point(config: ej.Config, point: Point, options: Options) -> Row:
     """Compile and time one point."""
     config = with_point(config, point)
-    learner, devices = build_learner(config, NUM_ACTIONS), local_devices(point.devices)
-    params = random_state(learner).params
+    learner = ej.build_learner(config, harness.NUM_ACTIONS)
+    devices = parallel.local_devices(point.devices)
+    params = harness.random_state(learner).params
     sequences = point.starts // starts_per_sequence(config)
-    starts = full_context_starts(learner, sequences)
+    starts = harness.full_context_starts(learner, sequences)
     keys = jax.random.split(jax.random.key(0), sequences)
     work, _ = trace_flops(partial(dream, learner=learner), params, starts, keys)
-    params = place_state(params, devices)
-    starts, keys = place_shares(split((starts, keys), len(devices)), devices)
-    program, facts = compile_for(compile_imagination(learner, devices), params, starts, keys)
-    return program_row(
-        lambda: program(params, starts, keys),
-        work,
-        facts,
-        amount=point.starts * point.horizon,
-        budget=options.budget(),
-        benchmark=NAME,
-        case={"preset": config.preset, **point.case},
-        unit="imagined states/s",
-    )[1]
+    params = parallel.place_state(params, devices)
+    starts, keys = parallel.place_shares(parallel.split((starts, keys), len(devices)), devices)
+    imagine = parallel.compile_imagination(learner, devices)
+    program, facts = harness.compile_for(imagine, params, starts, keys)
+    case = {"preset": config.preset, **point.case}
+    names = {"benchmark": NAME, "case": case, "unit": "imagined states/s"}
+    call, amount = partial(program, params, starts, keys), point.starts * point.horizon
+    return harness.program_row(options.budget(), call, amount, work, facts, **names)[1]

@@ -16,24 +16,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.suite.harness import INTERRUPTED, script_parser, start_small_run, write_result
+from benchmarks.suite.harness import script_parser, start_small_run, write_result
 from emerald_jax.run.directory import read_rows
+from emerald_jax.training.loop import INTERRUPTED
 
 #: A resumed run logs the updates from which it continues.
 RESUMED = re.compile(r"(?:continue|resum)\w* (?:after|from) [\d,]+ steps and ([\d,]+) updates")
 
 
-def start(run: Path, interval_s: float, log: Path) -> subprocess.Popen:
-    """Start or resume the run; its output goes to ``log``."""
-    settings = {
-        "--log.checkpoint-minutes": interval_s / 60,
-        "--log.every": 1,
-        "--log.pictures": 0,
-        "--log.eval-episodes": 0,
-    }
-    with log.open("w") as file:
+def log_of(run: Path) -> Path:
+    """The output of the run's newest process."""
+    return run.with_suffix(".txt")
+
+
+def start(run: Path, interval_s: float) -> subprocess.Popen:
+    """Start or resume the run."""
+    settings = {"log.every": 1, "log.pictures": 0, "log.eval-episodes": 0}
+    settings["log.checkpoint-minutes"] = interval_s / 60
+    with log_of(run).open("w") as file:
         return start_small_run(run, settings, stderr=file, stdout=file)
 
 
@@ -51,39 +54,28 @@ def unfinished(run: Path) -> set[int]:
     return found
 
 
-def resumed(log: Path) -> int | None:
+def resumed(run: Path) -> int | None:
     """Updates from which a process resumed; None when it was killed before."""
-    found = RESUMED.search(log.read_text())
+    found = RESUMED.search(log_of(run).read_text())
     return int(found[1].replace(",", "")) if found else None
 
 
-def kill_once(
-    run: Path, log: Path, wait_s: float, aim: bool, interval_s: float
-) -> tuple[dict, dict[int, float]]:
-    """Start, wait, kill. Returns what happened, and :func:`rows` at that moment.
-
-    Args:
-        run: its directory.
-        log: for the output of the process.
-        wait_s: seconds from the start to the kill.
-        aim: wait further, until a checkpoint is being written.
-        interval_s: seconds between checkpoints.
-    """
+def kill_once(run: Path, wait_s: float, aim: bool, interval_s: float) -> dict:
+    """Start, wait, kill; with ``aim``, wait further until a checkpoint is being written."""
     began, before = time.monotonic(), unfinished(run)
-    process = start(run, interval_s, log)
+    process = start(run, interval_s)
     time.sleep(wait_s)
     deadline = time.monotonic() + 20 + 3 * interval_s
     while aim and unfinished(run) <= before and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     code = process.wait()
-    happened = {
+    return {
         "alive_s": round(time.monotonic() - began, 2),
         "exit_code": code,
         "mid_save": not unfinished(run) <= before,
-        "continued_from": resumed(log),
+        "continued_from": resumed(run),
     }
-    return happened, rows(run)
 
 
 def lost_since(reached: dict[int, float], point: int) -> dict:
@@ -99,48 +91,47 @@ def lost_since(reached: dict[int, float], point: int) -> dict:
 
 def kill_often(run: Path, kills: int, interval_s: float, startup_s: float) -> list[dict]:
     """One row per kill; a loss is in the row of the process that resumed after it."""
-    table, reached, log, rng = [], {}, run.with_suffix(".txt"), random.Random(0)
+    table, reached, rng = [], {}, random.Random(0)
     for number in range(kills):
         wait = rng.uniform(0, startup_s + 3 * interval_s)
-        happened, now = kill_once(run, log, wait, number % 2 == 1, interval_s)
+        happened = kill_once(run, wait, number % 2 == 1, interval_s)
         if happened["continued_from"] is not None:
             happened |= lost_since(reached, happened["continued_from"])
         # A process that was killed before it resumed has not changed the metrics.
-        reached, happened["reached"] = now, max(now, default=0)
+        reached = rows(run)
+        happened["reached"] = max(reached, default=0)
         table.append({"kill": number + 1, **happened})
         print(" ".join(f"{key} {value}" for key, value in table[-1].items()), flush=True)
     return table
 
 
-def warm_up(run: Path, interval_s: float) -> float:
-    """Two processes that are stopped by SIGTERM; returns the seconds of a start.
+def run_until(
+    ready: Callable[[], object], run: Path, interval_s: float, then_s: float = 0
+) -> tuple[float, int]:
+    """Start and, ``then_s`` after ``ready()``, stop by SIGTERM; seconds until then, exit code."""
+    began = time.monotonic()
+    process = start(run, interval_s)
+    while not ready() and process.poll() is None:
+        time.sleep(0.05)
+    seconds = time.monotonic() - began
+    time.sleep(then_s)
+    process.send_signal(signal.SIGTERM)
+    return seconds, process.wait()
 
-    The first start on a machine compiles, which takes longer than any process here lives; later
-    starts read the compilation cache.
-    """
-    log, seconds = run.with_suffix(".txt"), 0.0
+
+def warm_up(run: Path, interval_s: float) -> float:
+    """Seconds of a start; the second, as the first compiles longer than any process here lives."""
     for _ in range(2):
-        before, began = len(rows(run)), time.monotonic()
-        process = start(run, interval_s, log)
-        while len(rows(run)) <= before and process.poll() is None:
-            time.sleep(0.1)
-        seconds = time.monotonic() - began
-        process.send_signal(signal.SIGTERM)
-        if process.wait() != INTERRUPTED:
-            raise SystemExit(f"the run ended by itself: {log.read_text()}")
+        before = len(rows(run))
+        seconds, code = run_until(lambda n=before: len(rows(run)) > n, run, interval_s)
+        if code != INTERRUPTED:
+            raise SystemExit(f"the run ended by itself: {log_of(run).read_text()}")
     return seconds
 
 
 def last_process(run: Path, interval_s: float) -> dict:
     """Resume once more, stop by SIGTERM, and check every checkpoint."""
-    log, began = run.with_suffix(".txt"), time.monotonic()
-    process = start(run, interval_s, log)
-    while resumed(log) is None and process.poll() is None:
-        time.sleep(0.05)
-    restart = time.monotonic() - began
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    code = process.wait()
+    restart, code = run_until(lambda: resumed(run) is not None, run, interval_s, then_s=1)
     command = [sys.executable, "-m", "emerald_jax", "checkpoints", str(run)]
     health = subprocess.run(command, capture_output=True, text=True)
     print(health.stdout)
@@ -164,7 +155,6 @@ def main() -> None:
         startup = warm_up(run, options.interval)
         table = kill_often(run, options.kills, options.interval, startup)
         end = last_process(run, options.interval)
-    losses = [row for row in table if "lost_s" in row]
     result = {
         "kills": len(table),
         "killed_by_us": sum(row["exit_code"] == -signal.SIGKILL for row in table),
@@ -172,8 +162,8 @@ def main() -> None:
         "before_it_went_on": sum(row["continued_from"] is None for row in table),
         "interval_s": options.interval,
         "startup_s": round(startup, 1),
-        "most_lost_s": max((row["lost_s"] for row in losses), default=0.0),
-        "most_lost_updates": max((row["lost_updates"] for row in losses), default=0),
+        "most_lost_s": max((row.get("lost_s", 0.0) for row in table), default=0.0),
+        "most_lost_updates": max((row.get("lost_updates", 0) for row in table), default=0),
         **end,
         "table": table,
     }

@@ -1,8 +1,6 @@
 """Does bfloat16 learn what float32 learns? The same updates in both, on the same batches.
 
-Random play is recorded once, batches are drawn once; then complete updates (world model,
-imagination, actor, critic) run from the same seed in both compute types. Sampled latents diverge
-after a few updates, so the curves are compared as means over windows of updates.
+Sampled latents diverge after a few updates, so curves are compared as means over windows of them.
 
 Command: python -m benchmarks.precision               (200 updates of the quickstart's networks)
 Result:  benchmarks/results/precision.json
@@ -41,8 +39,7 @@ def curves(config: ej.Config, dtype: str, stream: list[Batch], seed: int) -> dic
     actions = spec_of(config.env, config.envs).num_actions
     learner, count = ej.build_learner(config, actions), config.replay.batch
     init_key, base = jax.random.split(jax.random.key(seed))
-    state = ej.init_state(learner, init_key)
-    carry = ej.init_carry(learner, count)
+    state, carry = ej.init_state(learner, init_key), ej.init_carry(learner, count)
     devices, step, rows = local_devices(1), None, []
     for number, batch in enumerate(stream):
         keys = jax.random.split(jax.random.fold_in(base, number), count)
@@ -60,11 +57,9 @@ def differences(a: dict, b: dict, window: int) -> dict[str, dict[str, float]]:
     for name in a:
         x, y = (c[name].reshape(-1, window).mean(1) for c in (a, b))
         apart = np.abs(y - x) / np.abs(x)
-        found[name] = {
-            "mean_percent": round(100 * float(apart.mean()), 3),
-            "worst_percent": round(100 * float(apart.max()), 3),
-            "whole_percent": round(100 * float(abs(y.mean() - x.mean()) / abs(x.mean())), 3),
-        }
+        complete = abs(y.mean() - x.mean()) / abs(x.mean())
+        shares = {"mean": apart.mean(), "worst": apart.max(), "whole": complete}
+        found[name] = {f"{k}_percent": round(100 * float(v), 3) for k, v in shares.items()}
     return found
 
 
@@ -80,14 +75,9 @@ def main() -> None:
     prepare_jax()
     config, began = ej.get_preset(options.preset), time.monotonic()
     stream = batches(config, options.updates)
-    exact, half, other = (
-        curves(config, dtype, stream, seed)
-        for dtype, seed in (("float32", 0), ("bfloat16", 0), ("float32", 1))
-    )
-    result = {
-        "preset": options.preset,
-        "updates": options.updates,
-        "window": options.window,
+    kinds = (("float32", 0), ("bfloat16", 0), ("float32", 1))
+    exact, half, other = (curves(config, dtype, stream, seed) for dtype, seed in kinds)
+    result = {name: getattr(options, name) for name in ("preset", "updates", "window")} | {
         "bfloat16_from_float32": differences(exact, half, options.window),
         # For comparison: two float32 runs that differ in their noise alone.
         "other_seed_from_float32": differences(exact, other, options.window),

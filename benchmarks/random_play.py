@@ -1,14 +1,7 @@
 """Scores of uniformly random play next to the published random scores: a check of the adapters.
 
-Every environment is played by its benchmark's protocol, Crafter for 256 episodes, an Atari game for
-100. The Atari games are played a second time by the protocol of the published scores (Mnih et al.,
-2015): one random action every sixth frame, episodes of at most five minutes (18 000 frames) after
-up to 30 frames without action. The Atari 100k protocol acts every fourth frame, up to 108 000.
-
-``agrees``: the two numbers differ by less than 1.96 standard errors of their difference plus the
-rounding of the published one. Mnih et al. give no error; their agents played 30 episodes, so we
-assume that of 30 episodes with the variance of ours. Crafter's published score has a standard
-deviation, to which ours, from 2000 bootstrap samples, is added.
+Atari games are also played by the protocol of the published scores (Mnih et al., 2015). ``agrees``:
+the numbers differ by less than 1.96 standard errors plus the rounding of the published one.
 
 Command: python -m benchmarks.random_play [NAME ...]  (minutes on one CPU core)
 Result:  benchmarks/results/random_play.json
@@ -32,7 +25,8 @@ from emerald_jax.scores import atari100k, crafter, crafter_score, success_rates
 
 GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
 NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))
-#: Settings behind the published random scores of Atari.
+#: Settings behind the published random scores of Atari: one action every sixth frame, episodes of
+#: at most 18 000 frames. No error is given: that of 30 episodes with our variance is assumed.
 MNIH = {"frame_skip": 6, "time_limit": 3000}
 MNIH_EPISODES, ROUNDING = 30, 0.05
 Z = 1.96
@@ -74,14 +68,14 @@ def against_atari(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_crafter(complete: list[Episode]) -> dict[str, Any]:
-    """Crafter's score and rates of random play, and the published ones."""
+    """Crafter's score and rates, and the published ones; our error from 2000 bootstrap samples."""
     unlocked = [episode.extra["achievements"] for episode in complete]
     names = sorted(unlocked[0])
     rates = success_rates(unlocked, names)
     score = crafter_score(rates)
     table = np.array([[episode[name] > 0 for name in names] for episode in unlocked])
-    rng = np.random.default_rng(0)
-    samples = table[rng.integers(len(table), size=(2000, len(table)))].mean(1) * 100
+    drawn = np.random.default_rng(0).integers(len(table), size=(2000, len(table)))
+    samples = table[drawn].mean(1) * 100
     error = float(np.std(np.expm1(np.log1p(samples).mean(1))))
     known = crafter()["training_episodes_first_1M"]["random"]
     return {

@@ -7,6 +7,8 @@ memory as in a long run. The rate is compared with that of a plain copy of the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,29 +37,21 @@ def measure(options: Options) -> Iterator[Row | str]:
     wanted = options.records or (20_000 if options.quick else config.replay.capacity)
     records = min(wanted, affordable(config, shape))
     if records < wanted:
-        need = Replay.nbytes_needed(wanted, count, shape) / 2**30
-        yield (
-            f"replay of {wanted:,} records: it needs {need:.1f} GiB; measured with {records:,}, "
-            "three quarters of the free memory"
-        )
+        need = f"it needs {Replay.nbytes_needed(wanted, count, shape) / 2**30:.1f} GiB"
+        yield f"replay of {wanted:,} records: {need}; measured with {records:,}, which fit"
     replay, budget = filled_replay(records, count, shape), options.budget()
     sizes = {"preset": config.preset, "records": len(replay), "environments": count, "image": size}
     copy_rate = plain_copy_rate(config, shape, budget)
 
     def row(what: str, rates: list[float], bytes_each: float, **case: str) -> Row:
-        moved = Repeats.of(rates).median * bytes_each
-        return Row(
-            benchmark=NAME,
-            case={**sizes, "what": what, **case},
-            unit="records/s",
-            value=Repeats.of(rates),
-            facts={
-                "bytes_per_record": bytes_each,
-                "bytes_per_s": moved,
-                "plain_copy_bytes_per_s": copy_rate,
-                "share_of_plain_copy": moved / copy_rate,
-            },
-        )
+        case, value = {**sizes, "what": what, **case}, Repeats.of(rates)
+        facts = {
+            "bytes_per_record": bytes_each,
+            "bytes_per_s": value.median * bytes_each,
+            "plain_copy_bytes_per_s": copy_rate,
+            "share_of_plain_copy": value.median * bytes_each / copy_rate,
+        }
+        return Row(benchmark=NAME, case=case, unit="records/s", value=value, facts=facts)
 
     for kind in ("streams", "windows"):
         sampler = make_sampler(kind, replay, config.replay.batch, config.replay.length, 0)
@@ -95,31 +89,21 @@ def filled_replay(records: int, num_envs: int, shape: tuple[int, int, int]) -> R
 
 def noise_step(num_envs: int, shape: tuple[int, int, int]) -> VectorStep:
     """One row to append, in the middle of every environment's episode."""
-    flag = np.zeros(num_envs, bool)
-    rng = np.random.default_rng(0)
-    return VectorStep(
-        image=rng.integers(0, 256, (num_envs, *shape), dtype=np.uint8),
-        action=np.zeros(num_envs, np.int32),
-        reward=np.zeros(num_envs, np.float32),
-        is_first=flag,
-        is_last=flag,
-        is_terminal=flag,
-    )
+    image = np.random.default_rng(0).integers(0, 256, (num_envs, *shape), dtype=np.uint8)
+    action, reward, flag = (np.zeros(num_envs, kind) for kind in (np.int32, np.float32, bool))
+    return VectorStep(image, action, reward, is_first=flag, is_last=flag, is_terminal=flag)
 
 
 def plain_copy_rate(config: Config, shape: tuple[int, int, int], budget: Budget) -> float:
     """Bytes per second of copying a batch's images from uncached memory into new arrays."""
     batch = (config.replay.batch * config.replay.length, *shape)
     source = np.ones((8, *batch), np.uint8)
-    turn = 0
+    turns = cycle(source)
 
     def copy() -> None:
-        nonlocal turn
-        np.empty(batch, np.uint8)[:] = source[turn % len(source)]
-        turn += 1
+        np.empty(batch, np.uint8)[:] = next(turns)
 
-    size = source[0].nbytes
-    return Repeats.of(rates_of(copy, size, Budget(min(2.0, budget.seconds)))).median
+    return median(rates_of(copy, source[0].nbytes, Budget(min(2.0, budget.seconds))))
 
 
 def rates_of(call: Callable[[], Any], each: int, budget: Budget) -> list[float]:

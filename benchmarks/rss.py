@@ -1,6 +1,5 @@
 """Memory of a run's process over twenty thousand updates after its replay is full: is it flat?
 
-The smallest possible run trains in a process of its own; its resident memory is read from outside.
 The slope is that of a line through the means of successive stretches, which are nearly independent;
 its 95 % interval comes from their scatter about the line.
 
@@ -27,14 +26,8 @@ T_95 = 2.1
 STRETCHES = 20
 CAPACITY = 800
 #: 4 x 8 records per update, 128 replayed records per step: 4 updates per step.
-SETTINGS = {
-    "--train-ratio": 128,
-    "--replay.capacity": CAPACITY,
-    "--model.context": 2,
-    "--log.every": 200,
-    "--log.pictures": 5000,
-    "--log.checkpoint-minutes": 1,
-}
+SETTINGS = {"train-ratio": 128, "replay.capacity": CAPACITY, "model.context": 2}
+SETTINGS |= {"log.every": 200, "log.pictures": 5000, "log.checkpoint-minutes": 1}
 
 
 def watch(process: subprocess.Popen, run: Path, updates: int) -> list[tuple[int, float]]:
@@ -77,15 +70,14 @@ def main() -> None:
             process.terminate()
             code = process.wait()
         seconds = time.monotonic() - began
-    found, half = slope(samples)
-    values = [mib for _, mib in samples]
+    (found, half), values = slope(samples), [round(mib, 1) for _, mib in samples]
     result = {
         "updates": samples[-1][0] - samples[0][0],
         "seconds": round(seconds, 1),
         "exit_code_after_sigterm": code,
-        "mib_at_first": round(values[0], 1),
-        "mib_at_last": round(values[-1], 1),
-        "mib_range": [round(min(values), 1), round(max(values), 1)],
+        "mib_at_first": values[0],
+        "mib_at_last": values[-1],
+        "mib_range": [min(values), max(values)],
         "slope_mib_per_1000_updates": round(found, 4),
         "slope_95_percent": [round(found - half, 4), round(found + half, 4)],
         "samples": [[u, round(mib, 2)] for u, mib in samples[:: max(1, len(samples) // 200)]],

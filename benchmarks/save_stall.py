@@ -34,13 +34,9 @@ def run_tree(config: ej.Config) -> Any:
         "acting": jax.eval_shape(partial(ej.init_carry, learner, config.envs.count)),
         "pending": jax.ShapeDtypeStruct((batch, config.replay.length, size, size, 3), np.uint8),
     }
-    rng = np.random.default_rng(0)
-
-    def one(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        noise = rng.standard_normal(leaf.shape, np.float32)
-        return jax.device_put((100 * noise).astype(leaf.dtype))
-
-    return jax.block_until_ready(jax.tree.map(one, shapes))
+    noise = partial(np.random.default_rng(0).standard_normal, dtype=np.float32)
+    made = jax.tree.map(lambda x: jax.device_put((100 * noise(x.shape)).astype(x.dtype)), shapes)
+    return jax.block_until_ready(made)
 
 
 def play(replay: ej.Replay, rows: int, store: Store | None) -> None:
@@ -70,21 +66,18 @@ def measure(folder: Path, config: ej.Config, rows: int) -> dict:
     tree = run_tree(config)
     replay = ej.Replay(200_000, config.envs.count, (64, 64, 3))
     row = ej.Replay.nbytes_needed(config.envs.count, config.envs.count, (64, 64, 3))
-    with Store(folder) as store:
-        first = save(store, 1, tree, replay)
-        repeated = [save(store, step, tree, replay) for step in (2, 3, 4)]
-        play(replay, rows, store)
-        ahead = save(store, 5, tree, replay)
-        play(replay, rows, None)
-        at_once = save(store, 6, tree, replay)
-    return {
+    result: dict[str, Any] = {
         "tree_mb": round(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6, 1),
         "replay_increment_mb": round(rows * row / 1e6, 1),
-        "first_save": first,
-        "no_new_records": repeated,
-        "increment_written_ahead": ahead,
-        "increment_all_at_once": at_once,
     }
+    with Store(folder) as store:
+        result["first_save"] = save(store, 1, tree, replay)
+        result["no_new_records"] = [save(store, step, tree, replay) for step in (2, 3, 4)]
+        play(replay, rows, store)
+        result["increment_written_ahead"] = save(store, 5, tree, replay)
+        play(replay, rows, None)
+        result["increment_all_at_once"] = save(store, 6, tree, replay)
+    return result
 
 
 def main() -> None:

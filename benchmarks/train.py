@@ -11,55 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
+from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.suite.flops import Flops, reference, trace_flops
-from benchmarks.suite.harness import (
-    NUM_ACTIONS,
-    Options,
-    compile_for,
-    device_counts,
-    full_carry,
-    on_cpu,
-    program_row,
-    random_batch,
-    random_state,
-    repeat,
-    unless_memory_lacks,
-    with_changes,
-)
-from benchmarks.suite.report import PARTS, Repeats, Row
-from emerald_jax.agent.state import (
-    Learner,
-    TrainState,
-    apply_gradients,
-    build_learner,
-    count_parameters,
-    init_state,
-)
-from emerald_jax.config import Config
+import emerald_jax as ej
+from benchmarks.suite import harness
+from benchmarks.suite.flops import Flops, trace_flops
+from benchmarks.suite.harness import Options, on_cpu
+from benchmarks.suite.report import PARTS, Row
+from emerald_jax.agent.state import Learner, TrainState, apply_gradients, count_parameters
 from emerald_jax.imagination import starts_from
-from emerald_jax.training.devices import (
-    compile_train_step,
-    local_devices,
-    place_shares,
-    place_state,
-    put_batch,
-    split,
-)
-from emerald_jax.training.update import (
-    behavior_gradient,
-    judge,
-    model_gradient,
-    model_loss,
-    rollout,
-    start_positions,
-)
-from emerald_jax.types import Batch, Key, Params, Starts, Trajectory
+from emerald_jax.training import devices as parallel
+from emerald_jax.training import update as training
+from emerald_jax.types import Key, Params
 
 NAME = "train"
 
@@ -72,13 +40,13 @@ def measure(options: Options) -> Iterator[Row | str]:
     dtypes = options.dtype or ((own,) if options.quick else every)
     named = tuple(value == "on" for value in options.remat)
     remats = named or ((config.model.remat,) if options.quick else (False, True))
-    for devices, dtype, remat in product(device_counts(options), dtypes, remats):
+    for devices, dtype, remat in product(harness.device_counts(options), dtypes, remats):
         if config.replay.batch % devices:
             yield f"train on {devices} devices: they do not divide {config.replay.batch} sequences"
             continue
-        changed = with_changes(config, model={"dtype": dtype, "remat": remat})
+        changed = harness.with_changes(config, model={"dtype": dtype, "remat": remat})
         parts = (devices, dtype, remat) == (1, dtypes[0], remats[0])
-        found = unless_memory_lacks(
+        found = harness.unless_memory_lacks(
             f"train dtype={dtype} remat={remat} devices={devices}",
             partial(measure_update, changed, devices, options, parts=parts),
         )
@@ -90,25 +58,21 @@ def measure(options: Options) -> Iterator[Row | str]:
 class Update:
     """The compiled update of a configuration, with a batch of noise; a call runs it once.
 
-    Attributes:
-        learner: networks and settings.
-        facts: of its compilation, for a row.
-        state: the train state after the last call.
-        batch: on its devices.
-        keys: `[B]`, not split over devices.
+    ``facts`` are those of its compilation, ``state`` the newest train state, ``keys`` `[B]`.
     """
 
-    def __init__(self, config: Config, devices: int) -> None:
+    def __init__(self, config: ej.Config, devices: int) -> None:
         """Compile it for the first ``devices`` local devices."""
-        chosen = local_devices(devices)
-        self.learner = learner = build_learner(config, NUM_ACTIONS)
-        batch = random_batch(config)._replace(carry=full_carry(learner, config.replay.batch))
-        self.keys = jax.random.split(jax.random.key(1), config.replay.batch)
-        self.batch = put_batch(batch, chosen)
-        self._keys = place_shares(split(self.keys, devices), chosen)
-        self.state = place_state(random_state(learner), chosen)
-        step = compile_train_step(learner, chosen)
-        self._program, self.facts = compile_for(step, self.state, self.batch, self._keys)
+        chosen = parallel.local_devices(devices)
+        self.learner = learner = ej.build_learner(config, harness.NUM_ACTIONS)
+        count = config.replay.batch
+        batch = harness.random_batch(config)._replace(carry=harness.full_carry(learner, count))
+        self.keys = jax.random.split(jax.random.key(1), count)
+        self.batch = parallel.put_batch(batch, chosen)
+        self._keys = parallel.place_shares(parallel.split(self.keys, devices), chosen)
+        self.state = parallel.place_state(harness.random_state(learner), chosen)
+        step = parallel.compile_train_step(learner, chosen)
+        self._program, self.facts = harness.compile_for(step, self.state, self.batch, self._keys)
 
     def __call__(self) -> Any:
         """Run one update; returns its results, to be waited for."""
@@ -116,21 +80,13 @@ class Update:
         return carry, metrics
 
 
-def measure_update(config: Config, devices: int, options: Options, *, parts: bool) -> Row:
+def measure_update(config: ej.Config, devices: int, options: Options, *, parts: bool) -> Row:
     """Compile and time the complete update, and its parts on request."""
-    update, work = Update(config, devices), update_flops(config)
-    model = config.model
-    case = {"dtype": model.dtype, "remat": model.remat, "devices": devices}
-    _, row = program_row(
-        update,
-        work["whole"],
-        update.facts,
-        amount=1,
-        budget=options.budget(),
-        benchmark=NAME,
-        case={"preset": config.preset, **case},
-        unit="updates/s",
-    )
+    update, work, model = Update(config, devices), update_flops(config), config.model
+    case = {"preset": config.preset, "dtype": model.dtype, "remat": model.remat}
+    names = {"benchmark": NAME, "case": {**case, "devices": devices}, "unit": "updates/s"}
+    program = (update, 1, work["whole"], update.facts)
+    row = harness.program_row(options.budget(), *program, **names)[1]
     facts = row.facts
     facts["kept_bytes"] = kept_bytes(update.learner, update.state.params["world_model"], config)
     facts["parameters"] = count_parameters(update.state.params)["total"]
@@ -142,50 +98,46 @@ def measure_update(config: Config, devices: int, options: Options, *, parts: boo
     return row
 
 
-def kept_bytes(learner: Learner, params: Params, config: Config) -> int:
+def kept_bytes(learner: Learner, params: Params, config: ej.Config) -> int:
     """Bytes that autodiff keeps from the world model's forward pass for its backward pass.
 
-    Counted from shapes, of the complete batch, parameters included. The compiler's plan is
-    ``temporaries_bytes``; devices and ``optim.micro_batch`` divide the batch, which is not counted.
-
-    Args:
-        learner: networks and settings.
-        params: the world model's; only shapes are read.
-        config: batch and length.
+    Counted from shapes, of the complete batch, which devices and ``optim.micro_batch`` divide,
+    parameters included. The compiler's plan is ``temporaries_bytes``.
     """
 
-    def backward(params: Params, batch: Batch, keys: Key) -> Any:
-        return jax.vjp(lambda p: model_loss(p, batch, keys, learner)[0], params)[1]
+    def backward(params: Params, batch: ej.Batch, keys: Key) -> Any:
+        return jax.vjp(lambda p: training.model_loss(p, batch, keys, learner)[0], params)[1]
 
     size = config.replay.batch
-    batch = random_batch(config)._replace(carry=full_carry(learner, size))
+    batch = harness.random_batch(config)._replace(carry=harness.full_carry(learner, size))
     kept = jax.eval_shape(backward, params, batch, jax.random.split(jax.random.key(0), size))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
-def frames(config: Config) -> float:
+def frames(config: ej.Config) -> float:
     """Environment steps per update, by ``train_ratio``."""
     return config.replay.batch * config.replay.length / config.train_ratio
 
 
-def starts_per_sequence(config: Config) -> int:
+def starts_per_sequence(config: ej.Config) -> int:
     """Rollouts that share one real past, n."""
     return config.replay.length // config.behavior.start_stride
 
 
 @cache
-def update_flops(config: Config, num_actions: int = NUM_ACTIONS) -> dict[str, Flops]:
-    """FLOPs of one update by part, and of the ``whole``.
+def update_flops(config: ej.Config, num_actions: int = harness.NUM_ACTIONS) -> dict[str, Flops]:
+    """FLOPs of one update by part, and of the ``whole``; the optimiser has no products.
 
-    The agent's losses evaluate policy and critic a second time on states where imagination and the
-    returns have evaluated them already; these forward passes are not useful and are subtracted. The
-    optimiser has no products.
+    The agent's losses evaluate policy and critic a second time on the imagined states; these
+    forward passes are not useful and are subtracted.
     """
-    learner = build_learner(reference(config), num_actions)
+    # What rematerialisation and micro-batches compute again is not useful.
+    config = harness.with_changes(config, model={"remat": False}, optim={"micro_batch": 0})
+    learner = ej.build_learner(config, num_actions)
     size = config.replay.batch
-    state = jax.eval_shape(partial(init_state, learner), jax.random.key(0))
-    carry = jax.eval_shape(partial(full_carry, learner, size))
-    batch = random_batch(config, num_actions)._replace(carry=carry)
+    state = jax.eval_shape(partial(ej.init_state, learner), jax.random.key(0))
+    carry = jax.eval_shape(partial(harness.full_carry, learner, size))
+    batch = harness.random_batch(config, num_actions)._replace(carry=carry)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
 
     def trace(function: Callable, *arguments: Any) -> tuple[Flops, Any]:
@@ -197,7 +149,7 @@ def update_flops(config: Config, num_actions: int = NUM_ACTIONS) -> dict[str, Fl
     behavior, _ = trace(learn, state.params, state.slow_critic, trajectory)
     again, _ = trace(judge_again, state.params, trajectory)
     parts = (model, imagination, behavior - again)
-    return {**dict(zip(PARTS, parts, strict=False)), "whole": sum(parts, Flops())}
+    return dict(zip(PARTS, parts, strict=False)) | {"whole": sum(parts, Flops())}
 
 
 def measure_parts(update: Update, work: dict[str, Flops], options: Options) -> dict[str, float]:
@@ -206,10 +158,10 @@ def measure_parts(update: Update, work: dict[str, Flops], options: Options) -> d
     params, found = state.params, {}
 
     def run(name: str, function: Callable, *arguments: Any) -> Any:
-        program, _ = compile_for(jax.jit(partial(function, learner=learner)), *arguments)
+        program, _ = harness.compile_for(jax.jit(partial(function, learner=learner)), *arguments)
         result = program(*arguments)
-        seconds = repeat(lambda: program(*arguments), options.budget())
-        found[f"{name}_seconds"] = Repeats.of(seconds).median
+        seconds = harness.repeat(lambda: program(*arguments), options.budget())
+        found[f"{name}_seconds"] = median(seconds)
         if name in work:
             found[f"{name}_useful_flops"] = work[name].useful
         return result
@@ -222,31 +174,31 @@ def measure_parts(update: Update, work: dict[str, Flops], options: Options) -> d
     return found
 
 
-def read(params: Any, batch: Batch, keys: Key, *, learner: Learner) -> tuple:
+def read(params: Any, batch: ej.Batch, keys: Key, *, learner: Learner) -> tuple:
     """World model: gradients of a batch, and the pass that imagination starts from."""
-    grads, (passed, _) = model_gradient(params, batch, keys, learner)
+    grads, (passed, _) = training.model_gradient(params, batch, keys, learner)
     return grads, passed
 
 
-def make_starts(passed: Any, *, learner: Learner) -> Starts:
+def make_starts(passed: Any, *, learner: Learner) -> ej.Starts:
     """Starts `[B, n]` of the pass, as an update takes them."""
     behavior, replay = learner.config.behavior, learner.config.replay
-    positions = start_positions(replay.length, behavior.start_stride)
+    positions = training.start_positions(replay.length, behavior.start_stride)
     return jax.vmap(lambda one: starts_from(one, positions))(passed)
 
 
-def dream(params: Any, starts: Starts, keys: Key, *, learner: Learner) -> Trajectory:
+def dream(params: Any, starts: ej.Starts, keys: Key, *, learner: Learner) -> ej.Trajectory:
     """Imagination from the starts of every sequence."""
-    return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
+    return jax.vmap(partial(training.rollout, params, learner=learner))(starts, keys)
 
 
-def learn(params: Any, slow: Any, trajectory: Trajectory, *, learner: Learner) -> dict[str, Any]:
+def learn(params: Any, slow: Any, trajectory: ej.Trajectory, *, learner: Learner) -> dict[str, Any]:
     """Actor and critic: returns of the trajectory, both losses and their gradients."""
-    returns = judge(params, trajectory, jnp.ones(trajectory.action[:, 0].shape), learner)
-    return behavior_gradient(params, slow, trajectory, returns, jnp.float32(1), learner)[0]
+    returns = training.judge(params, trajectory, jnp.ones(trajectory.action[:, 0].shape), learner)
+    return training.behavior_gradient(params, slow, trajectory, returns, jnp.float32(1), learner)[0]
 
 
-def judge_again(params: Any, trajectory: Trajectory, *, learner: Learner) -> tuple:
+def judge_again(params: Any, trajectory: ej.Trajectory, *, learner: Learner) -> tuple:
     """The forward passes of policy and critic on the imagined states, one more time."""
     state = jax.tree.map(lambda x: x[:, :-1], trajectory.state)
     agent = learner.actor_critic

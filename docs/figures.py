@@ -1,8 +1,6 @@
-"""Draw the figures of these pages with the package's own code.
+"""Draw the figures of these pages.
 
-    python docs/figures.py [--run runs/quickstart-0]
-
-Figures of a trained model need a run.
+python docs/figures.py [--run runs/quickstart-0]; figures of a trained model need a run.
 """
 
 from __future__ import annotations
@@ -14,15 +12,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 import emerald_jax as ej
 from emerald_jax.agent.dream import read
 from emerald_jax.look.figures import decoding_strip
 from emerald_jax.look.film import FilmPlan, film_run, save_film
 from emerald_jax.look.inside import decoding_trace
-from emerald_jax.look.style import png_of
+from emerald_jax.look.style import new_figure, png_of
 from emerald_jax.models.tssm import episode_mask
 from emerald_jax.ops.maskgit import mask_counts
 from emerald_jax.run.recordings import Recordings
@@ -48,12 +44,11 @@ def main() -> None:
 
 def draw_schedule(path: Path) -> None:
     """Tokens masked at the start of each decoding step."""
-    figure, axis = _figure(6.4, 3.2)
+    figure, (axis,) = new_figure(6.4, 3.2)
     for steps in (3, 8, 16):
         counts, places = [*mask_counts(TOKENS, steps), 0], np.arange(steps + 1) / steps
         axis.step(places, counts, "o-", where="post", label=f"S = {steps}")
-    axis.set_xlabel("share of the decoding steps done")
-    axis.set_ylabel(f"tokens masked, of {TOKENS}")
+    axis.set(xlabel="share of the decoding steps done", ylabel=f"tokens masked, of {TOKENS}")
     axis.legend(frameon=False, loc="lower left")
     figure.savefig(path)
 
@@ -63,7 +58,8 @@ def draw_visibility(path: Path) -> None:
     context, length, border = 8, 16, 6
     same = np.asarray(episode_mask(jnp.ones(context, bool), jnp.arange(length) == border))
     back = context + np.arange(length)[:, None] - np.arange(context + length)[None]
-    figure, axis = _figure(7.2, 4.2)
+    figure, (axis,) = new_figure(7.2, 4.2)
+    axis.grid(visible=False)
     visible = same & (back >= 0) & (back <= context)
     axis.imshow(visible, cmap="Greens", vmax=1.6, aspect="auto")
     axis.axvline(context - 0.5, color="#e25822", linewidth=1.5)
@@ -90,14 +86,6 @@ def draw_decoding(run: str, path: Path) -> None:
     )
     strip = decoding_strip(np.asarray(found.frame), masked, sure, clip.image[-1])
     path.write_bytes(png_of(strip))
-
-
-def _figure(width: float, height: float) -> tuple:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis
 
 
 if __name__ == "__main__":

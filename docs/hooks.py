@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from emerald_jax import PRESETS  # noqa: E402
 from emerald_jax.config import Config  # noqa: E402
+from emerald_jax.run.directory import compare_settings  # noqa: E402
 
 _SOURCES = {"P": "paper", "R": "release", "D": "DreamerV3", "O": "own"}
 
@@ -61,10 +62,9 @@ def settings() -> str:
 
 def presets() -> str:
     """The settings that each preset changes."""
-    base, parts = _flat(Config().to_dict()), []
+    parts = []
     for name, (about, config) in PRESETS.items():
-        values = _flat({**config.to_dict(), "preset": base["preset"]})
-        changed = {k: v for k, v in values.items() if v != base[k]}
+        changed = {k: v for k, _, v in compare_settings(Config(), config) if k != "preset"}
         rows = [f"| `--{k.replace('_', '-')}` | `{v}` |\n" for k, v in changed.items()]
         table = "".join(["| setting | value |\n|---|---|\n", *rows]) if rows else ""
         parts.append(f"### {name}\n\n{about[0].upper()}{about[1:]}.\n\n{table}")
@@ -100,12 +100,3 @@ def _cell(text: str) -> str:
     for letter, source in _SOURCES.items():
         text = text.replace(f" ({letter})", f" *({source})*")
     return text.replace("|", "\\|")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat

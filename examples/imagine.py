@@ -1,9 +1,6 @@
-"""Train a small world model for a few updates and picture its dream, with functions only.
+"""Train a small world model on random play and picture its dream, with functions only.
 
-Records random play of Catch, takes updates, lets the model read two real frames and dream on, and
-saves the picture. About a minute on two CPU cores.
-
-    python examples/imagine.py [--updates 60] [--out dream.png]
+python examples/imagine.py [--updates 60] [--out dream.png]       (a minute on two CPU cores)
 """
 
 from __future__ import annotations

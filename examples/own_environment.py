@@ -1,9 +1,8 @@
 """Train on your own environment: any Gymnasium environment with images and discrete actions.
 
-Here a dot must be steered onto a square. The command line does the same, in this folder:
-``emerald-jax train quickstart --env own_environment:Reach``.
+python examples/own_environment.py --logdir runs/reach
 
-    python examples/own_environment.py --logdir runs/reach
+The command line does the same: ``emerald-jax train quickstart --env own_environment:Reach``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Train the world model alone on a video: no rewards, no agent, actions if there are any.
+"""Train the world model alone on a video, then imagine and compare the end of a window.
 
-Encoder, transformer and MaskGIT are trained on the frames, then the continuation of a window is
-imagined and compared with the real one. Without a video, random play of Catch is recorded.
-
-    python examples/video_model.py [--video film.npz] [--updates 300] [--out next.png]
+python examples/video_model.py [--video film.npz] [--updates 300] [--out next.png]
 
 The file holds ``image`` `[T, 16, 16, 3]` uint8 and optionally ``action`` `[T]`, leading into each.
+Without a video, random play of Catch is recorded.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
 """Does the agent learn? Complete runs with the commands of a user, seed by seed.
 
-Claim: quickstart and minatar reach their goal on every seed; crafter and pong have no goal here,
-    ``emerald-jax report`` compares their run directories with the published numbers (DreamerV3
-    on Crafter: 14.5 % at 1 M steps).
-Source: own goals, in ``RUNS`` below.
 Command: python -m experiments.evidence quickstart|minatar|crafter|pong [--seeds 0 1 2]
     The same command resumes a stopped run, and skips seeds that have a result.
-Hardware and time: quickstart 3 minutes a seed on two CPU cores, minatar 80 minutes a seed on one;
-    crafter 25 minutes and pong some hours on a GPU (estimated).
-Seeds: quickstart 5, minatar 3, the others 1.
-Result: results/quickstart and results/minatar: both reach their goal; the others are not run.
+Time: quickstart 3 minutes a seed on two CPU cores, minatar 80 on one; crafter 25 minutes and pong
+    some hours on a GPU (estimated).
+Result: results/quickstart and results/minatar: both reach our goals on every seed.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from emerald_jax.look.figures import learning_curve, seeds_figure
-from emerald_jax.reports.runs import Table
+from emerald_jax.reports.runs import NONE, Table
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
 from emerald_jax.run.files import write_atomic
 from emerald_jax.run.log import achievements_of, is_whole_row
@@ -58,8 +53,7 @@ class Run:
     Attributes:
         stages: arguments of ``emerald-jax train``, command after command on the same directory.
         seeds: by default.
-        goal: mean score of the last 100 training episodes to reach; None for benchmarks with a
-            score of their own, see ``emerald-jax report``.
+        goal: mean score of the last training episodes; None where ``emerald-jax report`` scores it.
         title: of the figure.
         minutes: time limit of a run; 0 for none.
     """
@@ -71,11 +65,7 @@ class Run:
     minutes: float = 0.0
 
 
-#: How these stages were found: docs/notes/breakout.md. In short, a steady learning rate keeps the
-#: model of Breakout inexact, so the rates fall. After 600,000 steps the agent returns 6 and most
-#: games end at a few places where the model predicts the end whatever the action. Stage two
-#: therefore uses temporally correlated exploration noise (noise_hold), over-samples high-return
-#: episodes (best_of) and takes a smaller replay; stage three also lowers the entropy.
+#: How these stages were found: docs/notes/breakout.md.
 _SEARCH = ("--behavior.noise-hold", "3", "--replay.best-of", "16", "--replay.capacity", "100000")
 _LATER = ("--optim.actor_lr", "3e-4", "--optim.critic_lr", "3e-4", *_SEARCH)
 _SURE = ("--behavior.entropy", "1e-3")
@@ -93,15 +83,10 @@ RUNS = {
 
 
 def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
-    """Train one seed in its own process, or resume its run, and read its result.
+    """Train one seed in its own process on some cores, or resume its run, and read its result.
 
-    Machine, commit and seconds of every process are kept in a file next to the run directory, so
-    they are those of the training whenever the result is written. ``cores`` are the CPU cores to
-    pin to, such as ``0``; empty takes all.
-
-    Raises:
-        SystemExit: the directory holds a run that this script did not start, or training ended
-            without finishing.
+    Machine, commit and seconds of every process are kept in a file next to the run directory.
+    SystemExit where another program started the run, or where training was stopped.
     """
     notes = logdir.with_name(f"{logdir.name}.json")
     if logdir.exists() and not notes.is_file():
@@ -153,17 +138,12 @@ def _machine() -> str:
 
 
 def read_run(logdir: Path) -> dict[str, Any]:
-    """Read scores, curve, metrics in thirty points and settings from a run directory.
-
-    Raises:
-        SystemExit: no episode has ended yet.
-    """
+    """Read scores, curve, metrics in thirty points and settings from a run directory."""
     rows = [row for row in read_rows(logdir / EPISODES_FILE) if is_whole_row(row)]
     numbers = read_rows(logdir / METRICS_FILE)
     if not rows:
         refuse(f"no episode of {logdir} has ended: train it for longer")
-    scores = np.array([row["score"] for row in rows], np.float64)
-    steps = np.array([row["step"] for row in rows])
+    scores, steps = (np.array([row[k] for row in rows], np.float64) for k in ("score", "step"))
     width = min(LAST, len(scores))  # Atari's 100k steps may be a few dozen episodes
     window = np.convolve(scores, np.ones(width) / width, "valid")
     kept = np.unique(np.linspace(0, len(window) - 1, POINTS).astype(int))
@@ -189,25 +169,24 @@ def _thinned(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     """Metrics of a run by name, as means over equal parts of it, to four digits."""
     if not rows:
         return {}
+
+    def mean(values: list[float | None]) -> float | None:
+        finite = [value for value in values if value is not None]  # null: not finite
+        return float(f"{np.mean(finite):.4g}") if finite else None
+
     parts = np.array_split(np.arange(len(rows)), min(len(rows), POINTS // 4))
     names = ["step", *sorted(n for n in rows[-1] if n.startswith(("loss/", "model/", "behavior/")))]
-    return {name: [_mean([rows[i].get(name) for i in part]) for part in parts] for name in names}
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """Mean to four digits, without the nulls that stand for non-finite values."""
-    finite = [value for value in values if value is not None]
-    return float(f"{np.mean(finite):.4g}") if finite else None
+    return {name: [mean([rows[i].get(name) for i in part]) for part in parts] for name in names}
 
 
 def main() -> None:
     """Run the seeds without a result and write one JSON each; draw the curves and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=tuple(RUNS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=None)
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--cores", default="", help="pin to these cores (taskset), such as 0")
-    parser.add_argument("--out", type=Path, default=None, help="results (experiments/results/NAME)")
+    parser.add_argument("--out", type=Path, help="results (experiments/results/NAME)")
     options = parser.parse_args()
     run, out = RUNS[options.name], options.out or HERE / "results" / options.name
     out.mkdir(parents=True, exist_ok=True)
@@ -246,7 +225,7 @@ def write_seeds_page(folder: Path, goal: float | None = None) -> Path:
     for path in sorted(folder.glob("*_*.json")):
         result = json.loads(path.read_text())
         values = {**result, **result["evaluation"]}
-        cells = (f"{values[k]:{form}}" if k in values else "–" for _, k, form in _COLUMNS)
+        cells = (f"{values[k]:{form}}" if k in values else NONE for _, k, form in _COLUMNS)
         rows.append((path.stem, *cells))
         sittings += result["sittings"]
     table = Table(columns=("result", *(c[0] for c in _COLUMNS)), rows=rows).markdown()

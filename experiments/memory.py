@@ -1,12 +1,9 @@
 """How long does the model remember a cue? A transformer with its cache, without it, and a GRU.
 
-Claim: the cache lets the transformer remember beyond the chunk of L steps that it is trained on; a
-    GRU, whose gradient ends with the chunk, remembers less.
-Source: EMERALD, arXiv 2507.04075, argues that a transformer remembers more than an RSSM; the probe
-    (experiments/study/probe.py) is our own: a cue shown once and needed k frames later.
+Source: EMERALD, arXiv 2507.04075, argues that a transformer remembers more than an RSSM, whose
+    gradient ends with the chunk of L steps. The probe (study/probe.py) is our own.
 Command: python -m experiments.memory --scale smoke|cpu|paper [--out DIR]
-Hardware and time: cpu 16 models of 2 to 5 minutes on 2 busy cores; smoke 1 minute; paper not run.
-Seeds: 1.
+Time: cpu 16 models of 2 to 5 minutes on 2 busy cores, one seed; smoke 1 minute; paper not run.
 Result: results/memory: yes, up to C = 32 steps; with the paper's decoder of z and h not even 4.
 """
 
@@ -19,13 +16,11 @@ from dataclasses import replace
 from experiments.study.plan import PAPER, PROBE, SMOKE, Scale, Study, Variant
 from experiments.study.run import main
 
-#: The image decoder does not see h_t: otherwise its errors train h_t to be the same whatever the
-#: past, long before the cue is needed (``decoder sees h`` below).
+#: Otherwise the decoder's errors train h_t to be the same whatever the past, before it is needed.
 _DECODER = {"model.decoder_input": "z"}
-#: The quickstart's model at 8 x 8 pixels, with L = 16 and C = 32. For k = 16 or less the cue is
-#: often in the same chunk; for k = 32 only in the cache; for k = 64 beyond it, where a step in
-#: between must pass it on (two blocks reach 2 C steps back). The learning rate is a third of the
-#: quickstart's, at which h_t becomes a constant.
+#: L = 16 and C = 32: for k = 16 or less the cue is often in the same chunk; for k = 32 only in the
+#: cache; for k = 64 a step in between must pass it on (two blocks reach 2 C steps back). At the
+#: quickstart's learning rate h_t becomes a constant.
 _WORLD = {
     "envs.image_size": 8,
     "model.context": 32,
@@ -36,18 +31,10 @@ _WORLD = {
     "replay.length": 16,
     "replay.batch": 16,
 }
+_SIZES = dict(records=20_000, updates=1000, windows=128, context=1, horizon=1)
 SCALES = {
     "smoke": replace(SMOKE, windows=32, changes=_DECODER),
-    "cpu": Scale(
-        preset="quickstart",
-        records=20_000,
-        updates=1000,
-        seeds=1,
-        windows=128,
-        context=1,
-        horizon=1,
-        changes=_WORLD,
-    ),
+    "cpu": replace(SMOKE, preset="quickstart", changes=_WORLD, **_SIZES),
     "paper": replace(PAPER, changes=_DECODER),
 }
 #: Kinds of memory, and their settings.

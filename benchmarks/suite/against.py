@@ -1,8 +1,6 @@
 """The same benchmarks in two checkouts, in alternating subprocesses: ratios round by round.
 
-Each round measures both checkouts one right after the other, in changing order, so that a change of
-the machine's speed affects both. Checkouts before ``python -m benchmarks`` are measured by their
-``python -m emerald_jax bench``.
+Checkouts older than ``python -m benchmarks`` are measured by their ``python -m emerald_jax bench``.
 """
 
 from __future__ import annotations
@@ -22,11 +20,7 @@ HERE = Path(__file__).resolve().parents[2]
 
 
 def run_once(checkout: Path, arguments: Sequence[str], out: Path) -> Report:
-    """Measure one checkout in a process of its own.
-
-    Raises:
-        ConfigError: it has no benchmarks, or they fail; with the last line of the error output.
-    """
+    """Measure one checkout in a process of its own; ConfigError with the cause when it fails."""
     if (checkout / "benchmarks/__main__.py").is_file():
         command = ["benchmarks"]
     elif (checkout / "emerald_jax/bench").is_dir():
@@ -50,10 +44,9 @@ def run_once(checkout: Path, arguments: Sequence[str], out: Path) -> Report:
 def run_against(
     other: Path, arguments: Sequence[str], rounds: int, log: Callable[[str], None]
 ) -> list[tuple[Row, list[float]]]:
-    """Measure this checkout and ``other`` in turn.
+    """Measure this checkout and ``other`` in turn; the order alternates.
 
-    Returns:
-        For every measurement in both: this checkout's newest row, and this / other of each round.
+    Returns this checkout's newest row of every measurement in both, and this / other of each round.
     """
     other, pairs = other.resolve(), {}
     with tempfile.TemporaryDirectory(prefix="emerald-jax-bench-") as folder:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shlex
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.suite.against import against_table, run_against
-from benchmarks.suite.harness import Options, Parser, device_counts
+from benchmarks.suite.harness import Options, device_counts
 from benchmarks.suite.report import (
     Report,
     Row,
@@ -22,6 +22,7 @@ from benchmarks.suite.report import (
     write_report,
 )
 from emerald_jax.cli import guarded
+from emerald_jax.commands.shared import Parser, number
 from emerald_jax.config import ConfigError
 from emerald_jax.run.machine import prepare_jax
 
@@ -43,41 +44,31 @@ _EPILOG = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``python -m benchmarks``.
-
-    Args:
-        arguments: those of the process when None.
-
-    Returns:
-        The exit code.
-    """
+    """Run ``python -m benchmarks``; returns the exit code."""
     return guarded(run_command, list(sys.argv[1:] if arguments is None else arguments))
 
 
 def run_command(arguments: list[str]) -> int:
-    """Measure, or read results back; print tables. Returns the exit code."""
+    """Measure, or read results back, and print tables; the exit code is 1 after a regression."""
     options = _parse(arguments)
-    if options.figures is not None and not options.figures.is_dir():
+    if options.figures and not options.figures.is_dir():
         raise ConfigError(f"--figures {options.figures}: there is no such folder")
     old = read_report(options.compare) if options.compare else None
-    if options.out is not None:
+    if options.out:
         check_writable(options.out)
-    if options.against is not None:
+    if options.against:
         Options.of(options)
         rest = [word for word in _without_files(arguments) if word != "--markdown"]
         pairs = run_against(options.against, rest, options.rounds, _log)
         sys.stdout.write(against_table(pairs, markdown=options.markdown))
         return 0
-    if options.show:
-        reports = [read_report(path) for path in options.show]
-    else:
-        reports = [_measure(options, arguments)]
+    reports = [read_report(path) for path in options.show or ()]
+    reports = reports or [_measure(options, arguments)]
     sys.stdout.write(report_tables(reports, markdown=options.markdown))
-    if options.figures is not None:
+    if options.figures:
         from benchmarks.suite.figures import draw_figures
 
-        for path in draw_figures(reports, options.figures):
-            print(path)
+        sys.stdout.writelines(f"{path}\n" for path in draw_figures(reports, options.figures))
     if old is None:
         return 0
     comparison = compare_reports(reports[0], old)
@@ -85,7 +76,7 @@ def run_command(arguments: list[str]) -> int:
     return 1 if comparison.regressions else 0
 
 
-def _parse(arguments: list[str]) -> Namespace:
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("bench", "python -m benchmarks", "measure speed on this machine")
     parser.epilog = _EPILOG
     add = parser.add_argument
@@ -96,7 +87,7 @@ def _parse(arguments: list[str]) -> Namespace:
     add("--figures", type=Path, metavar="FOLDER", help="draw PNG files there")
     add("--markdown", action="store_true", help="tables in Markdown")
     add("--against", type=Path, metavar="CHECKOUT", help="ratios to another checkout, run in turn")
-    add("--rounds", type=int, default=5, help="of --against (5)")
+    add("--rounds", type=number(1), default=5, help="of --against (5)")
     Options.add_to(parser)
     options = parser.parse_args(arguments)
     for name in options.names:
@@ -108,12 +99,10 @@ def _parse(arguments: list[str]) -> Namespace:
         parser.error("--compare takes one result: --show one file")
     if options.against and (options.show or options.compare or options.figures or options.out):
         parser.error("--against prints ratios only: leave out --show, --compare, --figures, --out")
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: it must be at least 1")
     return options
 
 
-def _measure(options: Namespace, arguments: list[str]) -> Report:
+def _measure(options: argparse.Namespace, arguments: list[str]) -> Report:
     chosen = Options.of(options)
     prepare_jax()
     command = shlex.join(["python", "-m", "benchmarks", *_without_files(arguments)])
@@ -129,17 +118,17 @@ def run_benchmarks(
     out: Path | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measure the named benchmarks.
+    """Measure the named benchmarks; ``command`` is kept in the report, ``log`` gets the progress.
 
-    ``out`` is rewritten after every row, so that an interruption loses nothing; ``log`` is called
-    with every line of progress, ``command`` is kept in the report.
-
-    Raises:
-        ConfigError, EnvError, ReplayError: what cannot be measured at all.
+    ``out`` is rewritten after every row, so that an interruption loses nothing.
     """
-    options.check()
     device_counts(options)
     report = Report.begin(command)
+
+    def save() -> None:
+        if out is not None:
+            write_report(out, report)
+
     for name in names:
         log(f"{name}: {BENCHMARKS[name][1]}")
         module = importlib.import_module(f"benchmarks.{BENCHMARKS[name][0]}")
@@ -150,25 +139,18 @@ def run_benchmarks(
             else:
                 report.left_out.append(found)
                 log(f"  left out: {found}")
-            if out is not None:
-                write_report(out, report)
+            save()
     report.complete = True
-    if out is not None:
-        write_report(out, report)
+    save()
     return report
 
 
 def _without_files(arguments: Sequence[str]) -> list[str]:
     """The arguments that decide the measurements: a result must not name the user's folders."""
-    kept: list[str] = []
-    rest: Iterator[str] = iter(arguments)
-    for argument in rest:
-        name, equals, _ = argument.partition("=")
-        if name not in _FILES:
-            kept.append(argument)
-        elif not equals:
-            next(rest, None)
-    return kept
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in _FILES:
+        parser.add_argument(name)
+    return parser.parse_known_args(arguments)[1]
 
 
 def _log(line: str) -> None:

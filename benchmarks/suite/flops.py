@@ -1,30 +1,14 @@
 """Count the FLOPs of a function from its jaxpr, so that every variant of the model is counted.
 
 Only matrix products and convolutions count, a multiplication and an addition each one FLOP;
-element-wise work, normalisation and softmax do not. The body of a scan counts once per step.
-
-Two counts: ``useful`` is every product of the traced program; ``least`` leaves out products with a
-one-hot operand, which a gather can replace. Taken from the trace of :func:`reference`, they are a
-property of the model and not of the machine or the memory settings:
-
-* the accelerator's code path is traced on every backend: one-hot products where a CPU gathers
-  rows, one pass over the batch where a CPU divides it into parts;
-* rematerialisation and micro-batches are off: what they compute again is not useful.
-
-Earlier results used a closed form of the paper's model, which the tests keep as
-``tests/benchmarks/closed_form.py``. Ratios of one update, counted / closed form: useful 1.027 for
-``crafter``, 1.023 for ``crafter-small``, 1.060 for ``tiny``; least 1.052, 1.061, 1.085. Reasons:
-
-* masked keys of attention and the cut-off border of transposed convolutions count, because the
-  program multiplies them;
-* the first MaskGIT round reads a constant row instead of embedding its tokens, and the table of
-  embedded words costs one product per call;
-* in ``least``, the features' half of every MaskGIT round counts, not that of the first round alone.
+element-wise work, normalisation and softmax do not. Two counts: ``useful`` is every product of the
+traced program; ``least`` leaves out products with a one-hot operand, which a gather can replace.
+Taken along an accelerator's code path, they are a property of the model and not of the machine.
+``tests/benchmarks/closed_form.py`` is the closed form behind earlier results, with the differences.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,18 +17,9 @@ from unittest import mock
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from emerald_jax.config import Config
-
 #: Primitives whose result is one-hot when all operands are.
-_MOVES = {
-    "broadcast_in_dim",
-    "concatenate",
-    "convert_element_type",
-    "reshape",
-    "slice",
-    "squeeze",
-    "transpose",
-}
+_MOVES = {"broadcast_in_dim", "concatenate", "convert_element_type"}
+_MOVES |= {"reshape", "slice", "squeeze", "transpose"}
 #: Straight-through latents are ``one_hot + probs - stop_gradient(probs)``: one-hot in value.
 _SUMS = {"add", "sub"}
 
@@ -65,27 +40,11 @@ class Flops(NamedTuple):
         return Flops(times * self.useful, times * self.least)
 
 
-def reference(config: Config) -> Config:
-    """The configuration whose trace is counted: nothing is computed twice."""
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, remat=False),
-        optim=dataclasses.replace(config.optim, micro_batch=0),
-    )
-
-
 def trace_flops(function: Callable, *arguments: Any) -> tuple[Flops, Any]:
-    """Trace ``function`` as an accelerator would; nothing is compiled or run.
+    """Trace ``function`` of pytrees as an accelerator would; nothing is compiled or run.
 
-    Args:
-        function: of arrays; static arguments bound by ``functools.partial``.
-        arguments: pytrees of arrays or ``jax.ShapeDtypeStruct``.
-
-    Returns:
-        Its FLOPs, and its result as a pytree of ``jax.ShapeDtypeStruct``.
-
-    Raises:
-        ValueError: a ``while`` loop with products, whose number of steps is not in the trace.
+    Returns its FLOPs, and its result as ``jax.ShapeDtypeStruct``. ValueError: a ``while`` loop with
+    products, whose number of steps is not in the trace.
     """
     with mock.patch.object(jax, "default_backend", return_value="gpu"):
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -28,20 +29,17 @@ from jax.experimental.compilation_cache import compilation_cache
 from benchmarks.suite.flops import Flops
 from benchmarks.suite.report import Repeats, Row
 from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
-from emerald_jax.commands.shared import Parser as Parser  # the other files import it from here
+from emerald_jax.commands.shared import Parser, number
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
-from emerald_jax.models.world_model import Pass
 from emerald_jax.presets import get_preset
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.files import write_json
 from emerald_jax.run.machine import compile_program, machine_line
 from emerald_jax.training.update import start_positions
 from emerald_jax.types import Batch, Carry, Key, Starts
 
 #: Actions where no environment is involved: Crafter's.
 NUM_ACTIONS = 17
-#: Exit code of a training run that was stopped by a signal and has saved.
-INTERRUPTED = 75
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,17 @@ class Options:
     quick: bool = _option("a few points, a second each", False, action="store_true")
     full: bool = _option("all points, even where it takes hours", False, action="store_true")
     preset: str = _option("whose sizes (crafter; end-to-end on a CPU: crafter-small)", "")
-    seconds: float = _option("for each number (10; quick: 1)", 0.0, type=float)
-    minutes: float = _option("of the end-to-end run (2; quick: 0.25)", 0.0, type=float)
-    decode_steps: tuple[int, ...] = _option("MaskGIT steps", type=int, metavar="S")
-    horizon: tuple[int, ...] = _option("imagined steps", type=int, metavar="H")
-    starts: tuple[int, ...] = _option("rollouts at once", type=int, metavar="N")
+    seconds: float = _option("for each number (10; quick: 1)", 0.0, type=number(0, kind=float))
+    minutes: float = _option("of end-to-end (2; quick: 0.25)", 0.0, type=number(0, kind=float))
+    decode_steps: tuple[int, ...] = _option("MaskGIT steps", type=number(0), metavar="S")
+    horizon: tuple[int, ...] = _option("imagined steps", type=number(1), metavar="H")
+    starts: tuple[int, ...] = _option("rollouts at once", type=number(1), metavar="N")
     dtype: tuple[str, ...] = _option("compute types", choices=("float32", "bfloat16"))
-    devices: tuple[int, ...] = _option("numbers of devices", type=int, metavar="N")
+    devices: tuple[int, ...] = _option("numbers of devices", type=number(1), metavar="N")
     remat: tuple[str, ...] = _option("rematerialisation, in train", choices=("on", "off"))
     envs: tuple[str, ...] = _option("environments, in envs", metavar="ENV")
-    counts: tuple[int, ...] = _option("how many, in envs", type=int, metavar="N")
-    records: int = _option("in replay (the preset's capacity)", 0, type=int, metavar="N")
+    counts: tuple[int, ...] = _option("how many, in envs", type=number(1), metavar="N")
+    records: int = _option("in replay (the preset's capacity)", 0, type=number(0), metavar="N")
     found: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -92,52 +90,29 @@ class Options:
 
     @classmethod
     def of(cls, parsed: argparse.Namespace) -> Options:
-        """The parsed options, checked.
-
-        Raises:
-            ConfigError: see :meth:`check`.
-        """
+        """The parsed options; ConfigError where they are invalid."""
         given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.metadata}
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v}
         options = cls(**given)
-        options.check()
+        if options.preset:
+            get_preset(options.preset)
+        if options.quick and options.full:
+            raise ConfigError("--quick and --full exclude each other: choose one")
         return options
 
     def budget(self) -> Budget:
         """Of one number."""
-        if self.quick:
-            return Budget(self.seconds or 1.0, least=2)
-        return Budget(self.seconds or 10.0)
+        return Budget(self.seconds or 1.0, least=2) if self.quick else Budget(self.seconds or 10.0)
 
     def config(self, default: str = "crafter") -> Config:
-        """The configuration whose sizes are measured.
+        """The configuration whose sizes are measured; ``default`` where none was named.
 
-        Args:
-            default: the preset when none was named. With ``quick`` on a CPU it is always
-                ``crafter-small``: one update at the paper's sizes takes a CPU half a minute.
+        With ``quick`` on a CPU the default is always ``crafter-small``: one update at the paper's
+        sizes takes a CPU half a minute.
         """
         if self.quick and on_cpu():
             default = "crafter-small"
         return get_preset(self.preset or default)
-
-    def check(self) -> None:
-        """Refuse invalid options before anything is measured.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        if self.preset:
-            get_preset(self.preset)
-        if self.quick and self.full:
-            raise ConfigError("--quick and --full exclude each other: choose one")
-        lowest = {"decode_steps": 0, "horizon": 1, "starts": 1, "devices": 1, "counts": 1}
-        for name, least in lowest.items():
-            for value in getattr(self, name):
-                if value < least:
-                    option = f"--{name.replace('_', '-')}"
-                    raise ConfigError(f"{option} {value}: it must be at least {least}")
-        if self.seconds < 0 or self.minutes < 0 or self.records < 0:
-            raise ConfigError("--seconds, --minutes and --records must not be negative")
 
 
 def on_cpu() -> bool:
@@ -146,11 +121,7 @@ def on_cpu() -> bool:
 
 
 def device_counts(options: Options) -> tuple[int, ...]:
-    """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all.
-
-    Raises:
-        ConfigError: when there are fewer than asked for.
-    """
+    """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all."""
     available = len(jax.local_devices())
     for count in options.devices:
         if count > available:
@@ -193,92 +164,75 @@ def unless_memory_lacks(what: str, measure: Callable[[], Row]) -> Row | str:
 def compile_for(function: Any, *arguments: Any) -> tuple[Callable, dict[str, Any]]:
     """Compile a jitted or pmapped function as training does, for the shapes of ``arguments``.
 
-    Returns:
-        The program, and its facts for a row: ``compile_seconds`` (tracing, lowering and compiling,
-        without the compilation cache); ``temporaries_bytes`` (memory besides arguments and results;
-        0 where JAX does not report it); ``arguments_bytes``; ``results_bytes`` (donated arguments
-        excluded).
+    Returns the program, and its facts for a row. Seconds are those of tracing, lowering and
+    compiling, bytes are 0 where JAX does not report them; donated arguments are no results.
     """
     with no_compilation_cache():
         start = time.perf_counter()
         program = compile_program(function.lower(*arguments))
         seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    temporaries, inputs, outputs, aliased = (
-        int(getattr(memory, f"{name}_size_in_bytes", 0) or 0)
-        for name in ("temp", "argument", "output", "alias")
-    )
-    return program, {
-        "compile_seconds": round(seconds, 2),
-        "temporaries_bytes": temporaries,
-        "arguments_bytes": inputs,
-        "results_bytes": outputs - aliased,
+    kinds = {"temp": "temporaries", "argument": "arguments", "output": "results"}
+    facts = {"compile_seconds": round(seconds, 2)} | {
+        f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes", 0) or 0)
+        for theirs, ours in kinds.items()
     }
+    facts["results_bytes"] -= int(getattr(memory, "alias_size_in_bytes", 0) or 0)
+    return program, facts
 
 
 @contextmanager
 def no_compilation_cache() -> Iterator[None]:
     """Disable the compilation cache, so that compile times are real."""
     before = jax.config.jax_enable_compilation_cache
-    _use_cache(False)
+
+    def use(on: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", on)
+        compilation_cache.reset_cache()  # JAX reads the setting only once after a reset
+
+    use(False)
     try:
         yield
     finally:
-        _use_cache(before)
-
-
-def _use_cache(on: bool) -> None:
-    jax.config.update("jax_enable_compilation_cache", on)
-    # JAX reads the setting once per process; this makes it read it again.
-    compilation_cache.reset_cache()
+        use(before)
 
 
 def memory_peaks() -> dict[str, int]:
     """Highest memory use so far: of this process, and of the first accelerator if it reports it."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     peaks = {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return peaks if device is None else {**peaks, "device_peak_bytes": int(device)}
+    if device := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        peaks["device_peak_bytes"] = int(device)
+    return peaks
 
 
 def program_row(
-    call: Callable[[], Any], work: Flops, facts: dict[str, Any], amount: float, **names: Any
+    budget: Budget, call: Callable[[], Any], amount: float, work: Flops, facts: dict, **names: Any
 ) -> tuple[list[float], Row]:
-    """Time a compiled program.
+    """Time a compiled program that makes ``amount`` units per ``call`` with some ``work``.
 
-    Args:
-        call: runs it once.
-        work: FLOPs of one call.
-        facts: from :func:`compile_for`.
-        amount: units that one call makes; the row's value is ``amount`` per second.
-        names: ``benchmark``, ``case`` (with ``dtype``, maybe ``devices``), ``unit``; ``budget``.
-
-    Returns:
-        The seconds of every repeat, and the row.
+    ``facts`` are from :func:`compile_for`, ``names`` the row's benchmark, case and unit.
+    Returns the seconds of every repeat, and the row.
     """
-    budget, case = names.pop("budget"), names["case"]
+    case = names["case"]
     seconds, ceiling = repeat_with_ceiling(call, budget, case["dtype"])
-    median = Repeats.of(seconds).median
-    shares = share_facts(work, median, ceiling, devices=case.get("devices", 1))
+    shares = share_facts(work, median(seconds), ceiling, devices=case.get("devices", 1))
     value = Repeats.of([amount / s for s in seconds])
     return seconds, Row(value=value, facts={**shares, **facts, **memory_peaks()}, **names)
 
 
-#: Sizes of the square products that are tried; the best rate counts.
+#: Sizes of the square products that are tried; the best rate of ``_SECONDS`` of them counts.
 CPU_SIZES = (1024, 2048, 4096)
 ACCELERATOR_SIZES = (2048, 4096, 8192, 16384)
-#: A rate is the best of at least ``_LEAST`` products and of ``_SECONDS`` seconds of them.
-_LEAST, _SECONDS = 3, 0.3
+_SECONDS = 0.3
 
 
 def repeat_with_ceiling(
     call: Callable[[], Any], budget: Budget, dtype: str
 ) -> tuple[list[float], float]:
-    """:func:`repeat`, and one device's ceiling at that time, in FLOP/s.
+    """:func:`repeat`, and one device's ceiling in FLOP/s: the rate of large matrix products.
 
-    The ceiling is the rate of large square matrix products, measured just before and just after;
-    the better one counts. A machine's speed changes with its clock and its other users (a factor of
-    two between minutes was seen on a virtual machine).
+    Measured just before and just after, because a machine's speed changes; the better one counts.
     """
     size = best_size(dtype)
     before = _rate(size, dtype)
@@ -288,37 +242,25 @@ def repeat_with_ceiling(
 
 @cache
 def best_size(dtype: str) -> int:
-    """The size of the fastest products, tried once per process.
-
-    Args:
-        dtype: ``float32`` (at JAX's default precision, as in the model: TF32 on recent GPUs) or
-            ``bfloat16``, of operands and result.
-    """
+    """The size of the fastest products, tried once per process; float32 is TF32 on recent GPUs."""
     sizes = CPU_SIZES if on_cpu() else ACCELERATOR_SIZES
     return max(sizes, key=lambda size: _rate(size, dtype))
 
 
 def _rate(size: int, dtype: str) -> float:
     """Best FLOP/s of some products of one size."""
-    left, right = (
-        jax.random.normal(key, (size, size), jnp.dtype(dtype))
-        for key in jax.random.split(jax.random.key(size))
-    )
+    left, right = jax.random.normal(jax.random.key(size), (2, size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
-    seconds = repeat(lambda: product(left, right), Budget(_SECONDS, least=_LEAST))
+    seconds = repeat(lambda: product(left, right), Budget(_SECONDS))
     return 2 * size**3 / min(seconds)
 
 
 def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) -> dict[str, Any]:
-    """For a row: the work, and the share of the machine's ceiling that it reached.
+    """For a row: the work of a call in ``seconds``, and its share of the machine's ceiling.
 
-    Args:
-        work: FLOPs of one call.
-        seconds: of one call, all devices together.
-        ceiling: of one device, FLOP/s, from :func:`repeat_with_ceiling`.
-        devices: how many worked on it; a CPU's virtual devices share its cores.
+    ``ceiling`` is that of one device, from :func:`repeat_with_ceiling`.
     """
-    if not on_cpu():
+    if not on_cpu():  # a CPU's virtual devices share its cores
         ceiling *= devices
     return {
         "seconds": seconds,
@@ -332,11 +274,10 @@ def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) ->
 
 def with_changes(config: Config, **groups: dict[str, Any]) -> Config:
     """A configuration with some settings replaced, by group."""
-    changed = {
-        name: dataclasses.replace(getattr(config, name), **values)
-        for name, values in groups.items()
-    }
-    return dataclasses.replace(config, **changed)
+    changed = (
+        (name, dataclasses.replace(getattr(config, name), **v)) for name, v in groups.items()
+    )
+    return dataclasses.replace(config, **dict(changed))
 
 
 def random_state(learner: Learner, seed: int = 0) -> TrainState:
@@ -358,17 +299,11 @@ def random_state(learner: Learner, seed: int = 0) -> TrainState:
 def random_batch(config: Config, num_actions: int = NUM_ACTIONS) -> Batch:
     """Random frames and rewards `[B, L]` without episode borders; numpy, without a carry."""
     shape, rng = (config.replay.batch, config.replay.length), np.random.default_rng(0)
-    size = config.envs.image_size
-    flag = np.zeros(shape, bool)
-    return Batch(
-        image=rng.integers(0, 256, (*shape, size, size, 3), dtype=np.uint8),
-        action=rng.integers(0, num_actions, shape).astype(np.int32),
-        reward=rng.normal(size=shape).astype(np.float32),
-        is_first=flag,
-        is_last=flag,
-        is_terminal=flag,
-        reset=flag,
-    )
+    size, flag = config.envs.image_size, np.zeros(shape, bool)
+    image = rng.integers(0, 256, (*shape, size, size, 3), dtype=np.uint8)
+    action = rng.integers(0, num_actions, shape).astype(np.int32)
+    reward = rng.normal(size=shape).astype(np.float32)
+    return Batch(image, action, reward, is_first=flag, is_last=flag, is_terminal=flag, reset=flag)
 
 
 def full_carry(learner: Learner, batch: int) -> Carry:
@@ -380,13 +315,19 @@ def full_carry(learner: Learner, batch: int) -> Carry:
 def full_context_starts(learner: Learner, sequences: int) -> Starts:
     """Starts `[sequences, n]` as an update makes them, each with C real tokens before it.
 
-    A sequence of L steps after a carry of C tokens gives n = L // stride starts, which share its
-    C + L keys and values. Training's own function takes them from a pass of noise in which every
-    token is valid.
+    Training's own function takes them from a pass of noise in which every token is valid.
     """
     config = learner.config
     positions = start_positions(config.replay.length, config.behavior.start_stride)
-    passed = jax.eval_shape(lambda: _read(learner, sequences))
+
+    def read() -> Any:
+        batch = random_batch(with_changes(config, replay={"batch": sequences}))
+        batch = jax.tree.map(jnp.asarray, batch)._replace(carry=init_carry(learner, sequences))
+        params = init_state(learner, jax.random.key(0)).params["world_model"]
+        keys = jax.random.split(jax.random.key(0), sequences)
+        return jax.vmap(partial(learner.model.apply, {"params": params}))(batch, keys)
+
+    passed = jax.eval_shape(read)
 
     def make(key: Key) -> Starts:
         # Compiled, so that parts which no start reads are never made.
@@ -394,16 +335,6 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
         return jax.vmap(lambda one: starts_from(one, positions))(noise)
 
     return jax.jit(make)(jax.random.key(2))
-
-
-def _read(learner: Learner, sequences: int) -> Pass:
-    """Forward pass over some sequences; only its shapes are used."""
-    config = with_changes(learner.config, replay={"batch": sequences})
-    batch = jax.tree.map(jnp.asarray, random_batch(config))
-    batch = batch._replace(carry=init_carry(learner, sequences))
-    params = init_state(learner, jax.random.key(0)).params["world_model"]
-    keys = jax.random.split(jax.random.key(0), sequences)
-    return jax.vmap(lambda one, key: learner.model.apply({"params": params}, one, key))(batch, keys)
 
 
 def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
@@ -422,12 +353,7 @@ def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
 
 
 def script_parser(doc: str, result: str) -> argparse.ArgumentParser:
-    """Parser of a small script: its description, and ``--out``.
-
-    Args:
-        doc: the script's docstring.
-        result: file name in ``benchmarks/results``, the default of ``--out``.
-    """
+    """Parser of a small script with docstring ``doc``; ``result`` is the default file of --out."""
     about = doc.splitlines()[0].rstrip(".")
     parser = Parser(result, f"python -m benchmarks.{Path(result).stem}", about)
     path = Path(__file__).parents[1] / "results" / result
@@ -438,27 +364,18 @@ def script_parser(doc: str, result: str) -> argparse.ArgumentParser:
 def write_result(path: Path, result: dict[str, Any], *, long: str = "") -> None:
     """Write a script's result as JSON, the machine added; print it without the entry ``long``."""
     result = {**result, "machine": machine_line()}
-    write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
-    print(json.dumps({name: value for name, value in result.items() if name != long}, indent=1))
+    write_json(path, result)
+    result.pop(long, None)
+    print(json.dumps(result, indent=1))
 
 
 def start_small_run(run: Path, settings: dict[str, Any], **streams: Any) -> subprocess.Popen:
     """Train the smallest possible agent, the ``tiny`` preset cut down, in a process of its own.
 
-    Args:
-        run: its directory.
-        settings: option of ``emerald-jax train`` -> value, besides the sizes.
-        streams: ``stdout`` and ``stderr`` of the process.
+    ``settings`` are more options of ``emerald-jax train``, ``streams`` its stdout and stderr.
     """
-    settings = {
-        "--logdir": run,
-        "--steps": 10**9,
-        "--model.blocks": 1,
-        "--model.head-layers": 1,
-        "--behavior.horizon": 1,
-        "--behavior.decode-steps": 1,
-        **settings,
-    }
-    pairs = [str(word) for pair in settings.items() for word in pair]
+    ones = ("model.blocks", "model.head-layers", "behavior.horizon", "behavior.decode-steps")
+    settings = {"logdir": run, "steps": 10**9, **dict.fromkeys(ones, 1), **settings}
+    pairs = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "emerald_jax", "train", "tiny", *pairs]
     return subprocess.Popen(command, **streams)

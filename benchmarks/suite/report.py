@@ -1,28 +1,15 @@
-"""Results as JSON, as tables, and compared with older results.
-
-A report is one JSON object::
-
-    format     "emerald-jax bench 1"
-    created    UTC time, ISO 8601
-    command    the command line, without file names
-    complete   false while measuring, and after an interruption
-    machine    processor, cores, memory, accelerator
-    versions   of Python and of the packages that decide speed
-    rows       the measurements
-    left_out   lines: what was not measured, and why
-
-A row is :class:`Row`; ``benchmark`` and ``case`` identify it, and comparisons pair rows by them.
-"""
+"""Results as JSON, as tables, and compared with older results."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import io
 import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from emerald_jax.config import ConfigError
+from emerald_jax.reports.runs import Table as MarkdownTable
 from emerald_jax.run.files import write_atomic
 from emerald_jax.run.machine import describe_machine, versions
 
@@ -42,12 +30,7 @@ PARTS = ("world_model", "imagination", "actor_critic", "optimizer")
 
 @dataclass(frozen=True)
 class Repeats:
-    """Repeated measurements of one number.
-
-    Attributes:
-        median, q1, q3, lowest, highest: of the repeats, in the row's unit.
-        repeats: their number, warm-up not counted.
-    """
+    """Repeated measurements of one number in the row's unit, warm-up not counted."""
 
     median: float
     q1: float
@@ -66,23 +49,19 @@ class Repeats:
 
     @property
     def noise(self) -> tuple[float, float]:
-        """Interval in which another measurement is expected.
-
-        The quartiles, between which half of the repeats lie; with fewer than eight repeats, for
-        which quartiles mean little, lowest and highest.
-        """
+        """Where another measurement is expected: the quartiles; below 8 repeats the range."""
         return (self.lowest, self.highest) if self.repeats < 8 else (self.q1, self.q3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured number.
+    """One measured number; comparisons pair rows by ``benchmark`` and ``case``.
 
     Attributes:
         benchmark: name, such as ``imagination``.
         case: the point that was measured: sizes, types, devices. Scalars only.
         unit: of the value, such as ``imagined states/s``; higher is always better.
-        value: :class:`Repeats`.
+        value: the repeats.
         facts: everything else that was counted or measured, by name; units are in the names.
     """
 
@@ -97,15 +76,20 @@ class Row:
         """The same for the same measurement in another report."""
         return f"{self.benchmark} {describe(self.case)}"
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Row:
-        """The inverse of :func:`dataclasses.asdict`."""
-        return cls(**{**values, "value": Repeats(**values["value"])})
-
 
 @dataclass(kw_only=True)
 class Report:
-    """Everything that one command measured; see the module docstring."""
+    """Everything that one command measured: one JSON object, with :data:`FORMAT` as ``format``.
+
+    Attributes:
+        command: the command line, without file names.
+        machine: processor, cores, memory, accelerator.
+        versions: of Python and of the packages that decide speed.
+        created: UTC time, ISO 8601.
+        rows: the measurements.
+        left_out: lines: what was not measured, and why.
+        complete: False while measuring, and after an interruption.
+    """
 
     command: str
     machine: dict[str, Any]
@@ -131,52 +115,44 @@ def describe(case: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in case.items())
 
 
-def write_report(path: Path, report: Report) -> None:
-    """Write or replace a report atomically.
-
-    Raises:
-        ConfigError: when it cannot be written.
-    """
+@contextlib.contextmanager
+def refused(what: object, verb: str = "written") -> Iterator[None]:
+    """Turn an OSError into a ConfigError of one line: ``what`` cannot be written, or read."""
     try:
-        write_atomic(path, report.to_json().encode())
+        yield
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"{what} cannot be {verb}: {error.strerror}") from error
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write or replace a report atomically; ConfigError when it cannot be written."""
+    with refused(path):
+        write_atomic(path, report.to_json().encode())
 
 
 def check_writable(path: Path) -> None:
-    """Check before an hour of measuring that :func:`write_report` will work.
-
-    Raises:
-        ConfigError: when there is no such folder, or no file can be made in it.
-    """
+    """Check before an hour of measuring that :func:`write_report` will work; else ConfigError."""
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder: give the name of a file")
     probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with refused(f"--out {path}"):
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--out {path} cannot be written: {error.strerror}") from error
 
 
 def read_report(path: Path) -> Report:
-    """Read a report back.
-
-    Raises:
-        ConfigError: when it cannot be read or is not a report.
-    """
+    """Read a report back; ConfigError when the file is no report."""
     try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        with refused(path, "read"):
+            values = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise ConfigError(f"{path} is not a result of the benchmarks")
     try:
-        rows = [Row.from_dict(row) for row in values.pop("rows")]
+        rows = [Row(**{**row, "value": Repeats(**row["value"])}) for row in values.pop("rows")]
         return Report(**values, rows=rows)
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is not a complete result of the benchmarks: {error}") from error
@@ -219,12 +195,7 @@ def several_machines(rows: Sequence[Measured]) -> bool:
 
 
 def report_tables(reports: Sequence[Report], *, markdown: bool = False) -> str:
-    """One table per benchmark over all reports, with a machine column if there are several.
-
-    Args:
-        reports: in the order of display.
-        markdown: Markdown instead of text for a terminal.
-    """
+    """One table per benchmark over all reports, with a machine column if there are several."""
     machines = list(dict.fromkeys(machine_name(report) for report in reports))
     parts = [f"{machine}\n" for machine in machines]
     for name, rows in by_benchmark(reports).items():
@@ -257,26 +228,23 @@ def render(
 ) -> str:
     """A table as text; on a terminal its lines are never wrapped."""
     if markdown:
-        rule = ["---"] * len(head)
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, rule, *body)]
-        return f"### {title}\n\n" + "\n".join(lines) + "\n"
+        return f"### {title}\n\n{MarkdownTable(columns=tuple(head), rows=body).markdown()}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in head:
-        table.add_column(name, justify="left", no_wrap=True)
+        table.add_column(name, no_wrap=True)
     for line in body:
         table.add_row(*line)
     console = Console(file=io.StringIO(), width=250, color_system=None)
     console.print(table, markup=False)
-    text = console.file.getvalue()
-    return "".join(line.rstrip() + "\n" for line in text.splitlines())
+    return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
 
 def machine_name(report: Report) -> str:
     """The machine of a report, in a few words."""
     m = report.machine
     device = "" if m.get("backend") == "cpu" else f", {m.get('devices')} x {m.get('device_kind')}"
-    cores = f"{m.get('cores')} cores of {m.get('processor')}"
-    return f"{cores}{device}, jax {report.versions.get('jax')}"
+    jax = report.versions.get("jax")
+    return f"{m.get('cores')} cores of {m.get('processor')}{device}, jax {jax}"
 
 
 def number(value: float) -> str:
@@ -284,8 +252,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-#: Relative difference below which two rows are the same: repeats in one process do not show the
-#: differences between processes, so tiny differences between tight repeats mean nothing.
+#: Relative difference below which two rows are the same: processes differ more than repeats show.
 FLOOR = 0.03
 
 #: Entries of ``machine`` that must agree for a ratio to describe the program.
@@ -293,13 +260,10 @@ _MACHINE = ("processor", "cores", "device_kind", "devices")
 
 
 class Change(NamedTuple):
-    """One row in both reports.
+    """One row in both reports; a ratio of medians above 1 is faster.
 
-    Attributes:
-        new, old: the rows.
-        ratio: new median / old median; above 1 is faster.
-        verdict: ``faster`` or ``slower`` where the noise intervals (:attr:`Repeats.noise`) do not
-            overlap and the medians differ by more than :data:`FLOOR`; otherwise ``same``.
+    The verdict is ``faster`` or ``slower`` where the noise intervals (:attr:`Repeats.noise`) do not
+    overlap and the medians differ by more than :data:`FLOOR`, otherwise ``same``.
     """
 
     new: Row
@@ -309,13 +273,7 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All rows of two reports.
-
-    Attributes:
-        changes: the pairs, in the order of the new report.
-        only_new, only_old: rows without a partner, by identity.
-        warnings: lines: differences between the machines.
-    """
+    """All rows of two reports: pairs, identities of rows without a partner, other machines."""
 
     changes: list[Change]
     only_new: list[str]
@@ -330,17 +288,13 @@ class Comparison(NamedTuple):
 
 def compare_reports(new: Report, old: Report) -> Comparison:
     """Pair the rows of two reports by benchmark and case."""
-    before = {row.identity: row for row in old.rows}
-    after = {row.identity: row for row in new.rows}
+    before, after = ({row.identity: row for row in report.rows} for report in (old, new))
+    machines = [(name, new.machine.get(name), old.machine.get(name)) for name in _MACHINE]
     return Comparison(
         changes=[compare_rows(row, before[name]) for name, row in after.items() if name in before],
         only_new=[name for name in after if name not in before],
         only_old=[name for name in before if name not in after],
-        warnings=[
-            f"another machine: {name} is {new.machine.get(name)}, was {old.machine.get(name)}"
-            for name in _MACHINE
-            if new.machine.get(name) != old.machine.get(name)
-        ],
+        warnings=[f"another machine: {k} is {a}, was {b}" for k, a, b in machines if a != b],
     )
 
 
@@ -348,34 +302,23 @@ def compare_rows(new: Row, old: Row) -> Change:
     """Compare a row with its older measurement; values are rates, so higher is faster."""
     ratio = new.value.median / old.value.median
     (new_low, new_high), (old_low, old_high) = new.value.noise, old.value.noise
-    verdict = "same"
-    if ratio < 1 - FLOOR and new_high < old_low:
-        verdict = "slower"
-    elif ratio > 1 + FLOOR and new_low > old_high:
-        verdict = "faster"
-    return Change(new, old, ratio, verdict)
+    slower = ratio < 1 - FLOOR and new_high < old_low
+    faster = ratio > 1 + FLOOR and new_low > old_high
+    return Change(new, old, ratio, "slower" if slower else "faster" if faster else "same")
 
 
 def comparison_table(comparison: Comparison, *, markdown: bool = False) -> str:
     """Every pair with its ratio and verdict, then the rows without a partner."""
     head = ["benchmark", "case", "old", "new", "unit", "ratio", ""]
     marks = {"slower": "SLOWER", "faster": "faster", "same": ""}
-    body = [
-        [
-            new.benchmark,
-            describe(new.case),
-            number(old.value.median),
-            number(new.value.median),
-            new.unit,
-            f"{ratio:.3f}",
-            marks[verdict],
-        ]
-        for new, old, ratio, verdict in comparison.changes
-    ]
+    body = []
+    for new, old, ratio, verdict in comparison.changes:
+        medians = [number(row.value.median) for row in (old, new)]
+        line = [new.benchmark, describe(new.case), *medians, new.unit]
+        body.append([*line, f"{ratio:.3f}", marks[verdict]])
     lines = [f"{line}\n" for line in comparison.warnings]
     lines.append(render("new against old", head, body, markdown=markdown))
     lines += [f"only new: {name}\n" for name in comparison.only_new]
     lines += [f"only old: {name}\n" for name in comparison.only_old]
     count = len(comparison.regressions)
-    lines.append(f"{len(comparison.changes)} compared, {count} slower beyond the noise\n")
-    return "".join(lines)
+    return "".join([*lines, f"{len(body)} compared, {count} slower beyond the noise\n"])

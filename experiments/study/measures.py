@@ -32,23 +32,12 @@ _DECODED, _REPEATS = 256, 15
 def joint_log_prob(
     params: Params, h: Array, z: Array, key: Key, *, model: WorldModel, steps: int
 ) -> Array:
-    """Log-likelihood of complete latents under the configured prior, in nats.
+    """Log-likelihood `[...]` in nats of latents `z` `[..., P, G]` given `h` `[..., D]`.
 
     It is exact for the linear and the autoregressive prior. For the MaskGIT it is the likelihood of
     revealing the tokens in a uniformly random order, in each of the S steps as many as its schedule
     reveals: the sum over steps of log p(tokens revealed | tokens revealed before). Averaged over
-    orders this is a lower bound (Jensen); decoding itself picks the order by confidence.
-
-    Args:
-        params: the world model's parameters.
-        h: `[..., D]`.
-        z: `[..., P, G]` int32.
-        key: consumed; draws the order.
-        model: the world model.
-        steps: S; 0 takes the dynamics head.
-
-    Returns:
-        `[...]` float32.
+    orders this is a lower bound (Jensen). S = 0 takes the dynamics head.
     """
     c = model.config
     net = model.bind({"params": params})
@@ -71,27 +60,20 @@ def joint_log_prob(
 def measure(
     world: World, windows: Batch, context: int, *, seed: int, pictures: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read ``context`` frames of every window; measure the next latents and the open loop.
+    """Read ``context`` frames of windows `[W, T]`; measure the next latents and the open loop.
 
-    Args:
-        world: a trained world model; its settings choose how latents are decoded.
-        windows: :class:`Batch` `[W, T]` within one episode each.
-        context: real frames read first, 1 <= context < T.
-        seed: of the sampled latents.
-        pictures: also return the reconstructions, ``recon`` `[W, T, height, width, 3]`.
+    The world's settings choose how latents are decoded. ``pictures`` adds the reconstructions,
+    ``recon`` `[W, T, height, width, 3]`. Returns one value per window, or per window and step:
 
-    Returns:
-        By name, one value per window, or per window and imagined step:
-
-        * ``pixel_error`` `[W]`: squared error of reconstructions, mean over pixels, unit scale;
-        * ``token_accuracy`` `[W]`: share of decoded tokens that equal the posterior's likeliest,
-          h_t read from real frames;
-        * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
-        * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
-        * ``moved`` `[W, T - context]`: see :func:`moved_share`;
-        * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
-        * ``still_error``, ``still_moved``: the same for a dream that repeats the last frame read;
-        * ``zero_error``: the same for a model that never predicts a reward.
+    * ``pixel_error`` `[W]`: squared error of reconstructions, mean over pixels, unit scale;
+    * ``token_accuracy`` `[W]`: share of decoded tokens that equal the posterior's likeliest, h_t
+      read from real frames;
+    * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
+    * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
+    * ``moved`` `[W, T - context]`: see :func:`moved_share`;
+    * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
+    * ``still_error``, ``still_moved``: the same for a dream that repeats the last frame read;
+    * ``zero_error``: the same for a model that never predicts a reward.
     """
     count = windows.action.shape[0]
     keys = jax.random.split(jax.random.key(seed), count)
@@ -145,18 +127,12 @@ def _measure_batch(
 
 
 def moved_share(real: Array, shown: Array) -> Array:
-    """Share of the pixels that changed since the last frame and are shown right.
+    """Share `[W, T - 1]` of the pixels that changed since the last frame and are shown right.
 
-    A mean over all pixels hardly depends on a ball of one pixel. Both the place that a piece left
-    and its new place count, so a dream without the ball still has half of it right. The measure is
-    useless for noisy pictures (Crafter's nights), where every pixel changes.
-
-    Args:
-        real: `[W, T, height, width, 3]` in [0, 1].
-        shown: the same shape. A pixel is right if each channel is within a quarter of the scale.
-
-    Returns:
-        `[W, T - 1]`, from the second frame on; 1 where nothing changed.
+    Frames are `[W, T, height, width, 3]` in [0, 1]; a pixel is right if each channel is within a
+    quarter of the scale. A mean over all pixels hardly depends on a ball of one pixel. Both the
+    place that a piece left and its new place count, so a dream without the ball has half of it
+    right. Useless for noisy pictures (Crafter's nights), where every pixel changes.
     """
     moved = jnp.any(real[:, 1:] != real[:, :-1], axis=-1)
     right = jnp.all(jnp.abs(shown - real)[:, 1:] < _SAME, axis=-1)
@@ -167,8 +143,7 @@ def moved_share(real: Array, shown: Array) -> Array:
 def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
     """Microseconds `[rounds]` that each world model needs to decode one of 256 latents.
 
-    All programs are compiled first and then timed in turn, round by round, so that other load on
-    the machine affects all of them equally.
+    The programs are timed in turn, so that other load on the machine affects all of them equally.
     """
     programs, times = {}, {name: [] for name in worlds}
     for name, world in worlds.items():
@@ -188,13 +163,10 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
 
 
 def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
-    """Does the model remember the cue? All frames but the last are read, the last is imagined.
+    """Does the model remember the cue of complete episodes of ``probe.py``, read but for the last?
 
-    The arguments are those of :func:`measure`; a window is a complete episode of ``probe.py``.
-
-    Returns:
-        ``recall`` `[W]`: 1 where the reward predicted for the imagined frame has the right sign;
-        ``recall_pixels`` `[W]`: 1 where the imagined frame is nearer to the right colour.
+    Of the imagined last frame, ``recall`` `[W]` is 1 where the predicted reward has the right sign,
+    ``recall_pixels`` `[W]` where the frame is nearer to the right colour.
     """
     learner, count = world.learner, windows.action.shape[0]
     model, steps = learner.model, learner.config.behavior.decode_steps

@@ -29,15 +29,9 @@ _SIZES = ("records", "updates", "seeds", "windows", "context", "horizon")
 
 
 def write_page(folder: Path, about: str, numbers: Sequence[str]) -> Path:
-    """Write the folder's page; the section "Reading" of an old page is kept.
+    """Write the page of a folder of results; the section "Reading" of an old page is kept.
 
-    Args:
-        folder: directory of the results; its name is the title.
-        about: command and claim.
-        numbers: paragraphs in Markdown, followed by the pictures.
-
-    Returns:
-        The page's path.
+    ``about`` is the command and the claim, ``numbers`` are paragraphs in Markdown.
     """
     path = folder / PAGE_FILE
     old = path.read_text() if path.is_file() else ""
@@ -88,26 +82,18 @@ def _more_tables(content: dict[str, Any]) -> Iterator[Table]:
         yield Table(columns=columns, rows=simple)
         length = len(first["dream_error"]["mean"])
         steps = [step for step in _STEPS if step <= length]
-        rows = [
-            (label, *(f"{errors['mean'][step - 1]:.4g}" for step in steps))
-            for label, errors in (
-                *((label, row["dream_error"]) for label, row in means.items()),
-                ("the last frame read", first["still_error"]),
-            )
-        ]
+        errors = {label: row["dream_error"] for label, row in means.items()}
+        errors["the last frame read"] = first["still_error"]
+        rows = [(k, *(f"{e['mean'][step - 1]:.4g}" for step in steps)) for k, e in errors.items()]
         columns = ("dream error", *(f"step {step}" for step in steps))
         yield Table(columns=columns, rows=rows)
-    rows = [
-        (
-            trained["variant"] or content["study"],
-            str(trained["seed"]),
-            str(trained["updates"]),
-            f"{trained['seconds_per_update']:.3f}",
-            f"{content['parameters'][trained['variant']]:,}",
-            f"{trained['last']['model/pixel_error']:.3g}",
-        )
-        for trained in content["training"]
-    ]
+    rows = []
+    for trained in content["training"]:
+        name, error = trained["variant"], trained["last"]["model/pixel_error"]
+        counts = (str(trained["seed"]), str(trained["updates"]))
+        more = (f"{content['parameters'][name]:,}", f"{error:.3g}")
+        label, seconds = name or content["study"], f"{trained['seconds_per_update']:.3f}"
+        rows.append((label, *counts, seconds, *more))
     if rows:
         columns = ("trained model", "seed", "updates", "s/update", "parameters", "last pixel error")
         note = "The last pixel error is that of the last training batch, whose memory reaches back."

@@ -1,12 +1,9 @@
 """A memory probe: a cue is shown once and shown again k frames later, with a reward.
 
-An episode has k + 1 frames. The first shows the cue, one of two colours. Then a grey bar starts in
-the middle, and random actions move it left and right, round the edges; it is independent of the
-cue. The last frame shows the cue's colour again and brings the reward: +1 for one cue, -1 for the
-other. The last frame and its reward can be predicted only by remembering the first frame.
-
-The cue is shown again because a model learns its memory from frames that it must predict. Where
-only the rare reward depends on the cue, h_t is trained to forget it first.
+The first of k + 1 frames shows the cue, one of two colours. Random actions move a grey bar. The
+last frame shows the cue again and brings the reward: +1 for one cue, -1 for the other; both can be
+predicted only by remembering the first frame. The cue is shown again because a model learns its
+memory from frames that it must predict: the reward alone is too rare.
 """
 
 from __future__ import annotations
@@ -24,15 +21,7 @@ _CUES = np.array([[220, 40, 40], [40, 40, 220]], np.uint8)
 
 
 def probe_replay(delay: int, steps: int, image_size: int, seed: int, envs: int = 8) -> Replay:
-    """Recorded episodes of the probe.
-
-    Args:
-        delay: frames k from the cue to its repetition, at least 2.
-        steps: steps to record, over all environments, rounded up to complete episodes.
-        image_size: height and width of the images, in pixels.
-        seed: of cues and actions.
-        envs: environments, all in step.
-    """
+    """At least ``steps`` steps of episodes, the cue repeated after ``delay`` > 1 frames."""
     rng = np.random.default_rng(seed)
     episodes = -(-steps // (delay * envs))
     replay = Replay(episodes * (delay + 1) * envs, envs, (image_size, image_size, 3))

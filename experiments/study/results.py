@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from emerald_jax.reports.runs import Table, interval
-from emerald_jax.run.files import write_atomic
+from emerald_jax.look.style import GREY, SMALL, add_legend, fit, heading, new_figure, save
+from emerald_jax.reports.runs import NONE, Table, interval
+from emerald_jax.run.files import write_json
 from emerald_jax.scores import Interval
 from experiments.study.page import RESULT_FILE, write_study_page
 from experiments.study.plan import BASELINES, Scale, Study, Variant
@@ -32,20 +31,12 @@ TIMING_FILE = "timing.json"
 _DRAWS = 2000
 #: Significant digits in tables.
 _DIGITS = 4
-#: Distinguishable for colour-blind readers (Okabe and Ito).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_FAINT = "#6b7078"
 #: More lines than these are drawn without their bands.
 _BANDS = 4
 
 
 def bootstrap(samples: Sequence[np.ndarray], seed: int = 0) -> Interval:
-    """Mean and its interval.
-
-    Args:
-        samples: one array `[W, ...]` per seed; lengths may differ. Steps are averaged over first.
-        seed: of the resampling.
-    """
+    """Mean and its interval of one array `[W, ...]` per seed; steps are averaged over first."""
     arrays = [_flat(np.asarray(x, np.float64)) for x in samples]
     count, lengths = len(arrays), np.array([len(x) for x in arrays])
     longest = lengths.max()
@@ -73,13 +64,7 @@ def _flat(values: np.ndarray) -> np.ndarray:
 def table(
     results: Results, headings: Mapping[str, str], samples: str = "held-out windows"
 ) -> Table:
-    """One row per label, one column per metric; metrics over steps are averaged over them.
-
-    Args:
-        results: of all finished cells.
-        headings: metric -> heading, in order; a metric that no row has is left out.
-        samples: the samples within each seed, for the note.
-    """
+    """One row per label, one column per metric -> heading; ``samples`` names those of a seed."""
     headings = _present(results, headings)
     seeds = sorted({len(m[name]) for m in results.values() for name in headings if name in m})
     count = " to ".join(map(str, dict.fromkeys(seeds[:1] + seeds[-1:]))) or "no"
@@ -108,14 +93,17 @@ def _table(
     results: Results, headings: Mapping[str, str], note: str, sizes: Mapping[str, float]
 ) -> Table:
     """Means with intervals, to four significant digits of themselves or of ``sizes``."""
-    rows = []
-    for label, metrics in results.items():
-        cells = [label]
-        for name in headings:
-            found = bootstrap(metrics[name]) if metrics.get(name) else None
-            size = sizes.get(name, found and found.value)
-            cells.append("–" if found is None else interval(found, _places(size)))
-        rows.append(tuple(cells))
+
+    def cell(samples: Sequence[np.ndarray] | None, size: float | None) -> str:
+        if not samples:
+            return NONE
+        found = bootstrap(samples)
+        return interval(found, _places(found.value if size is None else size))
+
+    rows = [
+        (label, *(cell(metrics.get(name), sizes.get(name)) for name in headings))
+        for label, metrics in results.items()
+    ]
     return Table(columns=("", *headings.values()), rows=rows, notes=(note,))
 
 
@@ -132,20 +120,18 @@ def _places(value: float) -> int:
 
 
 def means(results: Results) -> dict[str, dict[str, Any]]:
-    """The numbers behind table and figures, as JSON.
+    """The numbers behind table and figures as JSON, by label and metric.
 
-    Returns:
-        label -> metric -> ``mean``, ``low`` and ``high`` of :func:`bootstrap` (for a metric over
-        steps one value per step), and the mean of each of the ``seeds``.
+    ``mean``, ``low`` and ``high`` of :func:`bootstrap` (of each step, for a metric over steps), and
+    the means of the ``seeds``.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for label, metrics in results.items():
-        found[label] = {}
-        for name, samples in metrics.items():
-            values = _by_step(samples) if samples[0].ndim > 1 else bootstrap(samples)
-            named = dict(zip(("mean", "low", "high"), map(digits, values), strict=True))
-            found[label][name] = named | {"seeds": [digits(x.mean()) for x in samples]}
-    return found
+
+    def summary(samples: Sequence[np.ndarray]) -> dict[str, Any]:
+        values = _by_step(samples) if samples[0].ndim > 1 else bootstrap(samples)
+        named = dict(zip(("mean", "low", "high"), map(digits, values), strict=True))
+        return named | {"seeds": [digits(x.mean()) for x in samples]}
+
+    return {k: {name: summary(x) for name, x in row.items()} for k, row in results.items()}
 
 
 def digits(values: np.ndarray | float) -> Any:
@@ -159,59 +145,42 @@ def draw_figure(
     metrics: Mapping[str, str],
     out: Path,
 ) -> Path:
-    """One panel per metric, and one legend for all of them below.
+    """Write one panel per metric -> heading, and one legend for all of them, to ``out``.
 
-    Args:
-        panel: draws the rows of one metric: :func:`steps`, :func:`points` or :func:`sweep`.
-        results: of all finished cells.
-        metrics: metric -> heading of its panel.
-        out: the picture to write; it is returned.
+    ``panel`` draws the rows of one metric: :func:`steps`, :func:`points` or :func:`sweep`.
     """
-    figure, lines = Figure(figsize=(4.2 * len(metrics), 3.4), dpi=120, layout="constrained"), {}
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axis, (name, heading) in zip(axes, metrics.items(), strict=True):
+    figure, axes = new_figure(4.2 * len(metrics), 3.4, columns=len(metrics))
+    named: set[str] = set()
+    for axis, (name, title) in zip(axes, metrics.items(), strict=True):
         panel(axis, {label: m for label, m in results.items() if name in m}, name)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-        axis.set_title(heading, fontsize=10)
-        handles, labels = axis.get_legend_handles_labels()
-        lines |= dict(zip(labels, handles, strict=True))
-    style = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
-    if lines:
-        figure.legend(lines.values(), lines.keys(), ncols=len(metrics), **style)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    return out
+        heading(axis, title)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handle.set_label("" if label in named else label)
+            named.add(label)
+    add_legend(figure, columns=len(metrics))
+    return save(fit(figure), out)
 
 
 def steps(axis: Axes, results: Results, name: str) -> None:
     """A metric against imagined steps: one line per label, with its interval as a band."""
-    for colour, (label, metrics) in zip(_colours(results), results.items(), strict=True):
+    for label, metrics in results.items():
         mean, low, high = _by_step(metrics[name])
         places = np.arange(1, len(mean) + 1)
-        axis.plot(places, mean, color=colour, label=label)
+        (line,) = axis.plot(places, mean, label=label)
         if len(results) <= _BANDS:
-            axis.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
+            axis.fill_between(places, low, high, color=line.get_color(), alpha=0.15, lw=0)
     simple, label, style = BASELINES.get(name, ("", "", ""))
-    known = [m[simple] for m in results.values() if simple in m]
-    if known:
+    if known := [m[simple] for m in results.values() if simple in m]:
         values = np.mean([x.mean(axis=0) for x in known[0]], axis=0)
-        places = np.arange(1, len(values) + 1)
-        axis.plot(places, values, color=_FAINT, linestyle=style, label=label)
+        axis.plot(np.arange(1, len(values) + 1), values, style, color=GREY, label=label)
     axis.set_xlabel("imagined steps")
     axis.set_ylim(bottom=0)
 
 
 def points(axis: Axes, results: Results, name: str) -> None:
     """One point with its interval per label."""
-    for place, (colour, metrics) in enumerate(
-        zip(_colours(results), results.values(), strict=True)
-    ):
-        found = bootstrap(metrics[name])
-        axis.plot([place], [found.value], "o", color=colour)
-        axis.plot([place, place], [found.low, found.high], color=colour)
-    axis.set_xticks(range(len(results)), results, rotation=30, ha="right", fontsize=8)
+    _with_errors(axis, range(len(results)), [bootstrap(m[name]) for m in results.values()], fmt="o")
+    axis.set_xticks(range(len(results)), results, rotation=30, ha="right", fontsize=SMALL)
 
 
 def sweep(axis: Axes, results: Results, name: str, *, swept: str) -> None:
@@ -220,28 +189,25 @@ def sweep(axis: Axes, results: Results, name: str, *, swept: str) -> None:
     for label, metrics in results.items():
         line, number = label.rsplit(f", {swept} = ", 1)
         lines.setdefault(line, {})[float(number)] = bootstrap(metrics[name])
-    for colour, (line, found) in zip(_colours(lines), lines.items(), strict=True):
-        value, low, high = np.array(list(found.values())).T
-        errors = (value - low, high - value)
-        axis.errorbar(list(found), value, errors, color=colour, marker="o", label=line)
+    for line, found in lines.items():
+        _with_errors(axis, list(found), list(found.values()), marker="o", label=line)
     numbers = sorted({number for found in lines.values() for number in found})
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, [f"{x:g}" for x in numbers])
     axis.set_xlabel(swept)
 
 
-def _colours(rows: Mapping[str, Any]) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(len(rows))]
+def _with_errors(
+    axis: Axes, places: Sequence[float], found: Sequence[Interval], **style: str
+) -> None:
+    value, low, high = np.array(found).T
+    axis.errorbar(places, value, (value - low, high - value), **style)
 
 
 def write_results(
     study: Study, scale: Scale, rows: list[tuple[Variant, dict[str, Any]]], out: Path
 ) -> Path:
-    """Write ``result.json``, the figures and the page of finished cells, one per variant and seed.
-
-    Returns:
-        The page's path.
-    """
+    """Write ``result.json``, the figures and the page of finished cells; returns the page."""
     results = collect(rows, out)
     tables = [table(results, study.metrics, study.samples)]
     if study.against:
@@ -258,7 +224,7 @@ def write_results(
         "seconds": round(sum(cell["seconds"] for _, cell in rows), 1),
         "machine": sorted({cell["machine"] for _, cell in rows}),
     }
-    write_atomic(out / RESULT_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(out / RESULT_FILE, content)
     if curves := _present(results, study.curves):
         draw_figure(steps, results, curves, out / "curves.png")
     if study.points:

@@ -37,7 +37,7 @@ from emerald_jax.training.loop import INTERRUPTED, train
 from emerald_jax.training.signals import StoppedError
 from emerald_jax.types import Array, Batch, Key, Params
 from experiments.study import measures, tiles, worlds
-from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of, updates_of
+from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of
 from experiments.study.results import TIMING_FILE, digits, row_label, write_results
 from experiments.study.worlds import Recorded, World
 
@@ -50,11 +50,7 @@ _SEQUENCES, _FRAMES = 2, 24
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> int:
-    """Run a study from the command line.
-
-    Args:
-        study: of the experiment file.
-        arguments: of the command line; None takes those of the process.
+    """Run the study of an experiment file from the command line; None takes the process's.
 
     Returns:
         The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, 75 when
@@ -67,10 +63,10 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> int:
     add("--data", type=Path, help="a recorded data set to train on")
     add("--worlds", type=Path, help="shared folder of trained models (default: OUT/worlds)")
     for name in _SIZES:
-        add(f"--{name}", type=int, help=f"replaces the scale's {name}")
+        add(f"--{name}", type=int, help=f"replaces the scale's {name}", default=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     out = options.out or Path("runs/studies") / f"{study.name}-{options.scale}"
-    sizes = {name: value for name in _SIZES if (value := getattr(options, name)) is not None}
+    sizes = {name: value for name, value in vars(options).items() if name in _SIZES}
     scale = dataclasses.replace(study.scales[options.scale], **sizes)
     try:
         prepare_jax()
@@ -94,12 +90,9 @@ def run(
     Args:
         study: the comparison.
         scale: its size.
-        out: directory of the results.
+        out: directory of the results; it is returned.
         data: a data set to train on; None records one into ``out`` first.
         kept: folder of trained models; None keeps them in ``out``.
-
-    Returns:
-        ``out``.
 
     Raises:
         ConfigError: a variant's settings are invalid, or ``out`` holds cells of other settings.
@@ -112,18 +105,17 @@ def run(
     for number, (variant, seed) in enumerate(cells, start=1):
         path = out / "cells" / f"{_file_name(variant.label)}-{seed}.json"
         settings = _settings(scale, variant, seed)
-        found = json.loads(path.read_text()) if path.is_file() else None
-        if found is not None and found["settings"] != settings:
-            raise ConfigError(f"{path} is a cell of other settings: choose another --out")
-        if found is None:
+        if not path.is_file():
             label = variant.label or study.name
             print(f"cell {number} of {len(cells)}: {label}, seed {seed}", flush=True)
             began = time.monotonic()
             measured = work.agent(variant, seed) if variant.agent else work.world(variant, seed)
             seconds = round(time.monotonic() - began, 1)
-            found = {"settings": settings, "seconds": seconds, "machine": machine_line()}
-            found |= measured
-            write_atomic(path, (json.dumps(found) + "\n").encode())
+            cell = {"settings": settings, "seconds": seconds, "machine": machine_line()}
+            _write(path, cell | measured)
+        found = json.loads(path.read_text())
+        if found["settings"] != settings:
+            raise ConfigError(f"{path} is a cell of other settings: choose another --out")
         rows.append((variant, found))
     work.finish(variants)
     print(write_results(study, scale, rows, out).read_text(), flush=True)
@@ -153,16 +145,14 @@ class Work:
 
     def trained(self, variant: Variant, seed: int) -> World:
         """The trained world model of a variant."""
-        config, updates = config_of(self.scale, variant), updates_of(self.scale, variant)
-        recorded = self.recorded(variant)
-        return worlds.kept_world(self.kept, config, recorded, updates=updates, seed=seed)
+        asked = (config_of(self.scale, variant), self.recorded(variant))
+        updates = variant.updates or self.scale.updates
+        return worlds.kept_world(self.kept, *asked, updates=updates, seed=seed)
 
     def windows(self, variant: Variant) -> Batch:
         """Held-out windows: the same for all variants and seeds."""
-        length = self.scale.context + self.scale.horizon
-        if variant.data:
-            length = int(variant.data.removeprefix(PROBE)) + 1
-        held_out = self.recorded(variant).held_out
+        delay, held_out = variant.data.removeprefix(PROBE), self.recorded(variant).held_out
+        length = int(delay) + 1 if delay else self.scale.context + self.scale.horizon
         return worlds.whole_windows(held_out, self.scale.windows, length, seed=0)
 
     def world(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -182,7 +172,7 @@ class Work:
                 values |= tiles.details(windows.image[: len(recon)], recon)
             readings[label] = {name: digits(x) for name, x in values.items()}
         sizes = {n: sum(x.size for x in jax.tree.leaves(tree)) for n, tree in world.params.items()}
-        updates = updates_of(self.scale, variant)
+        updates = variant.updates or self.scale.updates
         return {
             "data": env,
             "readings": readings,
@@ -196,34 +186,27 @@ class Work:
 
     def finish(self, variants: Sequence[Variant]) -> None:
         """Draw dreams of the first seed's models and time their decoding, where still missing."""
-        variants = [v for v in variants if not (v.agent or v.data)]
-        names = {v.label: f"-{_file_name(v.label)}" if v.label else "" for v in variants}
-        paths = {label: self.out / f"strip{name}.png" for label, name in names.items()}
         timing_file = self.out / TIMING_FILE
         timed = "decode_us" in self.study.metrics and not timing_file.is_file()
         read = {}
         for variant in variants:
-            missing = not paths[variant.label].exists()
-            if not (timed or missing):
+            name = f"strip-{_file_name(variant.label)}".rstrip("-")
+            path = self.out / f"{name}.png"
+            if variant.agent or variant.data or (path.exists() and not timed):
                 continue
             world = self.trained(variant, seed=0)
-            if missing:
-                draw(world, self.windows(variant), self.scale.context, paths[variant.label])
+            if not path.exists():
+                draw(world, self.windows(variant), self.scale.context, path)
             read |= {row_label(variant.label, k): w for k, w in _readings(world, variant)}
         if timed:
             times = {k: digits(x) for k, x in measures.decoding_times(read).items()}
-            content = {"decode_us": times, "machine": machine_line()}
-            write_atomic(timing_file, (json.dumps(content) + "\n").encode())
+            _write(timing_file, {"decode_us": times, "machine": machine_line()})
 
     def agent(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train an agent, or resume its run, and read the returns of its training episodes.
 
         ``score`` has the returns of the last ones; ``score_over_run`` the means of equal parts of
         all of them, which distinguishes the faster of two agents with the same end.
-
-        Raises:
-            RunError: no episode ended.
-            StoppedError: a signal stopped the run.
         """
         logdir = self.out / "runs" / f"{_file_name(variant.label)}-{seed}"
         settings = {"seed": seed, "logdir": str(logdir), "log.quiet": True}
@@ -249,15 +232,12 @@ def _readings(world: World, variant: Variant) -> list[tuple[str, World]]:
 
 
 def draw(world: World, windows: Batch, context: int, path: Path) -> None:
-    """Draw dreams beside reality and, of a MaskGIT, the decoding of one latent.
+    """Draw dreams next to reality after ``context`` frames of ``windows`` `[W, T]`.
 
-    The dreams begin after ``context`` frames of ``windows`` `[W, T]`. ``path`` is that of the first
-    picture, ``strip-NAME.png``; the other is ``decoding-NAME.png`` next to it.
+    ``path`` is ``strip-NAME.png``; next to it, ``decoding-NAME.png`` is a MaskGIT's decoding.
     """
     count, length = min(_SEQUENCES, len(windows.action)), min(_FRAMES, windows.action.shape[1])
-    part = Batch(
-        *(x[:count, :length] for x in windows[:-1]), carry=init_carry(world.learner, count)
-    )
+    part = Batch(*(x[:count, :length] for x in windows[:-1]), init_carry(world.learner, count))
     keys = jax.random.split(jax.random.key(0), count)
     dream = jax.jit(partial(open_loop, learner=world.learner, context=context))
     seen = jax.device_get(dream({"world_model": world.params}, part, keys))
@@ -290,8 +270,12 @@ def _settings(scale: Scale, variant: Variant, seed: int) -> dict[str, Any]:
     """Everything that decides a cell, as JSON; the number of seeds may grow later."""
     sizes = dataclasses.asdict(scale)
     del sizes["seeds"]
-    settings = {"scale": sizes, "variant": dataclasses.asdict(variant), "seed": seed}
-    return json.loads(json.dumps(settings))
+    asked = {"scale": sizes, "variant": dataclasses.asdict(variant), "seed": seed}
+    return json.loads(json.dumps(asked))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, f"{json.dumps(content)}\n".encode())
 
 
 def _file_name(label: str) -> str:

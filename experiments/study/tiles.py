@@ -1,9 +1,8 @@
 """Read Crafter's pictures back, tile by tile: the local map and the inventory.
 
-A reconstruction may have a small pixel error and still lose an ore, a creature or a digit of the
-inventory. So each tile of the real frame and of its reconstruction is named after the nearest of
-Crafter's textures, and the names are compared. Only real tiles that match a texture almost exactly
-count, which excludes noisy nights and overlapping creatures. The player's tile is excluded too.
+Each tile of the real frame and of its reconstruction is named after the nearest of Crafter's
+textures, and the names are compared. Only real tiles that match a texture almost exactly count,
+which excludes noisy nights and overlapping creatures. The player's tile is excluded too.
 """
 
 from __future__ import annotations
@@ -54,9 +53,8 @@ def _texture(name: str, size: int) -> np.ndarray:
 
 def _over(canvas: np.ndarray, texture: np.ndarray, at: int = 0) -> np.ndarray:
     """``canvas`` with a texture drawn over it, ``at`` pixels from its corner."""
-    size = len(texture)
     result, alpha = canvas.copy(), texture[..., 3:] / 255
-    part = (slice(at, at + size), slice(at, at + size))
+    part = (slice(at, at + len(texture)),) * 2
     result[part] = alpha * texture[..., :3] + (1 - alpha) * canvas[part]
     return result
 
@@ -97,10 +95,9 @@ def cut(images: np.ndarray, columns: int, rows: int, top: int) -> np.ndarray:
 
 
 def nearest(tiles: np.ndarray, templates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest of templates `[M, unit, unit, 3]` for tiles `[N, unit, unit, 3]`.
+    """Index and root mean square error in grey levels `[N]` of the nearest of M templates.
 
-    Returns:
-        `[N]` index and root mean square error in grey levels.
+    Tiles `[N, unit, unit, 3]`, templates `[M, unit, unit, 3]`.
     """
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (tiles, templates))
     square = (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None]
@@ -132,27 +129,22 @@ def read_items(images: np.ndarray) -> np.ndarray:
 def details(real: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
     """Shares of the tiles and items of real frames that their reconstructions show.
 
-    Real frames are `[W, T, S, S, 3]` uint8, those shown `[W, T, S, S, 3]` float in [0, 1].
-
-    Returns:
-        ``tile_accuracy`` `[W]`, over certain tiles of the map that are not plain grass; absent
-        below 27 pixels. ``item_accuracy`` `[W]`, over items that the player has; absent below 45
-        pixels, where digits are too small to be distinguished.
+    Real frames are `[W, T, S, S, 3]` uint8, those shown the same in float [0, 1]. Returns
+    ``tile_accuracy`` `[W]`, over certain tiles of the map that are not plain grass, from 27 pixels
+    on, and ``item_accuracy`` `[W]`, over items that the player has, from 45 pixels on.
     """
     found: dict[str, np.ndarray] = {}
     frames = [x.reshape(-1, *x.shape[2:]) for x in (real, 255 * np.asarray(shown))]
+
+    def share(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
+        hits, total = (x.reshape(len(real), -1).sum(1) for x in (right & counted, counted))
+        return np.where(total, hits / np.maximum(total, 1), 1.0)
+
     if tile_size(real.shape[2]) >= SMALLEST_TILE:
-        (names, certain), (guessed, _) = read_map(frames[0]), read_map(frames[1])
+        (names, certain), (guessed, _) = map(read_map, frames)
         counted = certain & (names != MATERIALS.index("grass"))
-        found["tile_accuracy"] = _share(names == guessed, counted, len(real))
+        found["tile_accuracy"] = share(names == guessed, counted)
     if tile_size(real.shape[2]) >= _SMALLEST_ITEM:
-        amounts, seen = read_items(frames[0]), read_items(frames[1])
-        found["item_accuracy"] = _share(amounts == seen, amounts > 0, len(real))
+        amounts, seen = map(read_items, frames)
+        found["item_accuracy"] = share(amounts == seen, amounts > 0)
     return found
-
-
-def _share(right: np.ndarray, counted: np.ndarray, windows: int) -> np.ndarray:
-    """`[W]` share of right ones among the counted; 1 where none is counted."""
-    right, counted = ((x.reshape(windows, -1)) for x in (right & counted, counted))
-    total = counted.sum(1)
-    return np.where(total, right.sum(1) / np.maximum(total, 1), 1.0)

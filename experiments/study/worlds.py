@@ -67,9 +67,7 @@ class World(NamedTuple):
 def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -> Recorded:
     """Read the data set ``folder``; with ``record``, play at random first if there is none.
 
-    Raises:
-        ConfigError: its images have another size than the model's.
-        ReplayError: there is no data set, or it is damaged.
+    ConfigError where its images have another size than the model's.
     """
     manifest, size = folder / collect.DATASET_FILE, config.envs.image_size
     if record and not manifest.is_file():
@@ -80,10 +78,8 @@ def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -
     found = collect.read_dataset(folder)
     facts = found.facts
     if facts["image_shape"][0] != size:
-        raise ConfigError(
-            f"{folder} holds images {facts['image_shape']}, this scale's models see "
-            f"{size} pixels: record with emerald-jax collect --image-size {size}"
-        )
+        held = f"{folder} holds images {facts['image_shape']}"
+        raise ConfigError(f"{held}: record with emerald-jax collect --image-size {size}")
     train, held_out = collect.split(found.replay, HELD_OUT)
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     return Recorded(train, held_out, facts["num_actions"], facts["env"], digest)
@@ -98,27 +94,19 @@ def probe_play(scale: Scale, config: Config, data: str) -> Recorded:
 
 
 def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
-    """Draw ``count`` windows W of ``length`` records T, uniformly among those within one episode.
+    """Draw ``count`` windows `[W, T]` of ``length`` records, uniformly among those in one episode.
 
-    Returns:
-        :class:`Batch` `[W, T]` of numpy arrays, without carry.
-
-    Raises:
-        ReplayError: too few episodes are that long.
+    Numpy arrays without carry; ReplayError where too few episodes are that long.
     """
     sampler = make_sampler("windows", replay, 4 * count, length, seed)
-    kept: list[Batch] = []
+    kept: list[list[np.ndarray]] = []
     for _ in range(_TRIES):
         batch = sampler.sample()
         inside = ~batch.reset[:, 1:].any(axis=1)
-        kept.append(Batch(*(x[inside] for x in batch[:-1])))
-        if sum(len(b.action) for b in kept) >= count:
-            columns = zip(*(b[:-1] for b in kept), strict=True)
-            return Batch(*(np.concatenate(x)[:count] for x in columns))
-    raise ReplayError(
-        f"the recorded episodes hold too few windows of {length} steps: record longer ones, or "
-        "shorten context and horizon"
-    )
+        kept.append([x[inside] for x in batch[:-1]])
+        if sum(len(columns[0]) for columns in kept) >= count:
+            return Batch(*(np.concatenate(x)[:count] for x in zip(*kept, strict=True)))
+    raise ReplayError(f"too few recorded windows of {length} steps: shorten context and horizon")
 
 
 def train_world(
@@ -131,24 +119,14 @@ def train_world(
     every: int = 0,
     stop: Callable[[int, dict[str, float]], bool] = lambda number, metrics: False,
 ) -> World:
-    """Take gradient steps on the world-model loss, on batches of recorded play.
+    """Take at most ``updates`` gradient steps on the world-model loss, on recorded play.
 
-    Args:
-        config: networks, loss, optimiser and sampler.
-        replay: the records.
-        num_actions: A.
-        updates: gradient steps, at most.
-        seed: of parameters, batches and sampled latents.
-        every: updates from one row of the curve to the next; 0 makes forty rows.
-        stop: called with each row; True ends the training.
-
-    Raises:
-        RunError: the loss is not finite.
-        ReplayError: the replay holds too little.
+    The curve has a row every so many updates (0: forty rows); ``stop`` is called with each row and
+    ends the training by True. RunError where the loss is not finite.
     """
     learner, size = build_learner(config, num_actions), config.replay
     init_key, base = jax.random.split(jax.random.key(seed))
-    params = jax.jit(fresh_params(learner))(init_key)
+    params = jax.jit(partial(init_world_model, learner.model))(init_key)
     opt_state = jax.jit(learner.optimizers["world_model"].init)(params)
     carry = init_carry(learner, size.batch)
     sampler = make_sampler(size.sampler, replay, size.batch, size.length, config.seed + seed)
@@ -174,11 +152,6 @@ def train_world(
     return World(learner, params, curve, time.monotonic() - began)
 
 
-def fresh_params(learner: Learner) -> Callable[[Key], Params]:
-    """Returns the function of a key that initialises a world model's parameters."""
-    return partial(init_world_model, learner.model)
-
-
 def _update(
     params: Params, opt_state: Any, carry: Carry, batch: Batch, key: Key, *, learner: Learner
 ) -> tuple[Params, Any, Carry, dict[str, Array]]:
@@ -193,29 +166,21 @@ def _update(
 def kept_world(
     folder: Path, config: Config, recorded: Recorded, *, updates: int, seed: int
 ) -> World:
-    """A trained world model, loaded if the same one has been trained before.
+    """A trained world model, loaded if ``folder`` has an export of the same one.
 
-    Several studies use the same model; with one ``folder`` for all it is trained once. The name of
-    its export is a digest of everything that decides it except the code: after a change of the
-    code, choose another folder.
-
-    Args:
-        folder: where models are kept, one export each (``run/weights.py``).
-        config: networks, loss, optimiser and sampler.
-        recorded: what it is trained on.
-        updates: gradient steps.
-        seed: of parameters, batches and sampled latents.
+    Several studies use the same model. The name of its export is a digest of everything that
+    decides it except the code: after a change of the code, choose another folder.
     """
     asked = [config.to_dict(), recorded.digest, updates, seed, __version__]
     path = folder / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
+    names, actions = World._fields[2:], recorded.num_actions
     if path.is_dir():
-        learner = build_learner(config, recorded.num_actions)
+        learner = build_learner(config, actions)
         params, _, found = read_weights(path, learner, groups=("world_model",))
-        kept = {name: found[name] for name in ("curve", "seconds", "machine")}
-        return World(learner, params["world_model"], **kept)
-    arguments, trained_by = (config, recorded.train, recorded.num_actions), machine_line()
-    world = train_world(*arguments, updates=updates, seed=seed)._replace(machine=trained_by)
-    metadata = {"curve": world.curve, "seconds": world.seconds, "machine": world.machine}
-    params = {"world_model": world.params}
-    write_weights(path, params, config, {"step": updates, **metadata})
+        return World(learner, params["world_model"], *(found[name] for name in names))
+    trained_by = machine_line()  # before the training, whose code may change meanwhile
+    world = train_world(config, recorded.train, actions, updates=updates, seed=seed)
+    world = world._replace(machine=trained_by)
+    metadata = dict(zip(names, world[2:], strict=True))
+    write_weights(path, {"world_model": world.params}, config, {"step": updates, **metadata})
     return world

@@ -6,6 +6,11 @@ attention over the C + 1 keys of a full context. A backward pass costs twice its
 where the input needs no gradient. The agent's losses do not count forward passes that imagination
 or the returns have made of the same states. ``least`` leaves out products with one-hot operands and
 the features' half of every MaskGIT round after the first.
+
+The counts of one update are larger: useful by 2.7 % for ``crafter``, 2.3 % for ``crafter-small``
+and 6.0 % for ``tiny``; least by 5.2, 6.1 and 8.5 %. The program multiplies masked keys of attention
+and the border that transposed convolutions cut off; embeds words by one product per call, but not
+the tokens of the first MaskGIT round; in ``least``, the features' half of every round counts.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def refusal(capsys, *arguments):
         ("--figures nowhere", "there is no such folder"),
         ("--preset crfter", "unknown preset 'crfter'; nearest: crafter"),
         ("--quick --full", "exclude each other"),
-        ("--starts 0", "--starts 0: it must be at least 1"),
-        ("--seconds -1", "must not be negative"),
+        ("--starts 0", "--starts is 0: it must be at least 1"),
+        ("--seconds -1", "--seconds is -1.0: it must be at least 0"),
         ("--dtype float16", "invalid choice: 'float16'"),
         ("--out x.json --show setup.cfg", "--show measures nothing"),
         ("train --show setup.cfg", "--show measures nothing"),
@@ -46,7 +46,7 @@ def refusal(capsys, *arguments):
         ("--against nowhere", "there are no benchmarks in that folder"),
         ("--against nowhere --preset crfter", "unknown preset 'crfter'; nearest: crafter"),
         ("--against . --show setup.cfg", "--against prints ratios only"),
-        ("--against . --rounds 0", "--rounds 0: it must be at least 1"),
+        ("--against . --rounds 0", "--rounds is 0: it must be at least 1"),
     ],
 )
 def test_refused_before_measuring(arguments, line, capsys, monkeypatch, request):

@@ -96,7 +96,7 @@ def test_other_benchmarks_are_bars():
     axes = bars_figure([(make_report(), row) for row in rows]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["noise", "crafter"]
     assert [bar.get_width() for bar in axes.patches] == [3, 3]
-    assert "count 4" in axes.get_title()
+    assert "count 4" in axes.get_title(loc="left")
     assert axes.get_xlabel() == "things/s"
 
 
