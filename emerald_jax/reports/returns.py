@@ -30,30 +30,20 @@ COLUMNS = ("agent", "return", "seeds", "episodes", "protocol")
 
 
 class Chance(NamedTuple):
-    """Random play.
-
-    Attributes:
-        protocol: how it was obtained.
-        scores: return of each episode.
-    """
+    """Random play: how it was obtained, and the return of each episode."""
 
     protocol: str
     scores: list[float]
 
 
 def entries(runs: Sequence[RunFacts], chance: Chance | None = None) -> list[Entry]:
-    """Results of one environment's runs: training, evaluations, random play.
-
-    A result is the mean return and the number of episodes.
-
-    Args:
-        runs: all of the same environment.
-        chance: random play; None uses the runs' own.
-    """
+    """Training, evaluations, random play: mean return and number of episodes of each."""
     chance = chance or chance_before_training(runs)
-    ours = entries_of([*_training(runs), *_evaluations(runs)])
+    ours = entries_of(_results(runs))
+    if not chance.scores:
+        return ours
     random = Entry(label=RANDOM, protocol=chance.protocol, results=[_mean(chance.scores)])
-    return [*ours, random] if chance.scores else ours
+    return [*ours, random]
 
 
 def _mean(scores: Sequence[float]) -> tuple[float, int]:
@@ -61,22 +51,18 @@ def _mean(scores: Sequence[float]) -> tuple[float, int]:
     return statistics.fmean(scores), len(scores)
 
 
-def _training(runs: Sequence[RunFacts]) -> Iterable[Result]:
+def _results(runs: Sequence[RunFacts]) -> Iterable[Result]:
     for run in runs:
         recent = [row["score"] for row in run.episodes[-RECENT:]]
         if recent:
             how = f"last {len(recent)} training episodes of {about(run.env_steps)} steps"
             yield run, how, (), _mean(recent)
-
-
-def _evaluations(runs: Sequence[RunFacts]) -> Iterable[Result]:
     for run in runs:
         for result in run.evaluations:
             yield run, _how(result), (), (result["return"], result["episodes"])
 
 
 def _how(result: dict[str, Any]) -> str:
-    """How an evaluation was played."""
     how = "sampled actions" if result["mode"] == "sample" else "likeliest action"
     left_out = f", {result['left_out']} left out" if result.get("left_out") else ""
     after = about(result.get("env_steps") or 0)
@@ -95,11 +81,7 @@ def chance_before_training(runs: Sequence[RunFacts]) -> Chance:
 
 
 def chance_played(run: RunFacts, episodes: int) -> Chance:
-    """Play complete random episodes in a run's environment, made as the run made it.
-
-    Raises:
-        EnvError: the environment cannot be made on this machine, or fails too often.
-    """
+    """Play complete random episodes in a run's environment, made as the run made it."""
     played = play_randomly(run.config.env, run.config.envs, episodes)[1]
     scores = [episode.score for episode in played if is_whole(episode)]
     return Chance("complete episodes, played for this report", scores)
