@@ -61,16 +61,11 @@ def act(
     mode: bool = False,
     noise: Key | None = None,
 ) -> Acted:
-    """Choose one action for every environment.
+    """Choose one action for every environment; ``learner`` and ``mode`` are static.
 
-    Args:
-        params: ``world_model`` and ``actor``.
-        carry: :class:`Carry` `[E]`.
-        observation: :class:`Observation` `[E]`.
-        key: consumed.
-        learner: networks and settings (static).
-        mode: take the most probable action instead of a sample (static). The paper samples.
-        noise: `[E]` keys for the actions, from :func:`held_noise`; None derives them from ``key``.
+    ``params`` are ``world_model`` and ``actor``. ``mode`` takes the most probable action instead of
+    a sample (the paper samples). ``noise`` are `[E]` keys for the actions, from :func:`held_noise`;
+    None derives them from ``key``.
     """
     keys = jax.vmap(jax.random.split)(jax.random.split(key, observation.action.shape[0]))
 

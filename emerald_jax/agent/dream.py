@@ -93,17 +93,9 @@ def read(
 ) -> tuple[Carry, State]:
     """Read real frames in one pass; h_t is what the acting agent computes frame by frame.
 
-    Args:
-        params: ``world_model``.
-        image: `[T, B, height, width, 3]` uint8.
-        action: `[T, B]` int32, the action that led into each image; -1 on first frames.
-        key: consumed; samples the latents.
-        learner: networks and settings (static).
-        carry: :class:`Carry` `[B]` of earlier frames; None when there are none.
-        reset: `[T, B]` bool, forget everything before the frame; None resets on first frames.
-
-    Returns:
-        The carry `[B]` after the last frame and the states `[T, B]`.
+    ``action`` led into each image, -1 on first frames. ``carry`` `[B]` is of earlier frames, None
+    when there are none. ``reset`` forgets everything before a frame; None resets on first frames.
+    Returns the carry `[B]` after the last frame and the states `[T, B]`.
     """
     batch = image.shape[1]
     carry = init_carry(learner, batch) if carry is None else carry
@@ -161,20 +153,9 @@ def dream_on(
 ) -> tuple[Dreamt, Array]:
     """Imagine H steps from states that were read; ``learner``, H, S and ``policy`` are static.
 
-    Args:
-        params: ``world_model`` and, for the agent's own policy, ``actor``.
-        carry: :class:`Carry` `[B]` after ``state``.
-        state: :class:`State` `[B]`.
-        key: consumed.
-        learner: networks and settings.
-        horizon: H.
-        steps: decoding steps S.
-        temperature: of the tokens, see :func:`imagination.decode`.
-        future: `[H, B]` int32 actions (an open loop); None lets ``policy`` choose.
-        policy: any policy; None samples from the agent's own.
-
-    Returns:
-        :class:`Dreamt` `[H, B]` and the actions `[H, B]` that led into its states.
+    ``carry`` `[B]` is after ``state`` `[B]`; ``temperature`` as in :func:`imagination.decode`.
+    ``future`` are given actions (an open loop); None lets ``policy`` choose, by default the agent's
+    own. Returns :class:`Dreamt` `[H, B]` and the actions `[H, B]` that led into its states.
     """
     one = partial(dream_step, learner=learner, steps=steps, temperature=temperature)
 

@@ -1,7 +1,6 @@
 """Figures of runs and reports, from arrays and rows.
 
-A figure function returns a Matplotlib figure, already fitted to its labels; :func:`png_of` and
-:func:`save` write it.
+A figure function returns a Matplotlib figure, already fitted to its labels.
 """
 
 from __future__ import annotations
@@ -115,19 +114,12 @@ STRIP_PX, STRIP_GAP = 128, 6
 def decoding_strip(
     frames: np.ndarray, masked: np.ndarray, confidence: np.ndarray, real: np.ndarray
 ) -> np.ndarray:
-    """Draw the decoding steps of a latent, followed by the real frame.
+    """Draw S decoding steps of a latent, followed by the real frame: `[height, width, 3]` uint8.
 
     Upper row: the decoded latent after each step. Lower row: the same, tinted where the model is
     uncertain, with one dot per tenth of a position's tokens that were masked before the step.
-
-    Args:
-        frames: `[S, height, width, 3]` uint8.
-        masked: `[S, h, w]` share of a position's tokens that were masked, in [0, 1].
-        confidence: `[S, h, w]` mean probability of a position's tokens.
-        real: `[height, width, 3]` uint8.
-
-    Returns:
-        `[height, width, 3]` uint8.
+    ``frames`` is `[S, height, width, 3]` uint8, ``masked`` `[S, h, w]` the share of a position's
+    tokens that were masked, ``confidence`` `[S, h, w]` their mean probability.
     """
     # A position is wide enough for a row of five dots.
     factor = enlargement(*real.shape[:2], max(STRIP_PX, 30 * max(masked.shape[1:])))

@@ -354,15 +354,10 @@ def _imagine(
         future = rng.integers(agent.spec.num_actions, size=plan.horizon)
     elif not isinstance(plan.actions, str):
         future = np.array(plan.actions)
-    return agent.imagine(
-        real[0][:context],
-        real[1][:context],
-        key=key_of(plan.seed),
-        horizon=plan.horizon if future is None else len(future),
-        future=future,
-        steps=plan.steps,
-        temperature=plan.temperature,
-    )
+    horizon = plan.horizon if future is None else len(future)
+    options = dict(future=future, steps=plan.steps, temperature=plan.temperature)
+    past = (real[0][:context], real[1][:context])
+    return agent.imagine(*past, key=key_of(plan.seed), horizon=horizon, **options)
 
 
 def _as_film(spec: EnvSpec, real: _Real, made: Dream, context: int) -> Film:

@@ -140,15 +140,10 @@ class PlayServer:
         fps: float = FPS,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Prepare; nothing listens yet.
+        """Prepare to serve on ``listening``, of :func:`take_port`, which is closed at the end.
 
-        Args:
-            session: the dream.
-            listening: from :func:`take_port`; closed when the server stops.
-            title: name of the run on the page.
-            beside: begin with the real environment next to the dream.
-            fps: initial frames per second.
-            say: receives one line when this machine is too slow for the requested rate.
+        ``beside`` begins with the real environment next to the dream; ``say`` receives a line when
+        this machine is too slow for ``fps`` frames per second.
         """
         self.session, self._title, self._beside, self._say = session, title, beside, say
         self._listening, self.port = listening, listening.getsockname()[1]

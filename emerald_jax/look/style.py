@@ -113,9 +113,11 @@ def add_legend(
     wrapped = [wrap(label, room) for label in labels]
     if side == "right":
         figure.set_figwidth(figure.get_figwidth() + SIDE_INCHES)
-    rows = sum(text.count("\n") + 1 for text in wrapped) / columns
-    place = {"lower": "outside lower left", "right": "outside right upper"}[side]
-    figure.set_figheight(figure.get_figheight() + LINE_INCHES * rows * (side == "lower"))
+        place = "outside right upper"
+    else:
+        rows = sum(text.count("\n") + 1 for text in wrapped) / columns
+        figure.set_figheight(figure.get_figheight() + LINE_INCHES * rows)
+        place = "outside lower left"
     figure.legend(handles, wrapped, loc=place, ncols=columns, fontsize=SMALL, frameon=False)
 
 
@@ -139,13 +141,9 @@ def _grow(figure: Figure) -> None:
     sides: tuple[dict, dict] = ({}, {})
     for axis in figure.axes:
         if spot := axis.get_subplotspec():
-            for found, span, inches in zip(
-                sides,
-                (spot.colspan, spot.rowspan),
-                axis.get_window_extent().size / figure.dpi,
-                strict=True,
-            ):
-                found[span.start] = inches
+            width, height = axis.get_window_extent().size / figure.dpi
+            sides[0][spot.colspan.start] = width
+            sides[1][spot.rowspan.start] = height
     inside = np.array([sum(found.values()) for found in sides])
     size = figure.get_size_inches()
     figure.set_size_inches(np.maximum(size, (size - inside) / (1 - SHARE)))
@@ -177,13 +175,5 @@ def over_steps(axis: Axes) -> None:
 
 def write_value(axis: Axes, text: str, point: tuple[float, float], colour: str) -> None:
     """Write a number to the right of a point."""
-    axis.annotate(
-        text,
-        point,
-        xytext=(4, 0),
-        textcoords="offset points",
-        color=colour,
-        va="center",
-        fontsize=SMALL,
-        annotation_clip=False,
-    )
+    place = dict(xytext=(4, 0), textcoords="offset points", va="center", annotation_clip=False)
+    axis.annotate(text, point, color=colour, fontsize=SMALL, **place)

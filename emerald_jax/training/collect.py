@@ -34,13 +34,7 @@ Policy = Callable[[VectorStep], np.ndarray]
 
 
 class DataSet(NamedTuple):
-    """Recorded play in memory.
-
-    Attributes:
-        facts: ``env``, ``policy``, ``seed``, ``steps`` (environment steps), ``num_actions`` and
-            ``image_shape``, as JSON values.
-        replay: the records.
-    """
+    """Recorded play in memory: ``facts`` of :func:`facts_of` as JSON values, and the records."""
 
     facts: dict[str, Any]
     replay: Replay

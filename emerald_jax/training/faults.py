@@ -50,11 +50,8 @@ def check_updates(
 ) -> Iterator[str]:
     """Yield one line per skipped update; RunError after ``limit`` of them in a row.
 
-    Args:
-        updates: metrics of finished updates, each with its number ``update`` and host ``batch``.
-        state: the newest state, which counts skipped updates in a row.
-        logdir: a description of each offending batch is saved in its ``faults`` folder.
-        limit: skipped updates in a row that end the run.
+    ``updates``: metrics of finished updates, each with its number ``update`` and host ``batch``,
+    which is described in the ``faults`` folder of ``logdir``. ``state`` is the newest.
     """
     for entry in updates:
         metrics = {k: v for k, v in entry.items() if k not in ("update", "batch")}

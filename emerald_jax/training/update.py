@@ -267,13 +267,9 @@ def batch_parts(config: Config, sequences: int) -> int:
 def mean_gradient(
     loss: Callable[..., tuple[Array, tuple[Any, Any]]], params: Params, data: Any, parts: int
 ) -> tuple[Params, tuple[Any, Any]]:
-    """Gradient of a mean over a batch, with the loss' auxiliary results.
+    """Gradient of a mean over a batch of `[B, ...]` arrays, in equal parts, and its extras.
 
-    Args:
-        loss: ``(params, data) -> (mean loss, (extras [B], mean metrics []))``.
-        params: differentiated.
-        data: any pytree of `[B, ...]` arrays.
-        parts: from :func:`batch_parts`; divides B.
+    ``loss``: ``(params, data) -> (mean loss, (extras [B], mean metrics []))``; ``parts`` divides B.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
