@@ -188,7 +188,7 @@ def _behavior_loss(
     """Mean actor and critic loss over all sequences, steps and starts, summed: they share
     no parameter, so the gradient of the sum is the gradient of each.
     """
-    shared = {"agent": learner.actor_critic, "config": learner.config.behavior}
+    shared = {"actor_critic": learner.actor_critic, "config": learner.config.behavior}
 
     def losses(trajectory: Trajectory, returns: Returns) -> tuple[Array, Array, Metrics]:
         actor, extra = actor_losses(params["actor"], trajectory, returns, scale, **shared)
