@@ -1,9 +1,8 @@
 """Acting: one compiled step that encodes images, updates each environment's memory and acts.
 
-:func:`act` is the pure step. :class:`Player` calls it once per vector step and keeps the memory; it
-serves the training loop, evaluation, data collection, films and play. The memory is the
-transformer's last C keys and values, so that the agent remembers C x blocks steps, or the state of
-the GRU. At an episode's first frame a learned start replaces the past, exactly as in training.
+:func:`act` is the pure step. :class:`Player` calls it once per vector step and keeps the memory:
+the transformer's last C keys and values, so that the agent remembers C x blocks steps, or the state
+of the GRU. At an episode's first frame a learned start replaces the past, exactly as in training.
 """
 
 from __future__ import annotations
@@ -62,19 +61,11 @@ def act(
     mode: bool = False,
     noise: Key | None = None,
 ) -> Acted:
-    """Choose one action for every environment.
+    """Choose one action for every environment; ``learner`` and ``mode`` are static.
 
-    Args:
-        params: ``world_model`` and ``actor``.
-        carry: :class:`Carry` `[E]`.
-        observation: :class:`Observation` `[E]`.
-        key: consumed.
-        learner: networks and settings (static).
-        mode: take the most probable action instead of a sample (static). The paper samples.
-        noise: `[E]` keys for the actions, from :func:`held_noise`; None derives them from ``key``.
-
-    Returns:
-        :class:`Acted`.
+    ``params`` are ``world_model`` and ``actor``. ``mode`` takes the most probable action instead of
+    a sample (the paper samples). ``noise`` are `[E]` keys for the actions, from :func:`held_noise`;
+    None derives them from ``key``.
     """
     keys = jax.vmap(jax.random.split)(jax.random.split(key, observation.action.shape[0]))
 
@@ -94,23 +85,14 @@ def act(
 
 
 def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
-    """Keys for the actions of one vector step; each key is used for ``hold`` steps in a row.
+    """`[count]` keys for the actions of one vector step; each is used for ``hold`` steps in a row.
 
     An action is sampled by comparing the policy's cumulative probabilities with one uniform number.
     Holding the number keeps each step's action distribution and correlates successive actions: a
     confident policy is unaffected; a near-uniform one repeats its action for ``hold`` steps instead
     of dithering. (Own choice; related to coloured noise for continuous actions, Eberhard et al.,
-    ICLR 2023.) The environments change their keys at different steps.
-
-    Args:
-        base: the run's key.
-        number: `[]` uint32, vector steps so far.
-        hold: `[]` uint32, at least 1; ``hold`` x E must fit into uint32. 1 gives the keys that
-            :func:`act` derives itself from ``base`` with ``number`` folded in.
-        count: E.
-
-    Returns:
-        `[E]` keys.
+    ICLR 2023.) The environments change their keys at different steps. A hold of 1 gives the keys
+    that :func:`act` derives from ``base`` with ``number`` folded in; hold x count must fit uint32.
     """
     periods = number // hold
     offset = jnp.arange(count, dtype=jnp.uint32) * hold // count
@@ -120,10 +102,9 @@ def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
 
 
 def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
-    """:func:`act` jitted: ``(params, carry, observation, base key, step) -> Acted``.
+    """:func:`act` jitted: ``(params, carry, observation, base key, step) -> Acted``, carry donated.
 
-    ``carry`` is donated; ``step`` is `[2]` uint32, the vector step's number and the steps that
-    noise is held for.
+    ``step`` is `[2]` uint32, the vector step's number and the steps that noise is held for.
     """
 
     def one(params: Any, carry: Any, observation: Observation, base: Key, step: Array) -> Acted:
@@ -159,24 +140,13 @@ class Player:
     def __init__(
         self, act: Callable, params: dict[str, Params], carry: Carry, key: Key, hold: int = 1
     ) -> None:
-        """Play with a compiled acting step.
-
-        Args:
-            act: from :func:`compile_acting`.
-            params: ``world_model`` and ``actor``.
-            carry: :class:`Carry` `[E]`, from :func:`init_carry` at the start.
-            key: base key of all actions.
-            hold: vector steps that noise is held for.
-        """
+        """Play with ``act`` of :func:`compile_acting`; ``key`` is the base key of all actions."""
         self.params, self.carry, self.number = params, carry, 0
         self.state: State | None = None
         self._act, self._key, self._hold = act, key, hold
 
     def __call__(self, record: VectorStep) -> np.ndarray:
         """Choose one action `[E]` int32 for every environment.
-
-        Args:
-            record: newest :class:`VectorStep` of the environments.
 
         Raises:
             RunError: a policy output is not finite.

@@ -3,7 +3,6 @@
 :class:`Agent` keeps no memory of the environments: :meth:`Agent.initial` creates a state and
 :meth:`Agent.act` returns the next one, so one agent can play several games at once and a step can
 be repeated. :meth:`Agent.player` keeps the memory for callers that only want actions.
-``run/weights.py`` loads trained agents from disk.
 """
 
 from __future__ import annotations
@@ -65,10 +64,9 @@ class Agent:
     """Networks with their parameters; see the module docstring.
 
     Attributes:
-        config: all settings.
-        spec: the environment's spaces and names.
-        learner: the networks, for the pure functions of this package.
+        learner: networks and settings, for the pure functions of this package.
         params: ``world_model``, ``actor`` and ``critic``, plain trees of arrays.
+        spec: the environment's spaces and names.
         updates: gradient updates that produced the parameters.
         env_steps: environment steps that produced them; None if unknown.
     """
@@ -81,15 +79,7 @@ class Agent:
         updates: int = 0,
         env_steps: int | None = None,
     ) -> None:
-        """Combine networks and parameters; :func:`emerald_jax.load` reads them from a run.
-
-        Args:
-            learner: from :func:`emerald_jax.build_learner`.
-            params: their parameters.
-            spec: of the environment they act in.
-            updates: gradient updates that produced the parameters.
-            env_steps: environment steps that produced them.
-        """
+        """Combine networks and parameters; :func:`emerald_jax.load` reads them from a run."""
         self.learner, self.params, self.spec = learner, params, spec
         self.updates, self.env_steps = updates, env_steps
         self._act = jax.jit(partial(_act, learner=learner), static_argnames="mode")
@@ -115,10 +105,10 @@ class Agent:
         return self._place(AgentState(init_carry(self.learner, batch), action))
 
     def player(self, count: int, key: Key, *, mode: Mode = "sample") -> Player:
-        """A :class:`Player` of ``count`` environments, ``player(record) -> actions [E]``.
+        """A :class:`Player` of ``count`` environments, ``player(record) -> actions [count]``.
 
         Args:
-            count: E.
+            count: number of environments.
             key: base key of the sampled latents and actions.
             mode: ``sample`` from the policy, or ``mode`` for its most probable action.
         """
@@ -151,7 +141,7 @@ class Agent:
             ValueError: ``obs`` or ``is_first`` has the wrong shape or type.
         """
         count = state.action.shape[0]
-        _check_images(obs, (count, *self.spec.image_shape), "obs")
+        _check_images(obs, (count, *self.spec.image_shape))
         first = np.zeros(count, bool) if is_first is None else np.asarray(is_first, bool)
         if first.shape != (count,):
             raise ValueError(f"is_first has shape {first.shape}: it must be ({count},)")
@@ -194,7 +184,7 @@ class Agent:
         single = obs.ndim == 4
         if single:
             obs, actions, future = obs[None], _lead(actions), _lead(future)
-        _check_images(obs, (*obs.shape[:2], *self.spec.image_shape), "obs")
+        _check_images(obs, (*obs.shape[:2], *self.spec.image_shape))
         if horizon < 1 or not temperature > 0:
             raise ValueError(f"horizon {horizon} must be 1 or more, temperature {temperature} > 0")
         steps = self.config.behavior.decode_steps if steps is None else int(steps)
@@ -236,9 +226,8 @@ class Agent:
             raise ValueError(f"{name} is missing: several frames need the actions between them")
         actions = np.asarray(actions)
         if actions.shape != shape or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"{name} is {actions.shape} {actions.dtype}: it must be {shape} integers"
-            )
+            found = f"{actions.shape} {actions.dtype}"
+            raise ValueError(f"{name} is {found}: it must be {shape} integers")
         if actions.size and not (least <= actions.min() and actions.max() < self.spec.num_actions):
             raise ValueError(f"{name} must lie in {least} … {self.spec.num_actions - 1}")
         return actions.astype(np.int32)
@@ -273,8 +262,7 @@ def _dream(
     **options: Any,
 ) -> tuple[Rollout, Shown, Array]:
     """:func:`dream.dream` of batch-major arrays, with its states decoded."""
-    future = None if future is None else future.T
-    images = jnp.swapaxes(obs, 0, 1)
+    future, images = None if future is None else future.T, jnp.swapaxes(obs, 0, 1)
     options |= {"learner": learner, "temperature": temperature}
     dreamt = dream(params, images, actions.T, future, key, **options)
     shown = show(params, dreamt.state, learner=learner)
@@ -282,7 +270,6 @@ def _dream(
 
 
 def _losses(params: Params, batch: Batch, key: Key, *, learner: Learner) -> dict[str, Array]:
-    """Mean loss terms of a batch."""
 
     def one(sequence: Batch, key: Key) -> dict[str, Array]:
         options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}
@@ -299,15 +286,8 @@ def _as_dream(dreamt: Rollout, shown: Shown, seen: np.ndarray) -> Dream:
     def grid(x: np.ndarray) -> np.ndarray:
         return x.reshape(*x.shape[:-2], side, side, x.shape[-1])
 
-    parts = (
-        shown.frame,
-        shown.reward,
-        shown.cont,
-        grid(dreamt.state.z),
-        grid(dreamt.state.confidence),
-        dreamt.action,
-        seen,
-    )
+    tokens, confidence = grid(dreamt.state.z), grid(dreamt.state.confidence)
+    parts = Dream(*shown, tokens, confidence, dreamt.action, seen)
     return Dream(*(np.swapaxes(x, 0, 1) for x in parts))
 
 
@@ -315,8 +295,7 @@ def _lead(array: Any) -> np.ndarray | None:
     return None if array is None else np.asarray(array)[None]
 
 
-def _check_images(images: Any, shape: tuple[int, ...], name: str) -> None:
-    if tuple(images.shape) != shape or images.dtype != np.uint8:
-        raise ValueError(
-            f"{name} is {tuple(images.shape)} {images.dtype}: it must be {shape} uint8"
-        )
+def _check_images(obs: Any, shape: tuple[int, ...]) -> None:
+    found = tuple(obs.shape)
+    if found != shape or obs.dtype != np.uint8:
+        raise ValueError(f"obs is {found} {obs.dtype}: it must be {shape} uint8")

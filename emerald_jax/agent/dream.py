@@ -9,7 +9,7 @@ the same h_t. Every imagined state keeps the probability with which each of its 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ class Dreamt(NamedTuple):
     Attributes:
         z: `[..., P, G]` int32 class indices.
         h: `[..., D]`.
-        confidence: `[..., P, G]` float32 in (0, 1], the probability each token was drawn with; 1
-            where the state was read from a real frame.
+        confidence: `[..., P, G]` float32, probability of each token drawn; 1 for a real frame.
     """
 
     z: Array
@@ -42,8 +41,7 @@ class Shown(NamedTuple):
     """Outputs of the world model's heads for given states.
 
     Attributes:
-        frame: `[..., height, width, 3]`, uint8 from :func:`show`, float32 in [0, 1] from
-            :func:`predict`.
+        frame: `[..., height, width, 3]`, float32 in [0, 1] from :func:`predict`, uint8 from `show`.
         reward: `[...]` float32, predicted reward that led into the state.
         cont: `[...]` float32, predicted probability that the episode continues.
     """
@@ -72,8 +70,7 @@ class OpenLoop(NamedTuple):
 
     Attributes:
         recon: `[B, L, height, width, 3]` float32 in [0, 1], every frame encoded and decoded.
-        dream: `[B, L, height, width, 3]` float32 in [0, 1]; equals ``recon`` in the first
-            ``context`` frames, imagined afterwards.
+        dream: the same shape; ``recon`` in the first ``context`` frames, imagined afterwards.
         reward: `[B, L]` predicted reward of the states in ``dream``.
         cont: `[B, L]` predicted probability that the episode continues.
     """
@@ -96,17 +93,9 @@ def read(
 ) -> tuple[Carry, State]:
     """Read real frames in one pass; h_t is what the acting agent computes frame by frame.
 
-    Args:
-        params: ``world_model``.
-        image: `[T, B, height, width, 3]` uint8.
-        action: `[T, B]` int32, the action that led into each image; -1 on first frames.
-        key: consumed; samples the latents.
-        learner: networks and settings (static).
-        carry: :class:`Carry` `[B]` of earlier frames; None when there are none.
-        reset: `[T, B]` bool, forget everything before the frame; None resets on first frames.
-
-    Returns:
-        The carry `[B]` after the last frame and the states `[T, B]`.
+    ``action`` led into each image, -1 on first frames. ``carry`` `[B]` is of earlier frames, None
+    when there are none. ``reset`` forgets everything before a frame; None resets on first frames.
+    Returns the carry `[B]` after the last frame and the states `[T, B]`.
     """
     batch = image.shape[1]
     carry = init_carry(learner, batch) if carry is None else carry
@@ -132,19 +121,10 @@ def dream_step(
     steps: int,
     temperature: Array | float | None = None,
 ) -> tuple[Carry, Dreamt]:
-    """One imagined step of every rollout.
+    """Imagine one step of every rollout with S decoding ``steps``.
 
-    Args:
-        params: ``world_model``.
-        carry: :class:`Carry` `[B]` after the newest state.
-        action: `[B]` int32, taken in the newest state.
-        key: consumed; one key per rollout is split from it.
-        learner: networks and settings (static).
-        steps: decoding steps S (static).
-        temperature: of the tokens, see :func:`imagination.decode`.
-
-    Returns:
-        The carry and the imagined state, both `[B]`.
+    ``action`` `[B]` is taken in the newest state, ``temperature`` as in :func:`imagination.decode`.
+    Returns the carry `[B]` after the imagined state, and the state, :class:`Dreamt` `[B]`.
     """
     options = {"model": learner.model, "steps": steps, "temperature": temperature}
 
@@ -171,47 +151,32 @@ def dream_on(
     future: Int32[Array, "H B"] | None = None,
     policy: PolicyFn | None = None,
 ) -> tuple[Dreamt, Array]:
-    """Imagine H steps from states that were read.
+    """Imagine H steps from states that were read; ``learner``, H, S and ``policy`` are static.
 
-    Args:
-        params: ``world_model`` and, for the agent's own policy, ``actor``.
-        carry: :class:`Carry` `[B]` after ``state``.
-        state: :class:`State` `[B]`.
-        key: consumed.
-        learner: networks and settings (static).
-        horizon: H (static).
-        steps: decoding steps S (static).
-        temperature: of the tokens, see :func:`imagination.decode`.
-        future: `[H, B]` int32 actions (an open loop); None lets ``policy`` choose.
-        policy: any policy (static); None samples from the agent's own.
-
-    Returns:
-        :class:`Dreamt` `[H, B]` and the actions `[H, B]` that led into its states.
+    ``carry`` `[B]` is after ``state`` `[B]`; ``temperature`` as in :func:`imagination.decode`.
+    ``future`` are given actions (an open loop); None lets ``policy`` choose, by default the agent's
+    own. Returns :class:`Dreamt` `[H, B]` and the actions `[H, B]` that led into its states.
     """
-
-    def given(params: Params, state: Dreamt, step: Array, key: Key) -> Array:
-        del params, state, key
-        return future[step]
+    one = partial(dream_step, learner=learner, steps=steps, temperature=temperature)
 
     def step(
         params: Params, carry: Carry, state: Dreamt, action: Array, index: Array, key: Key
     ) -> tuple[Carry, Dreamt]:
         del state, index
-        options = {"learner": learner, "steps": steps, "temperature": temperature}
-        return dream_step(params, carry, action, key, **options)
+        return one(params, carry, action, key)
 
+    policy = policy or partial(sample_policy, learner=learner)
+    if future is not None:
+        policy = partial(_given, future)
     start = Dreamt(state.z, state.h, jnp.ones(state.z.shape, jnp.float32))
-    chosen = policy or partial(sample_policy, learner=learner)
-    trajectory = imagine(
-        params,
-        start,
-        carry,
-        key,
-        policy=chosen if future is None else given,
-        step=step,
-        horizon=horizon,
-    )
-    return jax.tree.map(lambda x: x[1:], trajectory.state), trajectory.action
+    run = imagine(params, start, carry, key, policy=policy, step=step, horizon=horizon)
+    return jax.tree.map(lambda x: x[1:], run.state), run.action
+
+
+def _given(future: Array, params: Params, state: Dreamt, step: Array, key: Key) -> Array:
+    """A :data:`PolicyFn` that repeats given actions `[H, B]`."""
+    del params, state, key
+    return future[step]
 
 
 def dream(
@@ -222,31 +187,17 @@ def dream(
     key: Key,
     *,
     learner: Learner,
-    horizon: int,
-    steps: int,
-    temperature: Array | float | None = None,
-    policy: PolicyFn | None = None,
+    **options: Any,
 ) -> Rollout:
-    """Read T real frames, then imagine H steps: :func:`read` and :func:`dream_on`.
-
-    Returns:
-        :class:`Rollout`.
-    """
+    """Read T real frames, then imagine H steps: :func:`read`, :func:`dream_on` with ``options``."""
     read_key, dream_key = jax.random.split(key)
     carry, seen = read(params, image, action, read_key, learner=learner)
-    imagined, actions = dream_on(
-        params,
-        carry,
-        jax.tree.map(lambda x: x[-1], seen),
-        dream_key,
-        learner=learner,
-        horizon=horizon,
-        steps=steps,
-        temperature=temperature,
-        future=future,
-        policy=policy,
-    )
-    return Rollout(seen, imagined, actions)
+    options |= {"learner": learner, "future": future}
+    return Rollout(seen, *dream_on(params, carry, _last(seen), dream_key, **options))
+
+
+def _last(states: State) -> State:
+    return jax.tree.map(lambda x: x[-1], states)
 
 
 def open_loop(
@@ -275,20 +226,12 @@ def _open_loop_one(
     read_key, rest_key, dream_key = jax.random.split(key, 3)
     image, action, reset = (x[:, None] for x in (sequence.image, sequence.action, sequence.reset))
     first, rest = slice(None, context), slice(context, None)
-    carry, seen = read(
-        *(params, image[first], action[first], read_key),
-        learner=learner,
-        carry=jax.tree.map(lambda x: x[None], sequence.carry),
-        reset=reset[first],
-    )
-    later = read(
-        *(params, image[rest], action[rest], rest_key),
-        learner=learner,
-        carry=carry,
-        reset=reset[rest],
-    )[1]
+    past = jax.tree.map(lambda x: x[None], sequence.carry)
+    given = partial(read, params, learner=learner)
+    carry, seen = given(image[first], action[first], read_key, carry=past, reset=reset[first])
+    _, later = given(image[rest], action[rest], rest_key, carry=carry, reset=reset[rest])
     imagined, _ = dream_on(
-        *(params, carry, jax.tree.map(lambda x: x[-1], seen), dream_key),
+        *(params, carry, _last(seen), dream_key),
         learner=learner,
         horizon=action.shape[0] - context,
         steps=learner.config.behavior.decode_steps,
@@ -313,16 +256,7 @@ def sample_policy(
 
 
 def predict(params: dict[str, Params], state: State | Dreamt, *, learner: Learner) -> Shown:
-    """Decode states to images, rewards and continuation.
-
-    Args:
-        params: ``world_model``.
-        state: with any leading dimensions.
-        learner: networks and settings (static).
-
-    Returns:
-        :class:`Shown` with the same leading dimensions; frames are float32 in [0, 1].
-    """
+    """Decode states with any leading dimensions; frames are float32 in [0, 1]."""
     variables, model = {"params": params["world_model"]}, learner.model
     lead = state.h.shape[:-1]
     z = state.z.reshape(-1, *state.z.shape[len(lead) :])

@@ -97,12 +97,7 @@ def build_optimizers(config: OptimConfig) -> dict[str, optax.GradientTransformat
 
 
 def init_state(learner: Learner, key: Key) -> TrainState:
-    """Fresh parameters and optimisers.
-
-    Args:
-        learner: from :func:`build_learner`.
-        key: consumed.
-    """
+    """Fresh parameters and optimisers; ``key`` is consumed."""
     model_key, agent_key = jax.random.split(key)
     actor, critic = init_actor_critic(learner.actor_critic, agent_key)
     model = init_world_model(learner.model, model_key)
@@ -110,12 +105,7 @@ def init_state(learner: Learner, key: Key) -> TrainState:
 
 
 def fresh_state(learner: Learner, params: dict[str, Params]) -> TrainState:
-    """Given parameters with fresh optimisers, counters at 0 and a slow critic equal to the critic.
-
-    Args:
-        learner: from :func:`build_learner`.
-        params: ``world_model``, ``actor`` and ``critic``.
-    """
+    """Given parameters, fresh optimisers, counters at 0, a slow critic equal to the critic."""
     return TrainState(
         params=params,
         # A copy: donated states must not hold one buffer twice.

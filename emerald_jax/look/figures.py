@@ -1,7 +1,6 @@
 """Figures of runs and reports, from arrays and rows.
 
-A figure function returns a Matplotlib figure, already fitted to its labels; :func:`png_of` and
-:func:`save` write it.
+A figure function returns a Matplotlib figure, already fitted to its labels.
 """
 
 from __future__ import annotations
@@ -17,26 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emerald_jax.look.style import (
-    BLUE,
-    COLOURS,
-    GREY,
-    LIGHT,
-    LINE_INCHES,
-    LINES,
-    ORANGE,
-    SMALL,
-    add_legend,
-    fit,
-    heading,
-    name_rows,
-    new_figure,
-    over_steps,
-    save,
-    wrap,
-    wrap_name,
-    write_value,
-)
+from emerald_jax.look import style
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
 from emerald_jax.run.pictures import ACCENT, PAPER, Canvas, enlarge, enlargement, tint
 
@@ -52,15 +32,9 @@ Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def lines(series: Series, *, title: str, share: bool = False) -> Figure:
-    """Several quantities against environment steps.
-
-    Args:
-        series: what to draw.
-        title: of the figure.
-        share: the values are shares of 1.
-    """
-    figure, (axis,) = new_figure(6.4, 3.2)
-    heading(axis, title)
+    """Several quantities against environment steps; ``share``: the values are shares of 1."""
+    figure, (axis,) = style.new_figure(6.4, 3.2)
+    style.heading(axis, title)
     for name, (steps, values) in series.items():
         # A line through a single point would be invisible.
         dot = "o" if len(steps) == 1 else None
@@ -68,40 +42,36 @@ def lines(series: Series, *, title: str, share: bool = False) -> Figure:
     axis.ticklabel_format(axis="y", useOffset=False)
     if share:
         axis.set_ylim(0, 1)
-    over_steps(axis)
+    style.over_steps(axis)
     if len(series) > 1 or share:
-        add_legend(figure, columns=2)
-    return fit(figure)
+        style.add_legend(figure, columns=2)
+    return style.fit(figure)
 
 
 def action_histogram(names: Sequence[str], shares: Mapping[str, np.ndarray]) -> Figure:
-    """The frequency of each action, in several settings next to each other.
-
-    Args:
-        names: of the actions.
-        shares: setting -> `[A]` shares of 1.
-    """
-    figure, (axis,) = new_figure(7.2, 3.2)
+    """The frequency of each action: ``shares`` maps a setting to `[A]` shares of 1."""
+    figure, (axis,) = style.new_figure(7.2, 3.2)
     places, thick = np.arange(len(names)), 0.8 / max(1, len(shares))
     for i, (label, values) in enumerate(shares.items()):
         shift = (i - (len(shares) - 1) / 2) * thick
-        axis.bar(places + shift, 100 * values, thick, color=COLOURS[i], label=label)
-    labels = [wrap(name.replace("_", " "), 1.4, lines=1) for name in names]
-    axis.set_xticks(places, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
+        axis.bar(places + shift, 100 * values, thick, color=style.COLOURS[i], label=label)
+    labels = [style.wrap(name.replace("_", " "), 1.4, lines=1) for name in names]
+    axis.set_xticks(
+        places, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=style.SMALL
+    )
     axis.set_ylabel("per cent")
-    add_legend(figure, columns=2)
-    return fit(figure)
+    style.add_legend(figure, columns=2)
+    return style.fit(figure)
 
 
 def attention_map(weights: np.ndarray, ages: Sequence[int]) -> Figure:
     """How far back each head of each block looks.
 
-    Args:
-        weights: `[blocks, heads, C + 1]` mean attention by distance, nearest first.
-        ages: distances to mark on the axis.
+    ``weights`` is `[blocks, heads, C + 1]`, mean attention by distance, nearest first; ``ages`` are
+    the distances to mark on the axis.
     """
     blocks, heads, reach = weights.shape
-    figure, (axis,) = new_figure(7.2, 1.2 + 0.2 * blocks * heads)
+    figure, (axis,) = style.new_figure(7.2, 1.2 + 0.2 * blocks * heads)
     flat = weights.reshape(blocks * heads, reach)
     image = axis.imshow(flat, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
     axis.grid(visible=False)
@@ -110,36 +80,31 @@ def attention_map(weights: np.ndarray, ages: Sequence[int]) -> Figure:
     axis.set_yticks(range(blocks * heads), labels, fontsize="x-small")
     axis.set_xticks([age for age in ages if age < reach])
     axis.set_xlabel("steps back; 0 is the newest token")
-    return fit(figure)
+    return style.fit(figure)
 
 
 def imagined_rewards(
     real: np.ndarray, predicted: np.ndarray, cont: np.ndarray, context: int
 ) -> Figure:
-    """Imagined and real reward along recorded episodes.
+    """Imagined and real reward along recorded episodes, all `[B, T]`.
 
-    Args:
-        real: `[B, T]`.
-        predicted: `[B, T]`.
-        cont: `[B, T]` predicted probability that the episode continues.
-        context: steps read before the dream.
+    ``cont`` is the predicted probability to continue; the dream starts after ``context`` steps.
     """
-    figure, axes = new_figure(7.2, 1.6 * len(real) + 0.6, rows=len(real), sharex=True)
+    figure, axes = style.new_figure(7.2, 1.6 * len(real) + 0.6, rows=len(real), sharex=True)
     steps = np.arange(real.shape[1]) - context + 1
+    curves = {
+        "real reward": (real, "o-", style.BLUE),
+        "imagined reward": (predicted, "-", style.ORANGE),
+        "probability to continue": (cont, ":", style.GREY),
+    }
     for row, axis in enumerate(axes):
-        named = row == 0
-        curves = {
-            "real reward": (real, "o-", BLUE),
-            "imagined reward": (predicted, "-", ORANGE),
-            "probability to continue": (cont, ":", GREY),
-        }
-        for name, (values, style, colour) in curves.items():
-            label = name if named else None
-            axis.plot(steps, values[row], style, color=colour, markersize=3, label=label)
-        axis.axvline(0.5, color=ORANGE, linewidth=0.8)
+        for name, (values, kind, colour) in curves.items():
+            label = None if row else name
+            axis.plot(steps, values[row], kind, color=colour, markersize=3, label=label)
+        axis.axvline(0.5, color=style.ORANGE, linewidth=0.8)
     axes[-1].set_xlabel("imagined steps")
-    add_legend(figure, columns=3)
-    return fit(figure)
+    style.add_legend(figure, columns=3)
+    return style.fit(figure)
 
 
 #: Minimum side in pixels of a frame in a decoding strip, and pixels between two frames.
@@ -149,19 +114,12 @@ STRIP_PX, STRIP_GAP = 128, 6
 def decoding_strip(
     frames: np.ndarray, masked: np.ndarray, confidence: np.ndarray, real: np.ndarray
 ) -> np.ndarray:
-    """Draw the decoding steps of a latent, followed by the real frame.
+    """Draw S decoding steps of a latent, followed by the real frame: `[height, width, 3]` uint8.
 
     Upper row: the decoded latent after each step. Lower row: the same, tinted where the model is
     uncertain, with one dot per tenth of a position's tokens that were masked before the step.
-
-    Args:
-        frames: `[S, height, width, 3]` uint8.
-        masked: `[S, h, w]` share of a position's tokens that were masked, in [0, 1].
-        confidence: `[S, h, w]` mean probability of a position's tokens.
-        real: `[height, width, 3]` uint8.
-
-    Returns:
-        `[height, width, 3]` uint8.
+    ``frames`` is `[S, height, width, 3]` uint8, ``masked`` `[S, h, w]` the share of a position's
+    tokens that were masked, ``confidence`` `[S, h, w]` their mean probability.
     """
     # A position is wide enough for a row of five dots.
     factor = enlargement(*real.shape[:2], max(STRIP_PX, 30 * max(masked.shape[1:])))
@@ -190,92 +148,69 @@ def _draw_dots(canvas: Canvas, share: np.ndarray, corner: tuple, size: tuple) ->
 
 
 def learning_curve(run: str | Path, out: str | Path) -> Path:
-    """Draw a run's return and losses against environment steps.
-
-    Args:
-        run: a run directory.
-        out: the picture to write; its ending chooses the format (png, svg, pdf).
-
-    Returns:
-        ``out`` as a path.
-
-    Raises:
-        ValueError: when the run has neither episodes nor losses yet.
-    """
-    return save(curve_figure(run), out)
+    """Draw a run's return and losses; the ending of ``out`` decides the format (png, svg, pdf)."""
+    return style.save(curve_figure(run), out)
 
 
 def curve_figure(run: str | Path) -> Figure:
-    """The figure of :func:`learning_curve`; arguments and errors as there."""
+    """A run's return and losses; ValueError when it has neither yet."""
     run = Path(run)
     episodes = [row for row in read_rows(run / EPISODES_FILE) if row.get("score") is not None]
     losses = loss_series(read_rows(run / METRICS_FILE))
     if not episodes and not losses:
         raise ValueError(f"{run} has no curve yet: it holds neither episodes nor losses")
     columns = 1 + bool(losses)
-    figure, axes = new_figure(5.6 * columns, 3.6, columns=columns)
-    heading(axes[0], f"Episode return, mean of the last {WINDOW}")
+    figure, axes = style.new_figure(5.6 * columns, 3.6, columns=columns)
+    style.heading(axes[0], f"Episode return, mean of the last {WINDOW}")
     if episodes:
         _draw_return(axes[0], episodes)
     if losses:
-        heading(axes[1], "Losses")
+        style.heading(axes[1], "Losses")
         positive = all((values > 0).all() for _, values in losses.values())
         axes[1].set_yscale("log" if positive else "symlog")
         for name, (steps, values) in losses.items():
             axes[1].plot(steps, values, linewidth=1.2, label=name)
     for axis in axes:
-        over_steps(axis)
-    add_legend(figure, side="right")
-    return fit(figure)
+        style.over_steps(axis)
+    style.add_legend(figure, side="right")
+    return style.fit(figure)
 
 
 def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
     steps, scores = np.array([(row["step"], row["score"]) for row in episodes], np.float64).T
-    axis.plot(steps, scores, ".", color=GREY, markersize=2, alpha=0.4, rasterized=True)
+    axis.plot(steps, scores, ".", color=style.GREY, markersize=2, alpha=0.4, rasterized=True)
     mean = rolling_mean(scores)
-    axis.plot(steps, mean, "-", color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
-    write_value(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
+    axis.plot(
+        steps, mean, "-", color=style.BLUE, linewidth=2, marker="o" if len(mean) == 1 else None
+    )
+    style.write_value(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), style.BLUE)
 
 
 def seeds_figure(seeds: Series, *, title: str, goal: float | None = None) -> Figure:
     """One quantity of several runs: each run as a thin line, their mean, and a band around them.
 
-    Args:
-        seeds: name -> (environment steps `[n]`, values `[n]`), steps rising.
-        title: of the figure.
-        goal: value at which a horizontal line is drawn.
-
-    Returns:
-        The figure; its band contains all runs, over the steps that all of them have.
+    The band contains all runs, over the steps that all of them have; ``goal`` is a horizontal line.
     """
-    figure, (axis,) = new_figure(5.6, 3.6)
+    figure, (axis,) = style.new_figure(5.6, 3.6)
     begin = max(steps[0] for steps, _ in seeds.values())
     end = min(steps[-1] for steps, _ in seeds.values())
     grid = np.linspace(begin, end, 200)
     values = np.stack([np.interp(grid, *points) for points in seeds.values()])
-    axis.fill_between(grid, values.min(0), values.max(0), color=BLUE, alpha=0.18, lw=0)
+    axis.fill_between(grid, values.min(0), values.max(0), color=style.BLUE, alpha=0.18, lw=0)
     for steps, found in seeds.values():
-        axis.plot(steps, found, "-", color=GREY, linewidth=0.7)
+        axis.plot(steps, found, "-", color=style.GREY, linewidth=0.7)
     mean = f"mean of {len(seeds)} seeds"
-    axis.plot(grid, values.mean(0), "-", color=BLUE, linewidth=2, label=mean)
+    axis.plot(grid, values.mean(0), "-", color=style.BLUE, linewidth=2, label=mean)
     if goal is not None:
-        axis.axhline(goal, color=ORANGE, linewidth=1, linestyle="--", label=f"{goal:g}")
-    heading(axis, title)
-    over_steps(axis)
-    add_legend(figure, columns=2)
-    return fit(figure)
+        axis.axhline(goal, color=style.ORANGE, linewidth=1, linestyle="--", label=f"{goal:g}")
+    style.heading(axis, title)
+    style.over_steps(axis)
+    style.add_legend(figure, columns=2)
+    return style.fit(figure)
 
 
 def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Mean of each value and up to ``window - 1`` values before it.
-
-    Args:
-        values: `[n]`.
-        window: at least 1.
-
-    Returns:
-        `[n]` float64.
-    """
+    """Mean `[n]` float64 of each value and up to ``window - 1`` values before it."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(ends - window, 0)
@@ -321,75 +256,63 @@ class Bar:
 
 
 def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
-    """Horizontal bars with their numbers, one panel below the other.
-
-    Args:
-        panels: title -> bars, from top to bottom.
-        unit: of the bars.
-    """
-    heights = [_rows_inches([bar.label for bar in bars]) for bars in panels.values()]
-    height = 1.0 + sum(0.7 + bars for bars in heights)
-    ratios = [0.6 + bars for bars in heights]
-    figure, axes = new_figure(8.5, height, rows=len(panels), height_ratios=ratios)
+    """Horizontal bars with their numbers in ``unit``, one panel (title -> bars) below the other."""
+    ratios = [0.6 + _rows_inches([bar.label for bar in bars]) for bars in panels.values()]
+    height = 1.0 + 0.1 * len(ratios) + sum(ratios)
+    figure, axes = style.new_figure(8.5, height, rows=len(panels), height_ratios=ratios)
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         for row, bar in enumerate(bars):
             _draw_bar(axis, row, bar)
-        name_rows(axis, [bar.label for bar in bars])
-        axis.axvline(0, color=GREY, linewidth=0.8)
+        style.name_rows(axis, [bar.label for bar in bars])
+        axis.axvline(0, color=style.GREY, linewidth=0.8)
         axis.spines["left"].set_visible(False)
         axis.grid(visible=False, axis="y")
         axis.tick_params(axis="y", length=0)
         axis.margins(x=0.12)
-        heading(axis, title)
+        style.heading(axis, title)
         axis.set_xlabel(unit)
-    return fit(figure)
+    return style.fit(figure)
 
 
 def _rows_inches(names: Sequence[str]) -> float:
     """Height of one row per name, of which none overlaps the next."""
-    most = max((wrap_name(name).count("\n") + 1 for name in names), default=1)
-    return len(names) * max(BAR_INCHES, LINE_INCHES * (most + 0.5))
+    most = max((style.wrap_name(name).count("\n") + 1 for name in names), default=1)
+    return len(names) * max(BAR_INCHES, style.LINE_INCHES * (most + 0.5))
 
 
 def _draw_bar(axis: Axes, row: int, bar: Bar) -> None:
-    face = (BLUE if bar.meets else "white") if bar.ours else LIGHT
-    edge, hatch = BLUE if bar.ours else LIGHT, "" if bar.meets else "////"
+    face = (style.BLUE if bar.meets else "white") if bar.ours else style.LIGHT
+    edge, hatch = style.BLUE if bar.ours else style.LIGHT, "" if bar.meets else "////"
     axis.barh(row, bar.value, color=face, edgecolor=edge, hatch=hatch, height=0.7)
     end = bar.value
     if not math.isnan(bar.low):
         axis.plot([bar.low, bar.high], [row, row], "-", color="black", linewidth=1.2)
         end = max(end, bar.high)
     text = f"{bar.value:.1f}" if abs(bar.value) >= 10 else f"{bar.value:.3g}"
-    write_value(axis, text, (max(end, 0.0), row), "black")
+    style.write_value(axis, text, (max(end, 0.0), row), "black")
 
 
 def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:
     """Success rates of Crafter's achievements, one row each.
 
-    Args:
-        rates: agent -> achievement -> per cent.
-        ours: how many of them, the first ones, are ours.
+    ``rates``: agent -> achievement -> per cent; the first ``ours`` agents are ours.
     """
     names = sorted(set().union(*rates.values()))
     readable = [name.replace("_", " ") for name in names]
-    figure, (axis,) = new_figure(8.5, 1.2 + _rows_inches(readable))
+    figure, (axis,) = style.new_figure(8.5, 1.2 + _rows_inches(readable))
     for index, (agent, row) in enumerate(rates.items()):
-        mine = index < ours
-        axis.plot(
-            [row.get(name, math.nan) for name in names],
-            range(len(names)),
-            marker="o" if mine else "|",
-            markersize=6 if mine else 11,
-            markeredgewidth=1 if mine else 2.5,
-            linestyle="",
-            color=COLOURS[index % len(COLOURS)] if mine else (GREY, "black")[index % 2],
-            label=agent,
-        )
-    name_rows(axis, readable)
+        if index < ours:
+            kind = dict(marker="o", markersize=6, color=style.COLOURS[index % len(style.COLOURS)])
+        else:
+            colour = (style.GREY, "black")[index % 2]
+            kind = dict(marker="|", markersize=11, markeredgewidth=2.5, color=colour)
+        shares = [row.get(name, math.nan) for name in names]
+        axis.plot(shares, range(len(names)), linestyle="", label=agent, **kind)
+    style.name_rows(axis, readable)
     axis.set_xlim(-2, 102)
     axis.set_xlabel("episodes in which it was achieved, %")
-    add_legend(figure)
-    return fit(figure)
+    style.add_legend(figure)
+    return style.fit(figure)
 
 
 def returns_figure(
@@ -400,21 +323,19 @@ def returns_figure(
 ) -> Figure:
     """Learning curves, mean of the last 100 training episodes, one line per seed.
 
-    Args:
-        curves: agent -> per seed, steps `[n]` and returns `[n]` of its training episodes.
-        chance: return of random play; None when it is not known.
-        title: above the axes.
+    ``curves``: agent -> per seed, steps `[n]` and returns `[n]` of its training episodes.
+    ``chance``: return of random play; None when it is not known.
     """
-    figure, (axis,) = new_figure(7.5, 4.2)
-    for style, (agent, seeds) in zip(cycle(LINES), curves.items(), strict=False):
+    figure, (axis,) = style.new_figure(7.5, 4.2)
+    for kind, (agent, seeds) in zip(cycle(style.LINES), curves.items(), strict=False):
         name = f"{agent} ({len(seeds)} seeds)" if len(seeds) > 1 else agent
         for number, (steps, scores) in enumerate(seeds):
             label = None if number else name
-            axis.plot(steps, rolling_mean(scores), linewidth=1.6, label=label, **style)
+            axis.plot(steps, rolling_mean(scores), linewidth=1.6, label=label, **kind)
     if chance is not None:
-        axis.axhline(chance, color=GREY, linestyle="--", label=f"random play, {chance:.2f}")
-    heading(axis, title)
-    over_steps(axis)
+        axis.axhline(chance, color=style.GREY, linestyle="--", label=f"random play, {chance:.2f}")
+    style.heading(axis, title)
+    style.over_steps(axis)
     axis.set_ylabel(f"return, mean of the last {WINDOW} episodes")
-    add_legend(figure)
-    return fit(figure)
+    style.add_legend(figure)
+    return style.fit(figure)

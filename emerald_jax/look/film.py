@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,17 +24,8 @@ from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
-from emerald_jax.run.pictures import (
-    ACCENT,
-    BLUE,
-    FAINT,
-    LINE,
-    PAPER,
-    Canvas,
-    enlarge,
-    enlargement,
-    tint,
-)
+from emerald_jax.run import pictures
+from emerald_jax.run.pictures import Canvas, enlarge, enlargement, tint
 from emerald_jax.run.recordings import Recordings
 from emerald_jax.types import key_of
 
@@ -91,18 +83,8 @@ class Film:
 
 
 def film_frames(film: Film, *, tinted: bool = True) -> Iterator[np.ndarray]:
-    """Draw one picture per step, with even sides as video codecs require.
-
-    Args:
-        film: what to show.
-        tinted: tint uncertain positions.
-
-    Yields:
-        `[height, width, 3]` uint8.
-    """
-    height, width = film.real.shape[1:3]
-    factor = enlargement(height, width, FILM_PX)
-    height, width = height * factor, width * factor
+    """Draw one picture `[height, width, 3]` uint8 per step, with even sides for video codecs."""
+    factor, height, width = _enlarged(film, FILM_PX)
     right, top = MARGIN + width + GAP, MARGIN + HEADER
     size = (right + width + MARGIN, top + height + PLOTS + MARGIN)
     for step in range(len(film.real)):
@@ -112,26 +94,16 @@ def film_frames(film: Film, *, tinted: bool = True) -> Iterator[np.ndarray]:
         canvas.paste(dream, right, top)
         above_real, above_dream = _headings(film, step)
         canvas.write(above_real, MARGIN, top - 6, room=width)
-        colour = ACCENT if step >= film.context else FAINT
+        colour = pictures.ACCENT if step >= film.context else pictures.FAINT
         canvas.write(above_dream, right, top - 6, colour, room=width)
         _draw_plots(canvas, film, MARGIN, right + width, top + height + GAP, upto=step)
         yield canvas.pixels()
 
 
 def film_sheet(film: Film, *, tinted: bool = True) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw the complete film as one picture: frames in two rows, the plots below.
-
-    Args:
-        film: what to show; of a long film, evenly spaced steps.
-        tinted: tint uncertain positions.
-
-    Returns:
-        `[height, width, 3]` uint8.
-    """
+    """Draw a film, at evenly spaced steps, as one picture: frames in two rows, the plots below."""
     steps = np.unique(np.linspace(0, len(film.real) - 1, SHEET_COLUMNS).round().astype(int))
-    height, width = film.real.shape[1:3]
-    factor = enlargement(height, width, SHEET_PX)
-    height, width = height * factor, width * factor
+    factor, height, width = _enlarged(film, SHEET_PX)
     left, top = MARGIN + ROW_LABEL, MARGIN + HEADER
     below = top + height + 2
     right = left + max(len(steps) * (width + 2), *map(Canvas.width_of, _captions(film)))
@@ -141,7 +113,8 @@ def film_sheet(film: Film, *, tinted: bool = True) -> UInt8[np.ndarray, "height 
     for column, step in enumerate(steps.tolist()):
         x = left + column * (width + 2)
         offset = step - film.context + 1
-        label, colour = (f"+{offset}", ACCENT) if offset > 0 else (str(offset), FAINT)
+        label = f"+{offset}" if offset > 0 else str(offset)
+        colour = pictures.ACCENT if offset > 0 else pictures.FAINT
         canvas.write(label, x + width // 2, top - 6, colour, anchor="ms")
         real, dream = _frames_of(film, step, factor, tinted)
         canvas.paste(real, x, top)
@@ -150,20 +123,21 @@ def film_sheet(film: Film, *, tinted: bool = True) -> UInt8[np.ndarray, "height 
     return canvas.pixels()
 
 
+def _enlarged(film: Film, least: int) -> tuple[int, int, int]:
+    """Factor, height and width of frames of at least so many pixels."""
+    height, width = film.real.shape[1:3]
+    factor = enlargement(height, width, least)
+    return factor, height * factor, width * factor
+
+
 def save_film(film: Film, path: str | Path, *, fps: float = 8.0, tinted: bool = True) -> Path:
     """Write a film as .mp4 or .gif, or as one picture in .png; a failure leaves the old file.
 
     Args:
         film: what to show.
-        path: the file; its ending decides the format.
+        path: the file; its ending decides the format. ValueError on another ending.
         fps: steps per second.
         tinted: tint uncertain positions.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        ValueError: on another ending.
     """
     path = Path(path)
     ending = path.suffix.lower()
@@ -191,7 +165,7 @@ def open_video(path: Path, fps: float) -> Any:
     return imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8)
 
 
-class EpisodeFilm:
+class EpisodeFilm(ExitStack):
     """Write the first episode of environment 0 as .mp4; call it with every vector step.
 
     Pixels are repeated, not smoothed, so the film shows what the agent saw. A context manager: the
@@ -199,28 +173,15 @@ class EpisodeFilm:
     """
 
     def __init__(self, path: Path) -> None:
-        """Nothing is written before the first frame.
-
-        Args:
-            path: the file, ending in ``.mp4``.
-        """
-        self._path = path
-        self._writer: Any = None
-        self._over = False
-
-    def __enter__(self) -> EpisodeFilm:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        super().__init__()
+        self._path, self._writer, self._over = path, None, False
 
     def __call__(self, record: VectorStep) -> None:
         """Add the image of environment 0, unless its first episode has ended."""
         if self._over:
             return
-        self._writer = self._writer or open_video(self._path, EPISODE_FPS)
+        if self._writer is None:
+            self._writer = self.enter_context(open_video(self._path, EPISODE_FPS))
         image = record.image[0]
         self._writer.append_data(enlarge(image, max(1, round(EPISODE_PX / image.shape[0]))))
         self._over = bool(record.is_last[0])
@@ -252,7 +213,6 @@ def _full_scale(film: Film) -> float:
 
 
 def _captions(film: Film) -> tuple[str, str]:
-    """The lines above the two plots."""
     return (
         f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}",
         "predicted probability to continue, 0 to 1",
@@ -260,43 +220,33 @@ def _captions(film: Film) -> tuple[str, str]:
 
 
 def _draw_plots(canvas: Canvas, film: Film, left: int, right: int, top: int, *, upto: int) -> None:
-    """Draw the rewards and, below them, the predicted probability to continue.
+    """Draw the rewards and, below them, the predicted probability to continue, up to a step.
 
-    Args:
-        canvas: to draw on.
-        film: what is drawn.
-        left: in pixels.
-        right: in pixels.
-        top: of the upper plot's caption, in pixels.
-        upto: the newest step that is drawn.
+    ``top`` is that of the upper plot's caption, in pixels.
     """
     pen, wide = canvas.pen, (right - left) / len(film.real)
-    begin, upper, lower = (
-        left + film.context * wide,
-        top + CAPTION,
-        top + 2 * CAPTION + PLOT_HEIGHT + GAP,
-    )
+    begin, upper = left + film.context * wide, top + CAPTION
+    lower = upper + CAPTION + PLOT_HEIGHT + GAP
     for y, caption in zip((upper, lower), _captions(film), strict=True):
-        pen.rectangle((left, y, right, y + PLOT_HEIGHT), outline=LINE, fill=PAPER)
-        pen.line((begin, y, begin, y + PLOT_HEIGHT), fill=ACCENT)
-        canvas.write(caption, left, y - 5, FAINT)
+        pen.rectangle((left, y, right, y + PLOT_HEIGHT), outline=pictures.LINE, fill=pictures.PAPER)
+        pen.line((begin, y, begin, y + PLOT_HEIGHT), fill=pictures.ACCENT)
+        canvas.write(caption, left, y - 5, pictures.FAINT)
     zero = upper + PLOT_HEIGHT / 2
-    pen.line((left, zero, right, zero), fill=LINE)
+    pen.line((left, zero, right, zero), fill=pictures.LINE)
     scale = (PLOT_HEIGHT / 2 - 4) / _full_scale(film)
-    bar = max(1.0, 0.3 * wide)
-    points = []
+    bar, points = max(1.0, 0.3 * wide), []
     for step in range(upto + 1):
         x = left + (step + 0.5) * wide
         if np.isfinite(film.reward[step]):
             y = zero - scale * film.reward[step]
-            pen.rectangle((x - bar, min(y, zero), x + bar, max(y, zero)), ACCENT)
+            pen.rectangle((x - bar, min(y, zero), x + bar, max(y, zero)), pictures.ACCENT)
         if np.isfinite(film.real_reward[step]):
             y = zero - scale * film.real_reward[step]
-            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=BLUE)
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=pictures.BLUE)
         if np.isfinite(film.cont[step]):
             points.append((x, lower + PLOT_HEIGHT - 4 - (PLOT_HEIGHT - 8) * film.cont[step]))
     if len(points) > 1:
-        pen.line(points, fill=ACCENT, width=2)
+        pen.line(points, fill=pictures.ACCENT, width=2)
 
 
 Actions = Literal["recorded", "policy", "random"] | tuple[int, ...]
@@ -339,21 +289,16 @@ def film_run(agent: Agent, run: str | Path, plan: FilmPlan) -> Film:
         run: its run directory, which holds the recorded frames.
         plan: what to film.
 
-    Returns:
-        :class:`Film`.
-
     Raises:
-        ReplayError: recorded frames are asked for and there are none.
+        ReplayError: recorded frames are requested and there are none.
         EnvError: the environment cannot be made on this machine.
     """
     if plan.source == "real":
         return _film_recorded(agent, Recordings(run), plan)
     envs = replace(agent.config.envs, count=1, workers="inline")
-    env = make_vector_env(agent.config.env, envs, seed=plan.seed + _SEED_OFFSET)
-    try:
+    seed = plan.seed + _SEED_OFFSET
+    with closing(make_vector_env(agent.config.env, envs, seed=seed)) as env:
         return _film_reset(agent, env, plan)
-    finally:
-        env.close()
 
 
 #: Real frames `[K, …]` with the actions `[K]` and the rewards `[K]` that led to them.
@@ -404,21 +349,15 @@ def _columns(rows: list) -> _Real:
 def _imagine(
     agent: Agent, real: _Real, context: int, plan: FilmPlan, rng: np.random.Generator
 ) -> Dream:
-    """Dream on from the first ``context`` real frames."""
     future = None
     if plan.actions == "random":
         future = rng.integers(agent.spec.num_actions, size=plan.horizon)
     elif not isinstance(plan.actions, str):
         future = np.array(plan.actions)
-    return agent.imagine(
-        real[0][:context],
-        real[1][:context],
-        key=key_of(plan.seed),
-        horizon=plan.horizon if future is None else len(future),
-        future=future,
-        steps=plan.steps,
-        temperature=plan.temperature,
-    )
+    horizon = plan.horizon if future is None else len(future)
+    options = dict(future=future, steps=plan.steps, temperature=plan.temperature)
+    past = (real[0][:context], real[1][:context])
+    return agent.imagine(*past, key=key_of(plan.seed), horizon=horizon, **options)
 
 
 def _as_film(spec: EnvSpec, real: _Real, made: Dream, context: int) -> Film:
@@ -450,35 +389,25 @@ def action_name(spec: EnvSpec, action: int) -> str:
 def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int, ...]:
     """Read actions from a JSON list or a file with one per line, as numbers or names.
 
-    Args:
-        path: the file.
-        spec: of the environment in which they are taken.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something that is not an action.
+    Raises ConfigError where the file cannot be read, or holds something that is not an action.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        entries = json.loads(text) if text.lstrip().startswith("[") else lines
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON list of actions: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(f"the actions in {path} cannot be read: {reason}") from error
-    try:
-        is_list = text.lstrip().startswith("[")
-        entries = (
-            json.loads(text) if is_list else [x.strip() for x in text.splitlines() if x.strip()]
-        )
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON list of actions: {error}") from error
     if not entries:
         raise ConfigError(f"{path} holds no actions")
-    choices = {str(i): i for i in range(spec.num_actions)}
-    choices |= {name: i for i, name in enumerate(spec.action_names)}
+    numbers = {str(i): i for i in range(spec.num_actions)}
+    choices = numbers | {name: i for i, name in enumerate(spec.action_names)}
     for place, entry in enumerate(entries, 1):
         if isinstance(entry, bool) or str(entry) not in choices:
             names = f", or a name such as {spec.action_names[0]}" if spec.action_names else ""
-            raise ConfigError(
-                f"{path}: action {place} is {entry!r}; {spec.name} takes 0 … "
-                f"{spec.num_actions - 1}{names}"
-            )
+            known = f"{spec.name} takes 0 … {spec.num_actions - 1}{names}"
+            raise ConfigError(f"{path}: action {place} is {entry!r}; {known}")
     return tuple(choices[str(entry)] for entry in entries)

@@ -1,6 +1,5 @@
 """Look inside the world model: how a latent is decoded, and which past steps are attended to.
 
-Pure functions over parameters, for reports; nothing here is on the path of training or acting.
 Attention weights are taken by intercepting the transformer's own methods, so the modules need no
 switch for it.
 """
@@ -29,8 +28,7 @@ class DecodingTrace(NamedTuple):
     Attributes:
         frame: `[S, height, width, 3]` uint8, the decoded image at the end of each step.
         masked: `[S, P, G]` bool, tokens that are MASK at the start of the step and drawn in it.
-        tokens: `[S, P, G]` int32, tokens at the end of each step. A token that a later step
-            draws again is shown at its most likely class.
+        tokens: `[S, P, G]` int32 after each step; a token drawn again later at its likeliest class.
         confidence: `[S, P, G]` float32, probability of each token when it was predicted.
     """
 
@@ -43,20 +41,10 @@ class DecodingTrace(NamedTuple):
 def decoding_trace(
     params: dict[str, Params], h: Float[Array, " D"], key: Key, *, learner: Learner, steps: int
 ) -> DecodingTrace:
-    """Decode a latent with MaskGIT and record the tokens after each step.
+    """Decode `h` `[D]` with MaskGIT in ``steps`` >= 1 and record the tokens after each step.
 
-    Makes the same draws as :func:`imagination.decode`. Decoding in s steps is not a prefix of
-    decoding in S steps, so all steps are taken from one decoding.
-
-    Args:
-        params: ``world_model``.
-        h: `[D]`.
-        key: consumed; gives the same tokens as ``decode``.
-        learner: networks and settings (static).
-        steps: S >= 1 (static).
-
-    Returns:
-        :class:`DecodingTrace`.
+    Makes the same draws as :func:`imagination.decode` with the same key. Decoding in s steps is not
+    a prefix of decoding in S steps, so all steps are taken from one decoding.
     """
     model, variables = learner.model, {"params": params["world_model"]}
     features = model.apply(variables, h, method=WorldModel.prior_features)
@@ -64,9 +52,8 @@ def decoding_trace(
     predicted: list[Array] = []
 
     def probs_fn(tokens: Array | None) -> Array:
-        predicted.append(
-            jnp.exp(model.apply(variables, features, tokens, method=WorldModel.masked_prior))
-        )
+        log_probs = model.apply(variables, features, tokens, method=WorldModel.masked_prior)
+        predicted.append(jnp.exp(log_probs))
         return predicted[-1]
 
     shape = (features.shape[-2], model.config.groups)
@@ -89,14 +76,8 @@ def attention_weights(
 ) -> Float32[Array, "blocks heads L keys"]:
     """How strongly each step of a real sequence attends to each step of its past.
 
-    Args:
-        params: ``world_model``.
-        sequence: :class:`Batch` without its leading B, its carry included.
-        key: consumed; samples the latents.
-        learner: networks and settings (static); its sequence model must be the transformer.
-
-    Returns:
-        `[blocks, heads, L, C + L]` float32, each row sums to 1 over the tokens that are visible.
+    ``sequence`` is a :class:`Batch` without its leading B, with its carry; the sequence model must
+    be the transformer. Returns `[blocks, heads, L, C + L]` float32; each row sums to 1.
     """
     found: list[Array] = []
 
@@ -126,15 +107,7 @@ def _chunk_weights(
 def by_distance(
     weights: Float32[np.ndarray, "*n L keys"], context: int
 ) -> Float32[np.ndarray, "*n L {context}+1"]:
-    """Attention laid out by how far back it looks.
-
-    Args:
-        weights: `[..., L, C + L]` from :func:`attention_weights`.
-        context: C.
-
-    Returns:
-        `[..., L, C + 1]`: 0 is the newest token, C the farthest.
-    """
+    """`[..., L, C + L]` weights by distance: `[..., L, C + 1]`, the newest token first."""
     length = weights.shape[-2]
     key = context + np.arange(length)[:, None] - np.arange(context + 1)[None]
     return np.take_along_axis(

@@ -1,9 +1,8 @@
 """``emerald-jax inspect``: one HTML file with a run's curves, recorded frames and model at work.
 
-The file opens from disk: pictures are inside, it has no script and sends no request. Each section
-is one function of :class:`Source` that returns a sentence about it and its tables and pictures. A
-section that a run has no data for states the reason, so a run of one minute, a running one, or an
-export can be inspected too.
+The file opens from disk: pictures are inside, it has no script and sends no request. A section that
+a run has no data for states the reason, so a run of one minute, a running one, or an export can be
+inspected too.
 """
 
 from __future__ import annotations
@@ -73,12 +72,9 @@ def inspect_run(
         checkpoint: its step; None uses the newest valid one.
         seed: of the choice of frames, and of the dreams.
 
-    Returns:
-        ``out``.
-
     Raises:
         ConfigError: ``run`` is no run directory.
-        CheckpointError: it does not hold the checkpoint that was asked for.
+        CheckpointError: it does not hold the requested checkpoint.
     """
     run, out = Path(run), Path(out)
     config = read_config(run)
@@ -96,7 +92,7 @@ def inspect_run(
     except (CheckpointError, EnvError, ReplayError) as error:
         if checkpoint is not None:
             raise
-        sections["The model at work"] = partial(_missing, str(error))
+        sections["The model at work"] = partial(_missing, error)
     sections["Imagined and real reward over training"] = lambda: _reward_drift(metrics, episodes)
     for title, (names, about) in METRICS.items():
         sections[title] = partial(_metric, metrics, title, names, about)
@@ -129,8 +125,8 @@ def _section(index: int, title: str, make: Callable[[], Section]) -> str:
     return "\n".join([f'<h2 id="s{index}">{html.escape(title)}</h2>', about, *parts])
 
 
-def _missing(reason: str) -> Section:
-    raise ValueError(reason)
+def _missing(error: Exception) -> Section:
+    raise ValueError(str(error)) from error
 
 
 def _picture(picture: Figure | np.ndarray, alt: str, *, wide: bool = False) -> str:
@@ -141,7 +137,7 @@ def _picture(picture: Figure | np.ndarray, alt: str, *, wide: bool = False) -> s
 
 
 def _table(rows: Sequence[Sequence[str]], *, bold: int = 0) -> str:
-    """A table as HTML; the first cell of each row is its name, the first ``bold`` rows are bold."""
+    """A table as HTML; the first cell of a row is its name; the first ``bold`` rows are bold."""
     lines = []
     for i, (name, *cells) in enumerate(rows):
         kind = ' class="changed"' if i < bold else ""
@@ -166,31 +162,20 @@ def _settings(config: Config) -> Section:
 
 def _success(env: str, achievements: Sequence[Mapping[str, int]]) -> Section:
     rates = success_rates(achievements, sorted({name for row in achievements for name in row}))
-    about = (
-        f"Share of the last {len(achievements)} training episodes that unlocked each achievement."
-    )
+    count = len(achievements)
+    about = f"Share of the last {count} training episodes that unlocked each achievement."
     if is_crafter_like(env, rates):
-        about += (
-            f" The score over these episodes is {crafter_score(rates):.2f} %; published scores "
-            "pool other episodes."
-        )
-    bars = [
-        figures.Bar(label=name.replace("_", " "), value=rate, ours=True)
-        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
-    ]
+        about += f" The score over these episodes is {crafter_score(rates):.2f} %; published scores"
+        about += " pool other episodes."
+    best_first = sorted(rates.items(), key=lambda item: -item[1])
+    bars = [figures.Bar(label=k.replace("_", " "), value=v, ours=True) for k, v in best_first]
     figure = figures.bar_figure({"Success rates": bars}, unit="per cent of episodes")
     return about, [_picture(figure, "success rate of every achievement")]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained agent and the recorded frames of its run.
-
-    Attributes:
-        agent: the trained agent.
-        recordings: of its run.
-        seed: of the choice of clips, and of the dreams.
-    """
+    """A trained agent and the recorded frames of its run; ``seed`` chooses clips and dreams."""
 
     agent: Agent
     recordings: Recordings
@@ -220,13 +205,8 @@ class Source:
     def dream(self) -> Dream:
         """The beginnings of the clips, continued under the recorded actions."""
         image, action = self.stack("image"), self.stack("action")
-        return self.agent.imagine(
-            image[:, :CONTEXT],
-            action[:, :CONTEXT],
-            key=self.key,
-            horizon=image.shape[1] - CONTEXT,
-            future=action[:, CONTEXT:],
-        )
+        past, future = (image[:, :CONTEXT], action[:, :CONTEXT]), action[:, CONTEXT:]
+        return self.agent.imagine(*past, key=self.key, horizon=future.shape[1], future=future)
 
 
 def _parameters(source: Source) -> Section:
@@ -265,9 +245,8 @@ def _decoding(source: Source) -> Section:
     at = len(clip) // 2
     reading = jax.jit(partial(read, learner=agent.learner))
     _, states = reading(agent.params, clip.image[:, None], clip.action[:, None], source.key)
-    trace = jax.jit(partial(decoding_trace, learner=agent.learner, steps=steps))(
-        agent.params, states.h[at, 0], source.key
-    )
+    tracing = jax.jit(partial(decoding_trace, learner=agent.learner, steps=steps))
+    trace = tracing(agent.params, states.h[at, 0], source.key)
     side = round(trace.masked.shape[1] ** 0.5)
     masked, sure = (
         np.asarray(x).mean(-1).reshape(steps, side, side) for x in (trace.masked, trace.confidence)
@@ -292,9 +271,8 @@ def _attention(source: Source) -> Section:
     carry = jax.tree.map(lambda x: x[0], agent.initial(1).carry)
     # Nothing is known about the past of the first frame.
     sequence = Batch(*clip[:6], reset=np.arange(len(clip)) == 0, carry=carry)
-    weights = jax.jit(partial(attention_weights, learner=agent.learner))(
-        agent.params, sequence, source.key
-    )
+    weighing = jax.jit(partial(attention_weights, learner=agent.learner))
+    weights = weighing(agent.params, sequence, source.key)
     # The newest steps see the most of the past.
     newest = by_distance(np.asarray(weights), model.context)[:, :, -(len(clip) // 4 + 1) :]
     ages = [0, *(2**i for i in range(12) if 2**i >= model.context / 16)]
@@ -316,10 +294,8 @@ def _actions(source: Source) -> Section:
         f"recorded, the last {taken.size:,}": taken,
         f"the policy in dreams, {dream.actions.size:,}": dream.actions,
     }
-    counts = {
-        name: np.bincount(actions.ravel(), minlength=spec.num_actions) / max(1, actions.size)
-        for name, actions in shares.items()
-    }
+    count = partial(np.bincount, minlength=spec.num_actions)
+    counts = {name: count(x.ravel()) / max(1, x.size) for name, x in shares.items()}
     names = [action_name(spec, i) for i in range(spec.num_actions)]
     about = "A policy that uses only a few actions is visible here before the losses show it."
     return about, [_picture(figures.action_histogram(names, counts), "shares of the actions")]
@@ -366,7 +342,6 @@ METRICS = {
 
 
 def _short(series: figures.Series) -> figures.Series:
-    """Series by the last part of their names."""
     return {name.rpartition("/")[2].replace("_", " "): s for name, s in series.items()}
 
 
@@ -379,13 +354,11 @@ def _metric(rows: Rows, title: str, names: Sequence[str], about: str) -> Section
 
 
 def _reward_drift(metrics: Rows, episodes: Rows) -> Section:
-    """Imagined and real reward per step."""
     series = {}
     rows = [r for r in episodes if r.get("score") is not None and r.get("length")]
     if rows:
-        steps, scores, lengths = (
-            np.array([row[k] for row in rows], np.float64) for k in ("step", "score", "length")
-        )
+        table = np.array([(r["step"], r["score"], r["length"]) for r in rows], np.float64)
+        steps, scores, lengths = table.T
         series["real"] = (steps, figures.rolling_mean(scores) / figures.rolling_mean(lengths))
     series |= figures.series_of(metrics, ["behavior/imagined_reward"])
     if not series:
@@ -400,7 +373,6 @@ def _reward_drift(metrics: Rows, episodes: Rows) -> Section:
 
 
 def _time(metrics: Rows) -> Section:
-    """Wall time by part, from the shares and rates that the run logged."""
     names = sorted({k for row in metrics for k in row if k.startswith(("speed/", "time/"))})
     if not names:
         raise ValueError(f"no row of {METRICS_FILE} has a speed")

@@ -1,9 +1,8 @@
 """The page of ``emerald-jax play``: one page, one socket, one player, on the loopback only.
 
-The page is a file of this package and loads nothing from outside. Frames are sent as binary
-messages (a length, a JSON header, raw RGB); the player's requests arrive as JSON. Requests that
-name another host, or that come from the page of another site, are refused: a browser would
-otherwise let any web page talk to this port.
+The page loads nothing from outside. Frames are sent as binary messages (a length, a JSON header,
+raw RGB); the player's requests arrive as JSON. Requests that name another host, or that come from
+the page of another site, are refused: otherwise any web page could talk to this port.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from websockets.http11 import Request, Response
 
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvError
+from emerald_jax.look.film import action_name
 from emerald_jax.look.play_session import TEMPERATURES, DreamSession, Picture
 from emerald_jax.replay import ReplayError
 
@@ -41,12 +41,8 @@ _USUAL = {
     "right": "ArrowRight",
     "up": "ArrowUp",
     "down": "ArrowDown",
-    "do": " ",
-    "fire": " ",
-    "interact": " ",
-    "toggle": " ",
-    "jump": " ",
     "sleep": "z",
+    **dict.fromkeys(("do", "fire", "interact", "toggle", "jump"), " "),
 }
 #: Keys that the page uses itself.
 _TAKEN = ("p", "r")
@@ -60,17 +56,10 @@ def idle_action(names: Sequence[str]) -> int | None:
 
 
 def key_bindings(names: Sequence[str], num_actions: int) -> list[str]:
-    """One key per action; empty for the action that does nothing, and when the keys run out.
+    """A ``KeyboardEvent.key`` per action; empty for the idle action, and when keys run out.
 
     Arrows for directions, the space bar for the main action, then a letter of the name, then any
     letter. Actions without names get 1, 2, … 9, 0, then letters.
-
-    Args:
-        names: of the actions, or empty.
-        num_actions: number of actions.
-
-    Returns:
-        ``KeyboardEvent.key`` of each action, all different.
     """
     free = [c for c in string.ascii_lowercase if c not in _TAKEN]
     if not names:
@@ -101,11 +90,7 @@ HOST = "127.0.0.1"
 def take_port(port: int) -> socket.socket:
     """A socket that listens on the loopback; early browsers wait until the server is ready.
 
-    Args:
-        port: 0 chooses a free one.
-
-    Raises:
-        ConfigError: when the port is in use or not permitted.
+    Port 0 chooses a free one. ConfigError when the port is in use or not permitted.
     """
     taken = socket.socket()
     # Without this the port of a server that has just stopped is refused for a minute.
@@ -131,18 +116,19 @@ _MAX_MESSAGE = 4096
 _WAIT = -1
 _REFUSALS = (ConfigError, EnvError, ReplayError)
 #: The page runs only its own script and connects only to this server.
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
-)
+_HEADERS = {
+    "Connection": "close",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'; "
+    "base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class PlayServer:
-    """Serves one :class:`DreamSession`; ``async with`` starts and stops it.
-
-    Attributes:
-        port: on which it listens.
-    """
+    """Serves one :class:`DreamSession`; ``async with`` starts and stops it."""
 
     def __init__(
         self,
@@ -154,19 +140,13 @@ class PlayServer:
         fps: float = FPS,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Prepare; nothing listens yet.
+        """Prepare to serve on ``listening``, of :func:`take_port`, which is closed at the end.
 
-        Args:
-            session: the dream.
-            listening: from :func:`take_port`; closed when the server stops.
-            title: name of the run on the page.
-            beside: begin with the real environment next to the dream.
-            fps: initial frames per second.
-            say: receives one line when this machine is too slow for the requested rate.
+        ``beside`` begins with the real environment next to the dream; ``say`` receives a line when
+        this machine is too slow for ``fps`` frames per second.
         """
-        self.session, self._title, self._say = session, title, say
+        self.session, self._title, self._beside, self._say = session, title, beside, say
         self._listening, self.port = listening, listening.getsockname()[1]
-        self._beside = beside
         self._player: ServerConnection | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="dream")
         self._open = AsyncExitStack()
@@ -179,15 +159,9 @@ class PlayServer:
         self._idle = idle_action(session.agent.spec.action_names)
 
     async def __aenter__(self) -> PlayServer:
-        listening = serve(
-            self._play,
-            sock=self._listening,
-            process_request=self._answer,
-            max_size=_MAX_MESSAGE,
-            compression=None,
-            close_timeout=1,
-        )
-        await self._open.enter_async_context(listening)
+        options = dict(max_size=_MAX_MESSAGE, compression=None, close_timeout=1)
+        server = serve(self._play, sock=self._listening, process_request=self._answer, **options)
+        await self._open.enter_async_context(server)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -255,47 +229,40 @@ class PlayServer:
         """The next action, None for the policy's choice, or to wait for a key."""
         if self._autopilot:
             return None
-        if self._tapped is not None:
-            return self._tapped
-        if self._held is not None:
-            return self._held
-        return _WAIT if self._idle is None else self._idle
+        choices = (self._tapped, self._held, self._idle)
+        return next((action for action in choices if action is not None), _WAIT)
 
     async def _receive(self, player: ServerConnection, message: str | bytes) -> None:
         """Obey one message; an invalid one is answered with an error, and the dream continues."""
         try:
             request = json.loads(message)
-            if not isinstance(request, dict):
-                raise ConfigError("a message is a JSON object")
-            await self._obey(player, request)
+            match request:
+                case {"do": "hold"}:
+                    self._held = self._action(request.get("action"))
+                    self._tapped = self._tapped if self._held is None else self._held
+                case {"do": "set"}:
+                    self._set(request)
+                case {"do": "reset"}:
+                    self._times.clear()
+                    await self._send(player, await self._work(self._begin, request))
+                case dict():
+                    raise ConfigError(f"unknown request {request.get('do')!r}")
+                case _:
+                    raise ConfigError("a message is a JSON object")
         except _REFUSALS as error:
             await self._refuse(player, error)
         except ValueError as error:
             await self._refuse(player, ConfigError(f"a message that is no JSON: {error}"))
 
-    async def _obey(self, player: ServerConnection, request: dict[str, Any]) -> None:
-        """Carry out a request of the page."""
-        match request.get("do"):
-            case "hold":
-                self._held = self._action(request.get("action"))
-                self._tapped = self._tapped if self._held is None else self._held
-            case "set":
-                self._set(request)
-            case "reset":
-                self._times.clear()
-                await self._send(player, await self._work(self._begin, request))
-            case other:
-                raise ConfigError(f"unknown request {other!r}")
-
     def _begin(self, request: dict[str, Any]) -> Picture:
-        if request.get("from") == "real":
+        row = request.get("row")
+        recorded = row is not None or len(self.session.recordings)
+        if request.get("from") == "real" or not recorded:
             return self.session.begin_real()
-        if request.get("row") is None:
-            if not len(self.session.recordings):
-                return self.session.begin_real()
+        if row is None:
             return self.session.begin_recorded()
-        env, row = request.get("env", 0), request["row"]
-        return self.session.begin_recorded(int(_number(env, "env")), int(_number(row, "row")))
+        env = _number(request.get("env", 0), "env")
+        return self.session.begin_recorded(int(env), int(_number(row, "row")))
 
     def _set(self, request: dict[str, Any]) -> None:
         """Change the named settings; none of them if any is out of range."""
@@ -314,11 +281,10 @@ class PlayServer:
         self._times.clear()
 
     def _action(self, action: Any) -> int | None:
-        if action is None:
-            return None
-        action = int(_number(action, "action"))
-        if not 0 <= action < self.session.agent.spec.num_actions:
-            raise ConfigError(f"there is no action {action}")
+        if action is not None:
+            action = int(_number(action, "action"))
+            if not 0 <= action < self.session.agent.spec.num_actions:
+                raise ConfigError(f"there is no action {action}")
         return action
 
     async def _send(self, player: ServerConnection, picture: Picture) -> None:
@@ -327,10 +293,8 @@ class PlayServer:
         settings = (self._fps, self.session.steps, self.session.beside)
         if slow and self._reported != settings:
             self._reported = settings
-            self._say(
-                f"this machine dreams {rate:.1f} frames per second at S = {self.session.steps}, "
-                f"fewer than the requested {self._fps:g}"
-            )
+            at = f"at S = {self.session.steps}, fewer than the requested {self._fps:g}"
+            self._say(f"this machine dreams {rate:.1f} frames per second {at}")
         await player.send(pack(picture, {"rate": rate, "slow": slow}))
 
     def _rate(self) -> float | None:
@@ -342,16 +306,12 @@ class PlayServer:
     def _hello(self) -> dict[str, Any]:
         """The message before the first frame."""
         agent, recordings = self.session.agent, self.session.recordings
-        names = agent.spec.action_names
-        keys = key_bindings(names, agent.spec.num_actions)
+        keys = enumerate(key_bindings(agent.spec.action_names, agent.spec.num_actions))
         return {
             "hello": self._title,
             "env": agent.spec.name,
             "updates": agent.updates,
-            "actions": [
-                {"name": names[i].replace("_", " ") if names else f"action {i}", "key": key}
-                for i, key in enumerate(keys)
-            ],
+            "actions": [{"name": action_name(agent.spec, i), "key": key} for i, key in keys],
             "idle": self._idle,
             "steps": self.session.steps,
             "most_steps": agent.config.tokens,
@@ -373,23 +333,14 @@ class PlayServer:
 
 
 def pack(picture: Picture, more: dict[str, Any]) -> bytes:
-    """A frame as a message: header length (uint32, little endian), JSON header, RGB, real RGB.
-
-    Args:
-        picture: what to send.
-        more: entries of the header.
-    """
+    """A frame as a message: header length (uint32, little endian), JSON header, RGB, real RGB."""
+    names = ("reward", "cont", "step", "action", "real_reward", "real_over")
     header = {
+        **{name: getattr(picture, name) for name in names},
         "height": picture.frame.shape[0],
         "width": picture.frame.shape[1],
-        "reward": picture.reward,
-        "cont": picture.cont,
         "confidence": [[round(float(c), 3) for c in row] for row in picture.confidence],
-        "step": picture.step,
-        "action": picture.action,
         "beside": picture.real is not None,
-        "real_reward": picture.real_reward,
-        "real_over": picture.real_over,
         **more,
     }
     text = json.dumps(header).encode()
@@ -404,15 +355,5 @@ def _number(value: Any, name: str) -> float:
 
 
 def _respond(status: http.HTTPStatus, body: bytes, kind: str = "text/plain") -> Response:
-    headers = Headers(
-        {
-            "Content-Type": f"{kind}; charset=utf-8",
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            "Cache-Control": "no-store",
-            "Content-Security-Policy": _POLICY,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
-    )
-    return Response(status.value, status.phrase, headers, body)
+    about = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}
+    return Response(status.value, status.phrase, Headers(_HEADERS | about), body)

@@ -16,20 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.agent.agent import Agent
-from emerald_jax.agent.dream import Shown, dream_step, read, sample_policy, show
+from emerald_jax.agent.dream import Dreamt, Shown, dream_step, read, sample_policy, show
 from emerald_jax.agent.state import Learner
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
 from emerald_jax.run.recordings import Recordings
-from emerald_jax.types import Array, Carry, Key, Params, State, key_of
+from emerald_jax.types import Array, Carry, Key, Params, key_of
 
 #: Real frames the model reads before a dream begins from a recorded one.
 CONTEXT = 8
 #: Range of temperatures; 0 would divide by zero.
 TEMPERATURES = (0.05, 4.0)
 _SEED_OFFSET = 3_000_017
+#: Of one rollout, each with a leading dimension of 1: the carry, what the model's heads show, the
+#: confidence of the tokens, and the policy's next action.
+_Moved = tuple[Carry, Shown, Array, Array]
 
 
 class Picture(NamedTuple):
@@ -61,30 +64,18 @@ class Picture(NamedTuple):
 class DreamSession:
     """A dream, the policy's next choice in it, and optionally the real environment next to it.
 
-    Attributes:
-        agent: whose dream it is.
-        recordings: frames from which a dream may begin.
-        steps: decoding steps S; change it with :meth:`configure`.
-        temperature: of the tokens.
+    :meth:`begin`, :meth:`begin_recorded` or :meth:`begin_real` starts a dream. ``recordings`` of
+    the agent's run may be empty; :meth:`configure` changes ``steps`` and ``temperature``.
     """
 
     def __init__(self, agent: Agent, recordings: Recordings, *, seed: int = 0) -> None:
-        """Prepare; :meth:`begin`, :meth:`begin_recorded` or :meth:`begin_real` starts a dream.
-
-        Args:
-            agent: from :func:`emerald_jax.load`.
-            recordings: of the same run; may be empty.
-            seed: of all draws.
-        """
         self.agent, self.recordings = agent, recordings
         self.steps, self.temperature = agent.config.behavior.decode_steps, 1.0
         self._read = jax.jit(partial(_read, learner=agent.learner))
         self._step = jax.jit(partial(_step, learner=agent.learner), static_argnames="steps")
         self._env: VectorEnv | None = None
         self._record: VectorStep | None = None
-        self._dreamt = 0
-        self._carry: Any = None
-        self._choice: Any = None
+        self._dreamt, self._carry, self._choice = 0, None, None
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
@@ -100,8 +91,7 @@ class DreamSession:
     def configure(self, *, steps: int | None = None, temperature: float | None = None) -> None:
         """Change how tokens are drawn from now on; a new S is compiled at the next step.
 
-        Raises:
-            ConfigError: when a value is out of range.
+        Raises ConfigError when a value is out of range.
         """
         tokens = self.agent.config.tokens
         if steps is not None and not 0 <= steps <= tokens:
@@ -112,31 +102,24 @@ class DreamSession:
         self.steps = self.steps if steps is None else steps
         self.temperature = self.temperature if temperature is None else temperature
 
-    def begin(self, images: np.ndarray, actions: np.ndarray) -> Picture:
-        """Read real frames, and start a dream after the last one.
+    def begin(
+        self, images: np.ndarray, actions: np.ndarray, *, real: VectorStep | None = None
+    ) -> Picture:
+        """Read real frames, and start a dream after the last one, which is reconstructed.
 
-        Args:
-            images: `[T, height, width, 3]` uint8; each T is compiled once.
-            actions: `[T]` int32, the action that led to each image; -1 where an episode begins.
-
-        Returns:
-            The last frame as the model reconstructs it.
+        ``images`` is `[T, height, width, 3]` uint8; ``actions`` `[T]` int32, -1 where an episode
+        begins, led to each image. Each T is compiled once. ``real``: they are the environment's.
         """
-        self._dreamt, self._record = 0, None
-        return self._begin(images, actions)
+        self._dreamt, self._record = 0, real
+        inputs = (images[:, None], np.asarray(actions, np.int32)[:, None])
+        return self._picture(self._read(self.agent.params, *inputs, *self._draw()), -1)
 
     def begin_recorded(
         self, env: int | None = None, row: int | None = None, context: int = CONTEXT
     ) -> Picture:
-        """Start a dream from recorded frames.
+        """Start a dream from at most ``context`` recorded frames of one episode.
 
-        Args:
-            env: environment that was recorded; None draws one.
-            row: row of the last frame; None draws one.
-            context: maximum number of frames to read, all of one episode.
-
-        Raises:
-            ReplayError: when the frame is not recorded.
+        The last one is ``row`` of ``env``; None draws one. ReplayError when it is not recorded.
         """
         if not len(self.recordings):
             raise ReplayError("no frames are recorded: begin from the real environment instead")
@@ -147,47 +130,32 @@ class DreamSession:
         return self.begin(clip.image, clip.action)
 
     def begin_real(self) -> Picture:
-        """Begin an episode of the real environment, which then runs next to the dream.
-
-        Raises:
-            EnvError: when the environment cannot be made on this machine.
-        """
+        """Begin an episode of the real environment, which then runs next to the dream."""
         if self._env is None:
             config = self.agent.config
             envs = replace(config.envs, count=1, workers="inline")
             self._env = make_vector_env(config.env, envs, seed=self._seed + _SEED_OFFSET)
-        self._dreamt, self._record = 0, self._env.reset()
-        return self._begin(self._record.image, np.array([-1], np.int32))
+        record = self._env.reset()
+        return self.begin(record.image, record.action, real=record)
 
     def step(self, action: int | None) -> Picture:
-        """Imagine one frame.
+        """Imagine one frame after an action, or after the policy's choice.
 
-        Args:
-            action: the action to take; None lets the agent's policy choose.
-
-        Raises:
-            ConfigError: when there is no such action.
+        Raises ConfigError when there is no such action.
         """
         if self._carry is None:
             raise ConfigError("the dream has not begun: reset it first")
         if action is not None and not 0 <= action < self.agent.spec.num_actions:
-            raise ConfigError(
-                f"action {action} does not exist: choose below {self.agent.spec.num_actions}"
-            )
+            most = self.agent.spec.num_actions
+            raise ConfigError(f"action {action} does not exist: choose below {most}")
         chosen = self._choice if action is None else np.array([action], np.int32)
-        self._carry, shown, confidence, choice = self._step(
-            self.agent.params,
-            self._carry,
-            chosen,
-            *self._draw(),
-            np.float32(self.temperature),
-            steps=self.steps,
-        )
+        inputs = (self._carry, chosen, *self._draw(), np.float32(self.temperature))
+        moved = self._step(self.agent.params, *inputs, steps=self.steps)
         self._dreamt += 1
         taken = int(chosen[0])
         if self._record is not None and not self._record.is_last[0]:
             self._record = self._env.step(np.array([taken], np.int32))
-        return self._picture(shown, confidence, choice, taken)
+        return self._picture(moved, taken)
 
     def close(self) -> None:
         """Close the real environment; safe to call twice."""
@@ -195,22 +163,15 @@ class DreamSession:
             self._env.close()
             self._env = self._record = None
 
-    def _begin(self, images: np.ndarray, actions: np.ndarray) -> Picture:
-        inputs = (images[:, None], np.asarray(actions, np.int32)[:, None])
-        self._carry, shown, confidence, choice = self._read(
-            self.agent.params, *inputs, *self._draw()
-        )
-        return self._picture(shown, confidence, choice, -1)
-
     def _draw(self) -> tuple[Key, np.uint32]:
         """The base key, and a number that no other draw of this session had."""
         self._count += 1
         return self._key, np.uint32(self._count)
 
-    def _picture(self, shown: Shown, confidence: Any, choice: Any, action: int) -> Picture:
-        self._choice = np.asarray(choice)
-        shown = jax.device_get(shown)
-        confidence = np.asarray(confidence)[0].mean(-1)
+    def _picture(self, moved: _Moved, action: int) -> Picture:
+        self._carry, *found = moved
+        shown, confidence, self._choice = jax.device_get(found)
+        confidence = confidence[0].mean(-1)
         side = round(len(confidence) ** 0.5)
         record = self._record
         return Picture(
@@ -226,11 +187,6 @@ class DreamSession:
         )
 
 
-#: Of one rollout, each with a leading dimension of 1: the carry, what the model's heads show, the
-#: confidence of the tokens, and the policy's next action.
-_Moved = tuple[Carry, Shown, Array, Array]
-
-
 def _read(
     params: dict[str, Params],
     image: Array,
@@ -244,9 +200,8 @@ def _read(
     read_key, policy_key = jax.random.split(jax.random.fold_in(base, index))
     carry, states = read(params, image, action, read_key, learner=learner)
     state = jax.tree.map(lambda x: x[-1], states)
-    choice = sample_policy(params, state, jnp.uint32(0), policy_key, learner=learner)
-    sure = jnp.ones(state.z.shape, jnp.float32)
-    return carry, show(params, state, learner=learner), sure, choice
+    dreamt = Dreamt(state.z, state.h, jnp.ones(state.z.shape, jnp.float32))
+    return carry, *_look(params, dreamt, policy_key, learner)
 
 
 def _step(
@@ -264,9 +219,12 @@ def _step(
     model_key, policy_key = jax.random.split(jax.random.fold_in(base, index))
     options = dict(learner=learner, steps=steps, temperature=temperature)
     carry, dreamt = dream_step(params, carry, action, model_key, **options)
-    state = State(dreamt.z, dreamt.h)
-    choice = sample_policy(params, state, jnp.uint32(0), policy_key, learner=learner)
-    return carry, show(params, dreamt, learner=learner), dreamt.confidence, choice
+    return carry, *_look(params, dreamt, policy_key, learner)
+
+
+def _look(params: dict[str, Params], dreamt: Dreamt, key: Key, learner: Learner) -> tuple:
+    choice = sample_policy(params, dreamt, jnp.uint32(0), key, learner=learner)
+    return show(params, dreamt, learner=learner), dreamt.confidence, choice
 
 
 class DreamEnv(gymnasium.Env):
@@ -321,13 +279,9 @@ class DreamEnv(gymnasium.Env):
             raise ConfigError(f"horizon {horizon} and context {context} must be 1 or more")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ConfigError(f"render_mode must be rgb_array or None, not {render_mode!r}")
-        self.session, self.horizon, self._context = (
-            DreamSession(agent, recordings),
-            horizon,
-            context,
-        )
+        self.session = DreamSession(agent, recordings)
         self.session.configure(steps=steps, temperature=temperature)
-        self.render_mode = render_mode
+        self.horizon, self._context, self.render_mode = horizon, context, render_mode
         spec = agent.spec
         self.observation_space = gymnasium.spaces.Box(0, 255, spec.image_shape, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(spec.num_actions)
@@ -373,9 +327,6 @@ class DreamEnv(gymnasium.Env):
         self, action: int | np.integer
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Imagine one step.
-
-        Args:
-            action: 0 to num_actions - 1.
 
         Returns:
             The imagined frame, the predicted reward, terminated, truncated, and ``info``.

@@ -2,8 +2,7 @@
 
 Long names cannot break a figure: labels are wrapped or shortened to the room they have, and a
 figure grows where its labels would leave less than :data:`SHARE` of it to the axes. Build a figure
-with :func:`new_figure`, :func:`heading`, :func:`name_rows` and :func:`add_legend`, and finish it
-with :func:`fit`.
+with :func:`new_figure`, :func:`heading`, :func:`name_rows`, :func:`add_legend`, and :func:`fit` it.
 """
 
 from __future__ import annotations
@@ -53,18 +52,7 @@ NAME_INCHES, SIDE_INCHES = 2.8, 1.6
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the package's style that opens no window.
-
-    Args:
-        width: in inches.
-        height: in inches.
-        rows: of axes.
-        columns: of axes.
-        **options: of ``Figure.subplots``.
-
-    Returns:
-        The figure, and its axes row by row.
-    """
+    """An empty figure of so many inches, and its axes row by row; it opens no window."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     with matplotlib.rc_context(STYLE):
@@ -73,14 +61,7 @@ def new_figure(
 
 
 def wrap(text: str, inches: float, *, size: float = SMALL, lines: int = 2) -> str:
-    """Break a text into lines, and shorten it with "…" where the lines do not suffice.
-
-    Args:
-        text: in one line.
-        inches: width available.
-        size: of the font, in points.
-        lines: maximum number of lines.
-    """
+    """Break a text into lines of some inches; shorten it with "…" where they do not suffice."""
     columns = max(4, int(inches * 72 / (0.3 * size)))
     while True:
         parts = textwrap.wrap(text, columns) or [""]
@@ -121,13 +102,7 @@ def wrap_name(name: str) -> str:
 def add_legend(
     figure: Figure, *, side: Literal["lower", "right"] = "lower", columns: int = 1
 ) -> None:
-    """Name the labelled lines of a figure outside its axes; the figure grows by the legend.
-
-    Args:
-        figure: whose lines have labels.
-        side: where the legend stands.
-        columns: of the legend.
-    """
+    """Name the labelled lines of a figure outside its axes; the figure grows by the legend."""
     handles, labels = [], []
     for axis in figure.axes:
         for found, more in zip((handles, labels), axis.get_legend_handles_labels(), strict=True):
@@ -138,21 +113,16 @@ def add_legend(
     wrapped = [wrap(label, room) for label in labels]
     if side == "right":
         figure.set_figwidth(figure.get_figwidth() + SIDE_INCHES)
-    rows = sum(text.count("\n") + 1 for text in wrapped) / columns
-    place = {"lower": "outside lower left", "right": "outside right upper"}[side]
-    figure.set_figheight(figure.get_figheight() + LINE_INCHES * rows * (side == "lower"))
+        place = "outside right upper"
+    else:
+        rows = sum(text.count("\n") + 1 for text in wrapped) / columns
+        figure.set_figheight(figure.get_figheight() + LINE_INCHES * rows)
+        place = "outside lower left"
     figure.legend(handles, wrapped, loc=place, ncols=columns, fontsize=SMALL, frameon=False)
 
 
 def fit(figure: Figure) -> Figure:
-    """Wrap titles and axis labels to their axes, and enlarge the figure where labels fill it.
-
-    Args:
-        figure: complete; it is changed.
-
-    Returns:
-        ``figure``.
-    """
+    """Wrap titles and axis labels to their axes, and enlarge the figure where labels fill it."""
     _grow(figure)
     for axis in figure.axes:
         width, height = axis.get_window_extent().size / figure.dpi
@@ -171,13 +141,9 @@ def _grow(figure: Figure) -> None:
     sides: tuple[dict, dict] = ({}, {})
     for axis in figure.axes:
         if spot := axis.get_subplotspec():
-            for found, span, inches in zip(
-                sides,
-                (spot.colspan, spot.rowspan),
-                axis.get_window_extent().size / figure.dpi,
-                strict=True,
-            ):
-                found[span.start] = inches
+            width, height = axis.get_window_extent().size / figure.dpi
+            sides[0][spot.colspan.start] = width
+            sides[1][spot.rowspan.start] = height
     inside = np.array([sum(found.values()) for found in sides])
     size = figure.get_size_inches()
     figure.set_size_inches(np.maximum(size, (size - inside) / (1 - SHARE)))
@@ -209,13 +175,5 @@ def over_steps(axis: Axes) -> None:
 
 def write_value(axis: Axes, text: str, point: tuple[float, float], colour: str) -> None:
     """Write a number to the right of a point."""
-    axis.annotate(
-        text,
-        point,
-        xytext=(4, 0),
-        textcoords="offset points",
-        color=colour,
-        va="center",
-        fontsize=SMALL,
-        annotation_clip=False,
-    )
+    place = dict(xytext=(4, 0), textcoords="offset points", va="center", annotation_clip=False)
+    axis.annotate(text, point, color=colour, fontsize=SMALL, **place)

@@ -1,6 +1,5 @@
 """Our runs compared with published numbers: one table and one figure per benchmark.
 
-``runs.py`` reads run directories, decides which of them may be averaged, and writes tables. One
-file per benchmark knows its protocols and names every deviation from them. ``write.py`` writes the
-report.
+``runs.py`` reads run directories and decides which of them may be averaged; one file per benchmark
+names every deviation from its protocols; ``write.py`` writes the report.
 """

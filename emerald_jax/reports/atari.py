@@ -7,27 +7,16 @@ to results of ours on fewer games stand the published methods' means over the sa
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from emerald_jax.reports import runs
-from emerald_jax.reports.runs import (
-    NONE,
-    Result,
-    RunFacts,
-    Table,
-    deviations_of,
-    entries_of,
-    interval,
-    meets,
-    notes_of,
-    number,
-)
 from emerald_jax.scores import Interval, aggregate, atari100k, human_normalised
 
 STEPS, EPISODES, FRAMES, IMAGE, SKIP = 100_000, 100, 108_000, 64, 4
 PROTOCOL = "100 episodes after 100 k steps"
 #: Published numbers that are not evaluations; the data file names every source.
 PUBLISHED = {"dreamerv3": "training episodes that ended in frames 390 k to 400 k"}
+AS_PUBLISHED = "as published, 100 k steps"
 AGGREGATES = ("mean", "median", "iqm")
 COLUMNS = ("agent", "games", "runs", "mean", "median", "IQM", "protocol", "meets it")
 #: Methods shown game by game.
@@ -58,7 +47,7 @@ class Entry(runs.Entry):
     @property
     def coverage(self) -> str:
         """The games played, of all games."""
-        return f"{len(self.returns)} of {len(games())} games"
+        return coverage(self.returns)
 
     @property
     def all_deviations(self) -> tuple[str, ...]:
@@ -77,6 +66,11 @@ def games() -> dict[str, dict[str, float]]:
     return atari100k()["games"]
 
 
+def coverage(some: Collection[str]) -> str:
+    """The share of some games in all."""
+    return f"{len(some)} of {len(games())} games"
+
+
 def published_aggregates() -> dict[str, dict[str, float]]:
     """Published aggregates over the 26 games: method -> ``mean``, ``median``, ``iqm``."""
     return atari100k()["aggregate"]
@@ -87,12 +81,12 @@ def normalise(game: str, mean_return: float) -> float:
     return human_normalised(mean_return, games()[game]["random"], games()[game]["human"])
 
 
-def entries(found: Sequence[RunFacts]) -> list[Entry]:
+def entries(found: Sequence[runs.RunFacts]) -> list[Entry]:
     """Our results; a run without an evaluation has none."""
-    return entries_of((result for run in found for result in _results(run)), Entry)
+    return runs.entries_of((result for run in found for result in _results(run)), Entry)
 
 
-def _results(run: RunFacts) -> Iterable[Result]:
+def _results(run: runs.RunFacts) -> Iterable[runs.Result]:
     """The mean returns of a run's evaluations, with their deviations from the protocol."""
     envs = run.config.envs
     skip = envs.frame_skip or SKIP
@@ -104,29 +98,22 @@ def _results(run: RunFacts) -> Iterable[Result]:
     if envs.time_limit and envs.time_limit * skip != FRAMES:
         fixed.append(f"time limit {envs.time_limit * skip:,} frames, not {FRAMES:,}")
     for result in run.evaluations:
-        found = deviations_of(result, steps=STEPS, slack=STEPS // 100, episodes=EPISODES)
+        found = runs.deviations_of(result, steps=STEPS, slack=STEPS // 100, episodes=EPISODES)
         yield run, PROTOCOL, (*found, *fixed), result["return"]
 
 
-def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
+def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
     """Aggregates of ours and of the published methods."""
     rows = []
     for entry in ours:
-        found = entry.aggregates
-        rows.append(
-            (
-                entry.label,
-                str(len(entry.returns)),
-                str(len(entry.runs)),
-                *(interval(found[name]) for name in AGGREGATES),
-                entry.protocol,
-                meets(entry.all_deviations),
-            )
-        )
+        numbers = (runs.interval(entry.aggregates[name]) for name in AGGREGATES)
+        counts = (str(len(entry.returns)), str(len(entry.runs)))
+        protocol = (entry.protocol, runs.meets(entry.all_deviations))
+        rows.append((entry.label, *counts, *numbers, *protocol))
     for name, row in published_aggregates().items():
-        numbers = (number(row.get(key), 3) for key in AGGREGATES)
-        how = PUBLISHED.get(name, "as published, 100 k steps")
-        rows.append((f"{name} (published)", str(len(games())), NONE, *numbers, how, NONE))
+        numbers = (runs.number(row.get(key), 3) for key in AGGREGATES)
+        how = PUBLISHED.get(name, AS_PUBLISHED)
+        rows.append((f"{name} (published)", str(len(games())), runs.NONE, *numbers, how, runs.NONE))
     for some in {frozenset(entry.returns) for entry in ours if len(entry.returns) < len(games())}:
         rows += list(_same_games(sorted(some)))
     notes = [
@@ -135,40 +122,38 @@ def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
     ]
     if any(len({len(each) for each in entry.returns.values()}) > 1 for entry in ours):
         notes.append("Games differ in their number of runs: every run counts the same in the IQM.")
-    notes += notes_of(read, "Never evaluated, so not in the table")
-    return Table(columns=COLUMNS, rows=rows, notes=tuple(notes))
+    notes += runs.notes_of(read, "Never evaluated, so not in the table")
+    return runs.Table(columns=COLUMNS, rows=rows, notes=tuple(notes))
 
 
 def _same_games(some: Sequence[str]) -> Iterable[tuple[str, ...]]:
     """Published methods over some games only, from their means per game."""
     for method in METHODS:
         found = aggregate({game: [normalise(game, games()[game][method])] for game in some})
-        numbers = (interval(found[name]) for name in AGGREGATES)
-        how = PUBLISHED.get(method, "as published, 100 k steps")
-        agent = f"{method} (published means of these games)"
-        yield agent, str(len(some)), NONE, *numbers, how, f"{len(some)} of {len(games())} games"
+        numbers = (runs.interval(found[name]) for name in AGGREGATES)
+        how = PUBLISHED.get(method, AS_PUBLISHED)
+        agent, share = f"{method} (published means of these games)", coverage(some)
+        yield agent, str(len(some)), runs.NONE, *numbers, how, share
 
 
-def games_table(ours: Sequence[Entry]) -> Table:
+def games_table(ours: Sequence[Entry]) -> runs.Table:
     """Returns game by game: ours, random play, people and published methods."""
     names = [game for game in games() if any(game in entry.returns for entry in ours)]
     rows = []
     for game in names:
-        known = (number(games()[game][m]) for m in ("random", "human", *METHODS))
+        known = (runs.number(games()[game][m]) for m in ("random", "human", *METHODS))
         mine = (_returns_cell(game, entry.returns.get(game, [])) for entry in ours)
         rows.append((game, *mine, *known))
     headings = [f"{e.label}{' (not the protocol)' if e.deviations else ''}" for e in ours]
-    return Table(
-        columns=("game", *headings, "random", "human", *METHODS),
-        rows=rows,
-        notes=("In parentheses the human-normalised score.",) if rows else (),
-    )
+    notes = ("In parentheses the human-normalised score.",) if rows else ()
+    columns = ("game", *headings, "random", "human", *METHODS)
+    return runs.Table(columns=columns, rows=rows, notes=notes)
 
 
 def _returns_cell(game: str, returns: Sequence[float]) -> str:
     """The mean return of some runs, normalised in parentheses, and each of several."""
     if not returns:
-        return NONE
+        return runs.NONE
     mean = statistics.fmean(returns)
     each = f" of {', '.join(f'{x:.1f}' for x in returns)}" if len(returns) > 1 else ""
     return f"{mean:.1f} ({normalise(game, mean):.2f}){each}"

@@ -3,31 +3,19 @@
 *Training*: the benchmark's own. Every training episode counts, in the order in which they ended,
 until their lengths add up to 1 M steps. *Evaluation*: that of EMERALD and delta-IRIS. A checkpoint
 of 10 M steps plays 256 new episodes per seed, sampling actions, with a time limit of 10 000 steps.
-
 The benchmark's own scripts average one score per seed; the score of all episodes pooled is a little
 higher. The table has both.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from emerald_jax.reports import runs
-from emerald_jax.reports.runs import (
-    NONE,
-    Result,
-    RunFacts,
-    Table,
-    about,
-    deviations_of,
-    entries_of,
-    mean_and_deviation,
-    meets,
-    notes_of,
-    number,
-)
 from emerald_jax.run.log import achievements_of
 from emerald_jax.scores import crafter, crafter_score, success_rates
 
@@ -37,15 +25,8 @@ TRAINING, EVALUATION = "training episodes of the first 1 M steps", "256 episodes
 COLUMNS = ("agent", "score %", "pooled %", "return", "seeds", "episodes", "protocol", "meets it")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeedScore:
-    """One seed under one protocol.
-
-    Attributes:
-        rates: success rates in per cent.
-        mean_return: of its episodes.
-        episodes: their number.
-    """
+class SeedScore(NamedTuple):
+    """One seed under one protocol: success rates in per cent, mean return, number of episodes."""
 
     rates: dict[str, float]
     mean_return: float
@@ -61,14 +42,9 @@ class Entry(runs.Entry):
     """One agent under one protocol: all seeds that may be averaged, each a :class:`SeedScore`."""
 
     @property
-    def seeds(self) -> list[SeedScore]:
-        """The results."""
-        return self.results
-
-    @property
     def score(self) -> float:
         """Mean over seeds, in per cent."""
-        return statistics.fmean(seed.score for seed in self.seeds)
+        return statistics.fmean(seed.score for seed in self.results)
 
     @property
     def title(self) -> str:
@@ -80,55 +56,47 @@ class Entry(runs.Entry):
     @property
     def pooled_rates(self) -> dict[str, float]:
         """Success rates over all episodes of all seeds."""
-        total = sum(seed.episodes for seed in self.seeds)
+        total = sum(seed.episodes for seed in self.results)
         return {
-            name: sum(seed.rates[name] * seed.episodes for seed in self.seeds) / total
-            for name in self.seeds[0].rates
+            name: sum(seed.rates[name] * seed.episodes for seed in self.results) / total
+            for name in self.results[0].rates
         }
 
 
-def entries(found: Sequence[RunFacts]) -> list[Entry]:
+def entries(found: Sequence[runs.RunFacts]) -> list[Entry]:
     """Our results, those of the training protocol first."""
-    training = [result for run in found for result in _training(run)]
-    evaluations = [result for run in found for result in _evaluations(run)]
-    return entries_of([*training, *evaluations], Entry)
+    results = (
+        result for kind in (_training, _evaluations) for run in found for result in kind(run)
+    )
+    return runs.entries_of(results, Entry)
 
 
-def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
+def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
     """Ours and the published numbers, protocol by protocol."""
     rows = []
     for protocol in (TRAINING, EVALUATION):
         rows += [_our_row(entry) for entry in ours if entry.protocol == protocol]
         rows += list(_published_rows(protocol))
     human = crafter()["human_experts"]
-    rows.append(
-        (
-            "human experts (published)",
-            f"{human['score']:g} ± {human['score_std']:g}",
-            f"{human['score_pooled']:g}",
-            number(human["return"]),
-            NONE,
-            str(human["episodes"]),
-            "100 episodes of play",
-            "yes",
-        )
-    )
+    scores = (f"{human['score']:g} ± {human['score_std']:g}", f"{human['score_pooled']:g}")
+    counts = (runs.number(human["return"]), runs.NONE, str(human["episodes"]))
+    rows.append(("human experts (published)", *scores, *counts, "100 episodes of play", "yes"))
     notes = (
         "Score: mean ± standard deviation over seeds; pooled: over all episodes of all seeds. "
         "Rows of different protocols cannot be compared.",
-        *notes_of(read, "Never evaluated"),
+        *runs.notes_of(read, "Never evaluated"),
     )
-    return Table(columns=COLUMNS, rows=rows, notes=notes)
+    return runs.Table(columns=COLUMNS, rows=rows, notes=notes)
 
 
-def rates_table(ours: Sequence[Entry]) -> Table:
+def rates_table(ours: Sequence[Entry]) -> runs.Table:
     """Success rates of ours, of the authors' released runs and of people, in per cent."""
     columns = {entry.title: entry.pooled_rates for entry in ours} | published_rates()
-    names = sorted(next(iter(published_rates().values())))
-    return Table(
-        columns=("achievement", *columns),
-        rows=[(name, *(number(rates.get(name)) for rates in columns.values())) for name in names],
-    )
+    rows = [
+        (name, *(runs.number(rates.get(name)) for rates in columns.values()))
+        for name in sorted(next(iter(published_rates().values())))
+    ]
+    return runs.Table(columns=("achievement", *columns), rows=rows)
 
 
 def published_rates() -> dict[str, dict[str, float]]:
@@ -142,11 +110,10 @@ def published_rates() -> dict[str, dict[str, float]]:
 
 def published_scores(protocol: str) -> dict[str, dict[str, float]]:
     """Published results under a protocol, best score first: name -> ``score``, ``return``, …."""
-    if protocol == TRAINING:
-        found = dict(crafter()["training_episodes_first_1M"])
-    else:
-        found = dict(crafter()["evaluated_at_10M"])
-        found["emerald_paper"] = {"score": found["emerald_paper"]}
+    found = crafter()["training_episodes_first_1M"]
+    if protocol != TRAINING:
+        found = crafter()["evaluated_at_10M"]
+        found = {**found, "emerald_paper": {"score": found["emerald_paper"]}}
     return dict(sorted(found.items(), key=lambda item: -item[1]["score"]))
 
 
@@ -155,63 +122,48 @@ def _published_rows(protocol: str) -> Iterable[tuple[str, ...]]:
         pooled = name == "emerald_released_runs"
         error = f" ± {row['score_std']:.1f}" if "score_std" in row else ""
         score = f"{row['score']:g}{error}"
-        yield (
-            f"{name.replace('_', ' ')} (published)",
-            NONE if pooled else score,
-            score if pooled else NONE,
-            number(row.get("return")),
-            NONE,
-            number(row.get("episodes"), 0),
-            protocol,
-            "yes",
-        )
+        scores = (runs.NONE, score) if pooled else (score, runs.NONE)
+        about_it = (runs.number(row.get("return")), runs.NONE, runs.number(row.get("episodes"), 0))
+        yield f"{name.replace('_', ' ')} (published)", *scores, *about_it, protocol, "yes"
 
 
 def _our_row(entry: Entry) -> tuple[str, ...]:
     return (
         entry.label,
-        mean_and_deviation([seed.score for seed in entry.seeds]),
+        runs.mean_and_deviation([seed.score for seed in entry.results]),
         f"{crafter_score(entry.pooled_rates):.1f}",
-        mean_and_deviation([seed.mean_return for seed in entry.seeds], 2),
-        str(len(entry.seeds)),
-        str(sum(seed.episodes for seed in entry.seeds)),
+        runs.mean_and_deviation([seed.mean_return for seed in entry.results], 2),
+        str(len(entry.results)),
+        str(sum(seed.episodes for seed in entry.results)),
         entry.protocol,
-        meets(entry.deviations),
+        runs.meets(entry.deviations),
     )
 
 
-def _training(run: RunFacts) -> Iterable[Result]:
+def _training(run: runs.RunFacts) -> Iterable[runs.Result]:
     """The result of a run under the training protocol; none before an episode ended."""
-    counted, total = [], 0
-    for row in run.episodes:
-        total += row["length"]
-        if total > BUDGET:
-            break
-        counted.append(row)
+    totals = list(itertools.accumulate(row["length"] for row in run.episodes))
+    counted = run.episodes[: bisect.bisect_right(totals, BUDGET)]
     unlocked = [achievements_of(row) for row in counted]
     if not counted or not all(unlocked):
         return
-    steps = sum(row["length"] for row in counted)
-    few = (f"{about(steps)} of {BUDGET:,} steps",) if steps < BUDGET - SLACK else ()
+    steps = totals[len(counted) - 1]
+    few = (f"{runs.about(steps)} of {BUDGET:,} steps",) if steps < BUDGET - SLACK else ()
     envs = run.config.envs
-    seed = SeedScore(
-        rates=success_rates(unlocked, sorted(unlocked[0])),
-        mean_return=statistics.fmean(row["score"] for row in counted),
-        episodes=len(counted),
-    )
+    rates = success_rates(unlocked, sorted(unlocked[0]))
+    mean = statistics.fmean(row["score"] for row in counted)
+    seed = SeedScore(rates, mean, len(counted))
     yield run, TRAINING, (*few, *_settings(envs.image_size, envs.time_limit)), seed
 
 
-def _evaluations(run: RunFacts) -> Iterable[Result]:
+def _evaluations(run: runs.RunFacts) -> Iterable[runs.Result]:
     """The results of a run under the evaluation protocol."""
     for result in run.evaluations:
         if "rates" not in result:
             continue
-        found = deviations_of(result, steps=EVAL_STEPS, slack=SLACK, episodes=EVAL_EPISODES)
+        found = runs.deviations_of(result, steps=EVAL_STEPS, slack=SLACK, episodes=EVAL_EPISODES)
         settings = _settings(result.get("image_size"), result.get("time_limit"))
-        seed = SeedScore(
-            rates=result["rates"], mean_return=result["return"], episodes=result["episodes"]
-        )
+        seed = SeedScore(result["rates"], result["return"], result["episodes"])
         yield run, EVALUATION, (*found, *settings), seed
 
 

@@ -23,14 +23,8 @@ from emerald_jax.scores import Interval
 
 #: Settings that do not make another experiment. The number of steps is stated in every row instead.
 _FREE = ("preset", "env", "seed", "logdir", "devices", "max_minutes", "steps")
-_FREE_GROUPS = (
-    "log.",
-    "envs.worker",
-    "envs.processes",
-    "envs.max_worker_failures",
-    "model.dtype",
-    "model.remat",
-)
+_FREE_GROUPS = ("log.", "envs.worker", "envs.processes", "envs.max_worker_failures")
+_FREE_GROUPS += ("model.dtype", "model.remat")
 #: Environments whose state is in the checkpoint, so that an interruption loses no episode.
 _EXACT = ("gymnax", "craftax")
 #: Changed settings in a label.
@@ -77,17 +71,12 @@ class RunFacts:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[RunFacts]:
-    """Read several runs.
-
-    Raises:
-        ConfigError: one is no run directory, or is given twice.
-    """
+    """Read several runs; ConfigError where one is no run directory, or is given twice."""
     paths = [Path(path) for path in paths]
-    seen = set()
-    for path in paths:
-        if path.resolve() in seen:
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
             raise ConfigError(f"{path} is given twice: a run counts once")
-        seen.add(path.resolve())
     configs = [read_config(path) for path in paths]
     return [_read_run(*found) for found in zip(paths, configs, _labels(configs), strict=True)]
 
@@ -183,14 +172,7 @@ def entries_of(results: Iterable[Result], kind: type[E] = Entry) -> list[E]:
 def deviations_of(
     result: dict[str, Any], *, steps: int, slack: int, episodes: int
 ) -> tuple[str, ...]:
-    """How an evaluation differs from a protocol.
-
-    Args:
-        result: of the evaluation.
-        steps: environment steps after which the protocol evaluates.
-        slack: steps by which it may differ.
-        episodes: minimum number of episodes.
-    """
+    """How an evaluation differs from a protocol of ``steps`` ± ``slack`` steps and ``episodes``."""
     found, after = [], result.get("env_steps") or 0
     if abs(after - steps) > slack:
         found.append(f"after {about(after)} of {steps:,} steps")
@@ -206,9 +188,7 @@ def deviations_of(
 def notes_of(runs: Sequence[RunFacts], unscored: str = "") -> tuple[str, ...]:
     """Notes on the runs of a table: episodes that do not count, repeated seeds, no evaluation.
 
-    Args:
-        runs: of the table.
-        unscored: introduces the runs without an evaluation; empty leaves them out.
+    ``unscored`` introduces the runs without an evaluation; empty leaves them out.
     """
     notes, parts = [], []
     if faults := sum(run.faults for run in runs):
@@ -231,13 +211,7 @@ def notes_of(runs: Sequence[RunFacts], unscored: str = "") -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with notes.
-
-    Attributes:
-        columns: their headings.
-        rows: one text per column.
-        notes: lines below it.
-    """
+    """A table with notes below it; a row has one text per column."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]

@@ -50,14 +50,13 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
 
 def _sections(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
     """Runs by benchmark; every environment without a benchmark has its own section."""
-    found: dict[str, list[RunFacts]] = {}
+    found: dict[str, list[RunFacts]] = {"Crafter": [], "Atari 100k": []}
     for run in runs:
         family, _, game = run.config.env.partition(":")
         known = family == "atari" and game in atari.games()
         title = "Crafter" if run.config.env == "crafter" else run.config.env
         found.setdefault("Atari 100k" if known else title, []).append(run)
-    first = [title for title in ("Crafter", "Atari 100k") if title in found]
-    return {title: found[title] for title in dict.fromkeys([*first, *found])}
+    return {title: section for title, section in found.items() if section}
 
 
 def _crafter(runs: list[RunFacts], out: Path) -> str:
@@ -71,9 +70,9 @@ def _crafter(runs: list[RunFacts], out: Path) -> str:
     save(bar_figure(panels, unit="score, %"), out / "crafter.png")
     text = crafter.table(runs, ours).markdown() + "\n![Crafter scores](crafter.png)\n"
     if ours:
-        rates = {f"score {_pooled(e):.1f} %: {e.title}": e.pooled_rates for e in ours}
-        rates |= crafter.published_rates()
-        figure = rates_figure(rates, len(ours))
+        pooled = [(crafter_score(entry.pooled_rates), entry) for entry in ours]
+        rates = {f"score {score:.1f} %: {e.title}": e.pooled_rates for score, e in pooled}
+        figure = rates_figure(rates | crafter.published_rates(), len(ours))
         save(figure, out / "crafter-rates.png")
         text += f"\n{crafter.rates_table(ours).markdown()}\n![Success rates](crafter-rates.png)\n"
     return text
@@ -81,34 +80,19 @@ def _crafter(runs: list[RunFacts], out: Path) -> str:
 
 def _crafter_bar(entry: crafter.Entry) -> Bar:
     """The mean score, and the range over seeds where there are several."""
-    scores = [seed.score for seed in entry.seeds]
+    scores = [seed.score for seed in entry.results]
     low, high = (min(scores), max(scores)) if len(scores) > 1 else (np.nan, np.nan)
     shown = {"value": entry.score, "low": low, "high": high, "meets": not entry.deviations}
     return Bar(label=entry.label, ours=True, **shown)
-
-
-def _pooled(entry: crafter.Entry) -> float:
-    return crafter_score(entry.pooled_rates)
 
 
 def _atari(runs: list[RunFacts], out: Path) -> str:
     ours = atari.entries(runs)
     panels = {}
     for name in atari.AGGREGATES:
-        bars = [
-            Bar(
-                label=f"{entry.coverage}: {entry.label}",
-                **entry.aggregates[name]._asdict(),
-                ours=True,
-                meets=entry.meets,
-            )
-            for entry in ours
-        ]
-        bars += [
-            Bar(label=method, value=row[name])
-            for method, row in atari.published_aggregates().items()
-            if name in row
-        ]
+        bars = [_atari_bar(entry, name) for entry in ours]
+        known = atari.published_aggregates().items()
+        bars += [Bar(label=method, value=row[name]) for method, row in known if name in row]
         title = name.upper() if name == "iqm" else name
         panels[f"Atari 100k, {title} over games (hatched: not the protocol)"] = bars
     save(bar_figure(panels, unit="human-normalised score"), out / "atari100k.png")
@@ -116,11 +100,15 @@ def _atari(runs: list[RunFacts], out: Path) -> str:
     return text + (f"\n{atari.games_table(ours).markdown()}" if ours else "")
 
 
+def _atari_bar(entry: atari.Entry, name: str) -> Bar:
+    shown = {"label": f"{entry.coverage}: {entry.label}", "meets": entry.meets}
+    return Bar(**shown, **entry.aggregates[name]._asdict(), ours=True)
+
+
 def _returns(runs: list[RunFacts], out: Path, random_episodes: int) -> str:
+    chance = returns.chance_before_training(runs)
     if random_episodes:
         chance = returns.chance_played(runs[0], random_episodes)
-    else:
-        chance = returns.chance_before_training(runs)
     env, ours = runs[0].config.env, returns.entries(runs, chance)
     curves: dict[str, list] = {}
     for run in runs:
@@ -134,7 +122,6 @@ def _returns(runs: list[RunFacts], out: Path, random_episodes: int) -> str:
 
 
 def _runs_section(runs: Sequence[RunFacts]) -> str:
-    """The list of runs."""
     lines = [
         f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
         f"{run.config.seed}, {run.env_steps:,} of {run.config.steps:,} steps, "

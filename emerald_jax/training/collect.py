@@ -2,14 +2,15 @@
 
 A data set is a directory: ``dataset.json`` (where the play came from, and a manifest of chunks with
 their SHA-256) and the chunks in the replay's own on-disk format, readable with ``numpy.load``.
-Rows are vector steps, aligned as in ``replay/store.py``: ``is_first`` and ``is_terminal`` are kept
-and no final frame is lost. The manifest is written last: a directory without it is not a data set.
+Rows are vector steps, aligned as in ``replay/store.py``. The manifest is written last: a directory
+without it is not a data set.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,34 +34,19 @@ Policy = Callable[[VectorStep], np.ndarray]
 
 
 class DataSet(NamedTuple):
-    """Recorded play in memory.
-
-    Attributes:
-        facts: ``env``, ``policy``, ``seed``, ``steps`` (environment steps), ``num_actions`` and
-            ``image_shape``, as JSON values.
-        replay: the records.
-    """
+    """Recorded play in memory: ``facts`` of :func:`facts_of` as JSON values, and the records."""
 
     facts: dict[str, Any]
     replay: Replay
 
 
 def record(config: Config, steps: int, seed: int, policy: Policy | None = None) -> Replay:
-    """Play and store every record.
+    """Play at least ``steps`` environment steps, all together, and store every record.
 
-    Args:
-        config: environment, number of environments and image size.
-        steps: environment steps to record, over all environments; a few more may be.
-        seed: of the environments, and of the actions where ``policy`` is None.
-        policy: None plays at random, ``agent.player(count, key)`` as an agent does.
-
-    Raises:
-        EnvError: the environment cannot be made here.
-        ReplayError: the records do not fit into memory.
+    ``seed`` is that of the environments, and of the actions where ``policy`` is None, random play.
     """
     count = config.envs.count
-    env = make_vector_env(config.env, config.envs, seed=seed + _FAR)
-    try:
+    with closing(make_vector_env(config.env, config.envs, seed=seed + _FAR)) as env:
         policy = policy or random_policy(env.spec.num_actions, count, seed)
         # An episode of one step is two records: no play has more than two records a step.
         replay = Replay(2 * (steps + 2 * count), count, env.spec.image_shape)
@@ -71,8 +57,6 @@ def record(config: Config, steps: int, seed: int, policy: Policy | None = None) 
             replay.append(step)
             played += step.env_steps
         return replay
-    finally:
-        env.close()
 
 
 def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, Any]:
@@ -89,26 +73,14 @@ def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, An
 
 
 def write_dataset(folder: str | Path, replay: Replay, facts: dict[str, Any]) -> Path:
-    """Write a data set; the directory becomes one with the last byte.
+    """Write a data set into a new directory; returns its manifest's path.
 
-    Args:
-        folder: made if it does not exist; must hold no data set.
-        replay: the records.
-        facts: see :class:`DataSet`.
-
-    Returns:
-        The manifest's path.
-
-    Raises:
-        ReplayError: there is one already, or it cannot be written.
+    Raises ReplayError where there is one already, or where it cannot be written.
     """
     folder = Path(folder)
     refuse_dataset(folder)
-    files = ReplayFiles(folder)
-    try:
+    with closing(ReplayFiles(folder)) as files:
         chunks = files.save(replay)
-    finally:
-        files.close()
     if chunks is None:
         raise ReplayError(f"the data set cannot be written to {folder}: is the disk full?")
     text = json.dumps({"format": FORMAT, **facts, "replay": chunks}, indent=1) + "\n"
@@ -117,11 +89,7 @@ def write_dataset(folder: str | Path, replay: Replay, facts: dict[str, Any]) -> 
 
 
 def refuse_dataset(folder: Path) -> None:
-    """Refuse to write over a data set, or into a file.
-
-    Raises:
-        ReplayError: naming the way out.
-    """
+    """Raise ReplayError rather than write over a data set or into a file."""
     if (folder / DATASET_FILE).exists():
         raise ReplayError(f"{folder} already holds a data set: choose another --out")
     if folder.exists() and not folder.is_dir():
@@ -131,8 +99,7 @@ def refuse_dataset(folder: Path) -> None:
 def read_dataset(folder: str | Path) -> DataSet:
     """Load a data set; every chunk is checked against its digest.
 
-    Raises:
-        ReplayError: there is none, another version wrote it, or a chunk is missing or changed.
+    Raises ReplayError if there is none, another version wrote it, or a chunk is missing or changed.
     """
     folder = Path(folder)
     try:
@@ -146,30 +113,21 @@ def read_dataset(folder: str | Path) -> DataSet:
     if found != FORMAT:
         raise ReplayError(f"{folder} is a data set of format {found}, this version reads {FORMAT}")
     replay = Replay(rows * count, count, manifest["image_shape"])
-    files = ReplayFiles(folder)
-    try:
+    with closing(ReplayFiles(folder)) as files:
         lost = files.load(manifest, replay)
-    finally:
-        files.close()
     if lost:
         raise ReplayError(f"{folder} is damaged ({lost[0]}): record or copy it again")
     return DataSet(facts, replay)
 
 
 def split(replay: Replay, held_out: float) -> tuple[Replay, Replay]:
-    """The older rows to train on and the newer ones to test on; no row is in both.
-
-    Args:
-        replay: the records, without holes.
-        held_out: share of the rows that is held out, in (0, 1).
-    """
+    """The older rows to train on, and the newest ``held_out`` in (0, 1) of them to test on."""
     rows = replay.written - replay.oldest
     border = replay.oldest + max(1, min(rows - 1, round((1 - held_out) * rows)))
     return _rows(replay, replay.oldest, border), _rows(replay, border, replay.written)
 
 
 def _rows(replay: Replay, start: int, stop: int) -> Replay:
-    """A replay of rows ``[start, stop)`` alone."""
     part = Replay((stop - start) * replay.num_envs, replay.num_envs, replay.image_shape)
     index = np.arange(start, stop) % replay.rows
     for name in COLUMNS:

@@ -1,13 +1,9 @@
 """An agent in training, on its devices: the compiled programs, and all multi-device code.
 
-:class:`TrainingAgent` is the only part of training that knows networks; the loop passes it batches
-and records. The state has single-device shapes and is replicated on every device; the batch, its
-carry and its keys are split along a leading device axis by ``jax.pmap`` over the local devices. On
-one device plain ``jit`` runs the same function. Replacing pmap (since JAX 0.10 a
-``jit(shard_map)``) means editing this file alone.
-
-All programs are compiled before the run starts and refuse any other shape, so no compilation can
-fail in the middle of a run. A persistent cache makes the second start of the same run short.
+The state has single-device shapes and is replicated on every device; the batch, its carry and its
+keys are split along a leading device axis by ``jax.pmap`` over the local devices. On one device
+plain ``jit`` runs the same function. All programs are compiled before the run starts and refuse any
+other shape, so no compilation can fail in the middle of a run.
 """
 
 from __future__ import annotations
@@ -44,7 +40,7 @@ PICTURE_SEQUENCES, PICTURE_FRAMES = 3, 20
 
 
 class TrainingAgent:
-    """The agent of one run: training state, carries and compiled programs.
+    """The agent of one run, the only part of training that knows networks.
 
     Attributes:
         learner: networks, optimisers and settings.
@@ -58,13 +54,7 @@ class TrainingAgent:
     """
 
     def __init__(self, config: Config, spec: EnvSpec, devices: list[jax.Device]) -> None:
-        """Build the networks; nothing is computed before :meth:`compile`.
-
-        Args:
-            config: all settings.
-            spec: of the environment.
-            devices: from :func:`local_devices`.
-        """
+        """Build the networks; nothing is computed before :meth:`compile`."""
         self.learner = build_learner(config, spec.num_actions)
         self.spec, self.devices = spec, devices
         keys = jax.random.split(key_of(config.seed), 4)
@@ -80,7 +70,8 @@ class TrainingAgent:
         state = self.shapes()
         update_keys = partial(_update_keys, config=config, devices=count)
         batch = abstract_batch(self.learner, self.spec, config.replay.batch, config.replay.length)
-        shards = jax.eval_shape(lambda: split(jax.tree.map(_zeros, batch), count))
+        zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), batch)
+        shards = jax.eval_shape(lambda: split(zeros(), count))
         carry, observation, step = abstract_acting(self.learner, self.spec, config.envs.count)
         rows, length, context = picture_shape(config)
         picture = partial(_picture, learner=self.learner, context=context)
@@ -97,12 +88,10 @@ class TrainingAgent:
         }
 
     def compile(self, lowered: dict[str, Any], params: dict[str, Params] | None = None) -> None:
-        """Compile traced programs in parallel, then create the state.
+        """Compile the traced programs of :meth:`programs` in parallel, then create the state.
 
-        Args:
-            lowered: results of :meth:`programs`' functions, by name. (Tracing holds Python's lock
-                and is done one after another; compiling releases it.)
-            params: parameters to start from; None initialises random ones.
+        (Tracing holds Python's lock and is done one after another; compiling releases it.) Training
+        starts from ``params``, or from random ones.
         """
         with ThreadPoolExecutor(len(lowered)) as pool:
             running = {name: pool.submit(compile_program, one) for name, one in lowered.items()}
@@ -140,12 +129,7 @@ class TrainingAgent:
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch._replace(carry=None))
 
     def update(self, batch: Batch, number: int) -> dict[str, Array]:
-        """Start one update; returns its metrics on the device.
-
-        Args:
-            batch: from :meth:`put`.
-            number: updates so far; decides the random numbers.
-        """
+        """Start update ``number`` on a batch of :meth:`put`; returns its metrics on the device."""
         keys = self._programs["update_keys"](self._update_key, put_index(number))
         keys, batch = place_shares(keys, self.devices), batch._replace(carry=self._carry)
         self.state, self._carry, metrics = self._programs["train"](self.state, batch, keys)
@@ -158,10 +142,8 @@ class TrainingAgent:
     def picture(self, batch: Batch, number: int) -> OpenLoop:
         """Open-loop prediction of a few host sequences, as host arrays; see `picture_shape`."""
         batch = jax.device_put(batch)._replace(carry=self._picture_carry)
-        index = put_index(number)
-        return jax.device_get(
-            self._programs["picture"](self.params, batch, self._picture_key, index)
-        )
+        arguments = (self.params, batch, self._picture_key, put_index(number))
+        return jax.device_get(self._programs["picture"](*arguments))
 
     def tree(self) -> dict[str, Any]:
         """Every array of the agent that decides the future, independent of the device count."""
@@ -184,11 +166,7 @@ class TrainingAgent:
 
 
 def local_devices(count: int) -> list[jax.Device]:
-    """The first ``count`` local devices; 0 means all.
-
-    Raises:
-        ConfigError: there are fewer.
-    """
+    """The first ``count`` local devices; 0 means all. ConfigError if there are fewer."""
     devices = jax.local_devices()
     if count > len(devices):
         raise ConfigError(f"--devices {count}: this machine has {len(devices)} JAX device(s)")
@@ -198,13 +176,8 @@ def local_devices(count: int) -> list[jax.Device]:
 def compile_train_step(learner: Learner, devices: list[jax.Device]) -> Callable:
     """The update as one program over ``devices``, its state donated.
 
-    Args:
-        learner: networks, optimisers and settings.
-        devices: from :func:`local_devices`.
-
-    Returns:
-        ``step(state, batch, keys) -> (state, carry, metrics)``. Batch, keys and carry have the
-        leading axes of :func:`split`.
+    ``step(state, batch, keys) -> (state, carry, metrics)``; batch, keys and carry have the leading
+    axes of :func:`split`.
     """
     if len(devices) == 1:
         return jax.jit(partial(train_step, learner=learner), donate_argnums=0)
@@ -219,16 +192,11 @@ def compile_train_step(learner: Learner, devices: list[jax.Device]) -> Callable:
 
 
 def compile_imagination(learner: Learner, devices: list[jax.Device]) -> Callable:
-    """Imagination alone, from starts of many sequences, as one program over ``devices``.
+    """Imagination alone as one program over ``devices``; ``behavior`` sets H and S.
 
-    Args:
-        learner: networks and settings; ``behavior`` sets H and S.
-        devices: from :func:`local_devices`.
-
-    Returns:
-        ``imagine(params, starts, keys) -> Trajectory`` `[B, H + 1, n]` from the starts of B
-        sequences and one key for each, with the leading axes of :func:`split`. Rollouts are
-        independent, so no collectives are needed.
+    ``imagine(params, starts, keys) -> Trajectory`` `[B, H + 1, n]` from the starts of B sequences
+    and one key for each, with the leading axes of :func:`split`. Rollouts are independent, so no
+    collectives are needed.
     """
 
     def dream(params: dict[str, Params], starts: Starts, keys: Key) -> Trajectory:
@@ -242,8 +210,7 @@ def compile_imagination(learner: Learner, devices: list[jax.Device]) -> Callable
 def split(tree: Any, num_devices: int) -> Any:
     """`[B, ...]` -> `[devices, B / devices, ...]`; unchanged for one device.
 
-    Raises:
-        ConfigError: the devices do not divide B.
+    Raises ConfigError where the devices do not divide B.
     """
     if num_devices == 1:
         return tree
@@ -287,11 +254,9 @@ def place_state(state: Any, devices: list[jax.Device]) -> Any:
 
 
 def memory_needed(program: Any) -> tuple[int, int]:
-    """Memory of a compiled program on each device, as the compiler reports it.
+    """Bytes per device of a compiled program: temporaries, and everything together.
 
-    Returns:
-        Bytes of temporaries, and of arguments, results (donated arguments counted once) and
-        temporaries together. Zeros where the compiler reports nothing.
+    Donated arguments count once. Zeros where the compiler reports nothing.
     """
     report = program.memory_analysis()
     arguments, outputs, shared, temporaries = (
@@ -309,17 +274,14 @@ def picture_shape(config: Config) -> tuple[int, int, int]:
 
 def abstract_batch(learner: Learner, spec: EnvSpec, batch: int, length: int) -> Batch:
     """Shapes of a batch with its carry."""
-    flag = jax.ShapeDtypeStruct((batch, length), jnp.bool_)
-    return Batch(
-        image=jax.ShapeDtypeStruct((batch, length, *spec.image_shape), jnp.uint8),
-        action=jax.ShapeDtypeStruct((batch, length), jnp.int32),
-        reward=jax.ShapeDtypeStruct((batch, length), jnp.float32),
-        is_first=flag,
-        is_last=flag,
-        is_terminal=flag,
-        reset=flag,
-        carry=jax.eval_shape(partial(init_carry, learner, batch)),
-    )
+
+    def of(kind: Any, *more: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, length, *more), kind)
+
+    flags = dict.fromkeys(("is_first", "is_last", "is_terminal", "reset"), of(jnp.bool_))
+    carry = jax.eval_shape(partial(init_carry, learner, batch))
+    image, action, reward = of(jnp.uint8, *spec.image_shape), of(jnp.int32), of(jnp.float32)
+    return Batch(image, action, reward, **flags, carry=carry)
 
 
 def put_index(number: int) -> Array:
@@ -328,22 +290,16 @@ def put_index(number: int) -> Array:
 
 
 def _update_keys(base: Key, index: Array, *, config: Config, devices: int) -> Key:
-    """One key per sequence of an update, in the layout the train step expects."""
+    """One key per sequence of an update, as the train step expects them."""
     return split(jax.random.split(jax.random.fold_in(base, index), config.replay.batch), devices)
 
 
-def _picture(
-    params: Any, batch: Batch, base: Key, index: Array, *, learner: Learner, context: int
-) -> OpenLoop:
+def _picture(params: Any, batch: Batch, base: Key, index: Array, **options: Any) -> OpenLoop:
     """:func:`open_loop` with keys made from the update number."""
     keys = jax.random.split(jax.random.fold_in(base, index), batch.action.shape[0])
-    return open_loop(params, batch, keys, learner=learner, context=context)
+    return open_loop(params, batch, keys, **options)
 
 
 def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-
-def _zeros(shape: jax.ShapeDtypeStruct) -> Array:
-    return jnp.zeros(shape.shape, shape.dtype)

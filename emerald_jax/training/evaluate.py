@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,37 +63,19 @@ def evaluate_run(
     agent = load(run, checkpoint)
     count = config.envs.count if config.envs.count > 1 else SIDE_BY_SIDE
     envs = replace(config.envs, count=min(count, episodes))
-    env = make_vector_env(config.env, envs, seed=seed + FAR)
-    try:
+    with closing(make_vector_env(config.env, envs, seed=seed + FAR)) as env:
         key = jax.random.fold_in(key_of(seed), FAR)
         player = agent.player(env.num_envs, key, mode=mode)
         played = tuple(play_episodes(env, episodes, player, watch, max_steps=max_steps))
-    finally:
-        env.close()
-    protocol = {
-        "env_steps": agent.env_steps,
-        "preset": config.preset,
-        "train_seed": config.seed,
-        "seed": seed,
-        **play_protocol(config, agent.spec),
-    }
+    protocol = {"env_steps": agent.env_steps, "preset": config.preset}
+    protocol |= {"train_seed": config.seed, "seed": seed, **play_protocol(config, agent.spec)}
     return report_of(config.env, agent.updates, mode, played, protocol)
 
 
 def evaluate_random(
     config: Config, episodes: int, *, seed: int = 0, max_steps: int | None = None
 ) -> EvalReport:
-    """The same for uniformly random play, which needs no run.
-
-    Args:
-        config: environment and its settings.
-        episodes: complete episodes to play.
-        seed: of environments and actions.
-        max_steps: as in :func:`evaluate_run`.
-
-    Raises:
-        EnvError: the environment cannot be made here, or fails too often.
-    """
+    """The same for uniformly random play, which needs no run."""
     envs = replace(config.envs, count=min(config.envs.count, episodes))
     spec, played = play_randomly(config.env, envs, episodes, seed, max_steps=max_steps)
     return report_of(config.env, 0, "random", played, {"seed": seed, **play_protocol(config, spec)})
@@ -100,11 +83,8 @@ def evaluate_random(
 
 def play_protocol(config: Config, spec: EnvSpec) -> dict[str, Any]:
     """Settings of the environment that decide whether scores can be compared."""
-    return {
-        "time_limit": spec.time_limit,
-        "image_size": config.envs.image_size,
-        "frame_skip": config.envs.frame_skip,
-    }
+    size, skip = config.envs.image_size, config.envs.frame_skip
+    return {"time_limit": spec.time_limit, "image_size": size, "frame_skip": skip}
 
 
 def report_of(
@@ -117,14 +97,7 @@ def report_of(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of a run's final evaluation.
-
-    Attributes:
-        score: mean return.
-        error: its standard error; 0 for a single episode.
-        length: mean length in agent steps.
-        episodes: number of episodes.
-    """
+    """Result of a run's final evaluation: mean return, its standard error, mean agent steps."""
 
     score: float
     error: float
@@ -138,19 +111,10 @@ class Evaluation:
 def final_evaluation(
     player: Player, env: VectorEnv, episodes: int, *, check: Callable[[], None]
 ) -> tuple[Evaluation | None, dict[str, float]]:
-    """Final evaluation: complete episodes in the run's own environments, after the last checkpoint.
+    """Play complete episodes in the run's own environments, after the last checkpoint.
 
-    Args:
-        player: of the run's environments; its program is compiled already.
-        env: the run's environments, no step in flight; they begin new episodes.
-        episodes: to play.
-        check: called at every vector step; an exception ends the evaluation.
-
-    Returns:
-        The result and its row of metrics; None and no row if a fault cut every episode short.
-
-    Raises:
-        RunError: an action was not finite.
+    ``check`` is called at every vector step; an exception of it ends the evaluation. Returns the
+    result and its row of metrics; None and no row if a fault cut every episode short.
     """
     played = tuple(play_episodes(env, episodes, player, lambda record: check()))
     report = report_of(env.spec.name, 0, "sample", played, {})
@@ -158,12 +122,8 @@ def final_evaluation(
         return None, {}
     length = statistics.fmean(episode.length for episode in report.episodes)
     result = Evaluation(report.score, report.error, length, len(report.episodes))
-    row = {
-        "eval/return": result.score,
-        "eval/return_error": result.error,
-        "eval/length": length,
-        "eval/episodes": float(result.episodes),
-    }
+    row = {"eval/return": result.score, "eval/return_error": result.error}
+    row |= {"eval/length": length, "eval/episodes": float(result.episodes)}
     if report.crafter_score is not None:
         row["eval/crafter_score"] = report.crafter_score
     return result, row

@@ -30,10 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(config: Config, device: jax.Device, memory: int) -> RunError:
     """The error for a device without enough memory; names the settings that help.
 
-    Args:
-        config: the run's settings.
-        device: one of the run's devices.
-        memory: bytes that an update needs according to the compiler; 0 if none was compiled.
+    ``memory`` is the bytes that an update needs according to the compiler, 0 if none was compiled.
     """
     need = f"an update needs about {memory / 2**30:.1f} GiB" if memory else "no update was compiled"
     limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -51,19 +48,10 @@ def out_of_memory(config: Config, device: jax.Device, memory: int) -> RunError:
 def check_updates(
     updates: list[dict[str, Any]], state: TrainState, logdir: Path, limit: int
 ) -> Iterator[str]:
-    """Report skipped updates; end the run after too many in a row.
+    """Yield one line per skipped update; RunError after ``limit`` of them in a row.
 
-    Args:
-        updates: metrics of finished updates, each with its number ``update`` and host ``batch``.
-        state: the newest state, which counts skipped updates in a row.
-        logdir: a description of each offending batch is saved in its ``faults`` folder.
-        limit: skipped updates in a row that end the run.
-
-    Yields:
-        One line per skipped update.
-
-    Raises:
-        RunError: naming term and update.
+    ``updates``: metrics of finished updates, each with its number ``update`` and host ``batch``,
+    which is described in the ``faults`` folder of ``logdir``. ``state`` is the newest.
     """
     for entry in updates:
         metrics = {k: v for k, v in entry.items() if k not in ("update", "batch")}

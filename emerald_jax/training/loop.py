@@ -1,8 +1,4 @@
-"""The training loop: act, step environments while the device trains, store, log, save.
-
-:func:`train` builds the parts of a run, :class:`Loop` uses them: it takes an agent, environments, a
-replay, a log and a checkpoint store, and knows no network. It is single-threaded and its order is
-fixed, so a seed decides everything. One vector step:
+"""The training loop, single-threaded, in a fixed order, so that a seed decides everything.
 
 1. act on the newest records (this waits for the update in flight, whose parameters it uses);
 2. send the actions to the environments;
@@ -10,8 +6,7 @@ fixed, so a seed decides everything. One vector step:
    and fetch the next batch while they compute;
 4. collect the environments' replies, store and log them.
 
-Everything that decides the future is in a checkpoint; keys are derived from counters. The last
-checkpoint is written before the final evaluation, which leaves no trace in it.
+Everything that decides the future is in a checkpoint; keys are derived from counters.
 """
 
 from __future__ import annotations
@@ -20,6 +15,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -55,6 +51,8 @@ from emerald_jax.training.signals import StoppedError, StopSignals
 
 #: Exit code of a run that a signal stopped: saved; the same command continues it.
 INTERRUPTED = 75
+#: Counters of :class:`Loop` in a checkpoint.
+COUNTERS = ("env_steps", "updates", "vector_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +84,8 @@ class RunResult:
 
     def __str__(self) -> str:
         score = "no episode ended" if math.isnan(self.score) else f"return {self.score:.2f}"
-        head = (
-            f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps and "
-            f"{self.updates:,} updates in {self.seconds:.0f} s"
-        )
+        head = f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps"
+        head += f" and {self.updates:,} updates in {self.seconds:.0f} s"
         if self.evaluation is not None:
             head += f"\nevaluation with the final weights: {self.evaluation}"
         if self.exit_code:
@@ -127,30 +123,27 @@ def train(config: Config) -> RunResult:
             weights = read_weights(config.init_from, agent.learner)[0]
         parts.enter_context(RunLock(logdir))
         log = parts.enter_context(RunLogger(logdir, config, total_steps=config.steps))
-        signals.tell = lambda name: log.say(
-            f"{name}: saving, then stopping; a second signal stops at once"
-        )
-        _prepare_directory(logdir, config)
+        how = "saving, then stopping; a second signal stops at once"
+        signals.tell = lambda name: log.say(f"{name}: {how}")
+        with _writing(logdir):
+            clear_drafts(logdir)
+            if not has_checkpoints(logdir):  # a resumed run changes only after its restore
+                write_config(logdir, config)
         narrator = Narrator(log, config, replay)
         loop, stopped, evaluation = None, "", None
         try:
             narrator.introduce(agent, spec)
             signals.check()
             store = parts.enter_context(Store(logdir, config.log.keep))
-            generation = _generation(store, spec)
-            env = parts.enter_context(
-                closing(
-                    make_vector_env(
-                        config.env, config.envs, seed=config.seed, generation=generation
-                    )
-                )
-            )
+            seeds = {"seed": config.seed, "generation": _generation(store, spec)}
+            env = make_vector_env(config.env, config.envs, **seeds)
+            parts.enter_context(closing(env))
             signals.check()
             agent.compile({name: trace() for name, trace in agent.programs().items()}, weights)
             narrator.compiled(agent)
             signals.check()
             loop = Loop(config, agent, env, replay, narrator, store, signals)
-            loop.began, loop.generation = began, generation
+            loop.began, loop.generation = began, seeds["generation"]
             stopped = loop.run()
             if stopped in ("steps", "minutes"):
                 evaluation = loop.evaluate()
@@ -167,16 +160,10 @@ def train(config: Config) -> RunResult:
         return result
 
 
-def _prepare_directory(logdir: Path, config: Config) -> None:
-    """Write config.json for a new run; a resumed run changes only after its restore.
-
-    Raises:
-        CheckpointError: nothing can be written.
-    """
+@contextlib.contextmanager
+def _writing(logdir: Path) -> Iterator[None]:
     try:
-        clear_drafts(logdir)
-        if not has_checkpoints(logdir):
-            write_config(logdir, config)
+        yield
     except OSError as error:
         raise CheckpointError(f"{logdir} cannot be written in: {error.strerror}") from error
 
@@ -185,22 +172,19 @@ def _generation(store: Store, spec: EnvSpec) -> int:
     """Number of this process' part of the run: 0 for a new run, one more at every resume.
 
     Environments that cannot be saved are seeded with it, so that no resume repeats their episodes.
-
-    Raises:
-        EnvError: the environment is not the one that the run was trained in.
+    Raises EnvError where the environment is not the one that the run was trained in.
     """
     for step in reversed(store.steps()):
         with contextlib.suppress(DamagedError):
             saved = store.metadata(step)["run"]
             if "spec" in saved:
-                before = dataclasses.replace(spec, **saved["spec"])
-                check_same_spec(before, spec)
+                check_same_spec(dataclasses.replace(spec, **saved["spec"]), spec)
             return saved.get("generation", 0) + 1
     return 0
 
 
 class Loop:
-    """One process' part of a run; see the module docstring.
+    """One process' part of a run: takes an agent, environments, a replay, a log and a store.
 
     Attributes:
         generation: resumes of the run so far; part of the environments' seeds.
@@ -219,17 +203,7 @@ class Loop:
         store: Store,
         signals: StopSignals,
     ) -> None:
-        """Restore the newest checkpoint, or start a new run.
-
-        Args:
-            config: all settings, validated.
-            agent: compiled.
-            env: the environments, not reset yet.
-            replay: an empty store.
-            narrator: writes the run's log.
-            store: the run's checkpoints.
-            signals: may ask to stop.
-        """
+        """Restore the newest checkpoint, or start a new run; ``agent`` is compiled."""
         self.config, self.agent, self.env, self.replay = config, agent, env, replay
         self.narrator, self.store, self.signals = narrator, store, signals
         self.began, self.logdir, self.generation = time.monotonic(), narrator.logdir, 0
@@ -250,11 +224,7 @@ class Loop:
         narrator.begin(self.env_steps, self.updates)
 
     def run(self) -> str:
-        """Train until the steps are done, the minutes are over, or a signal asks to stop.
-
-        Returns:
-            Why it stopped: ``steps``, ``minutes`` or the name of the signal.
-        """
+        """Train until a reason to stop: ``steps``, ``minutes`` or a signal's name; returns it."""
         first = self.vector_steps
         with jax.transfer_guard("disallow"):
             while not (stopped := self._stopped()):
@@ -284,32 +254,19 @@ class Loop:
         """The final evaluation in the run's own environments, if there is one; logs its row."""
         if not self.config.log.eval_episodes or not self.updates:
             return None
-        result, row = final_evaluation(
-            self.agent.evaluator(self.updates),
-            self.env,
-            self.config.log.eval_episodes,
-            check=self.signals.check,
-        )
+        player, episodes = self.agent.evaluator(self.updates), self.config.log.eval_episodes
+        result, row = final_evaluation(player, self.env, episodes, check=self.signals.check)
         if row:
             self.narrator.numbers(self.env_steps, row)
         return result
 
     def save(self) -> bool:
-        """Start writing a checkpoint of this point; a full disk is a warning, not an error.
-
-        Returns:
-            Whether writing has started.
-        """
+        """Start writing a checkpoint; False, without an error, where the disk is full."""
         self.check()
+        spec = self.env.spec
         metadata = {
-            "env_steps": self.env_steps,
-            "updates": self.updates,
-            "vector_steps": self.vector_steps,
-            "generation": self.generation,
-            "spec": {
-                "num_actions": self.env.spec.num_actions,
-                "image_shape": list(self.env.spec.image_shape),
-            },
+            **{name: getattr(self, name) for name in (*COUNTERS, "generation")},
+            "spec": {"num_actions": spec.num_actions, "image_shape": list(spec.image_shape)},
             "sampler": self.sampler.state_dict(),
             "random": self.random.bit_generator.state,
             "pending": self.pending is not None,
@@ -344,11 +301,7 @@ class Loop:
         self.pending, self.on_device = batch, self.agent.put(batch)
 
     def check(self) -> None:
-        """Report finished updates that were not finite.
-
-        Raises:
-            RunError: too many in a row.
-        """
+        """Report updates that were not finite; RunError after too many in a row."""
         checked, self.unchecked = self.unchecked, []
         limit = self.config.log.max_bad_updates
         for message in check_updates(checked, self.agent.state, self.logdir, limit):
@@ -400,14 +353,11 @@ class Loop:
     def _log(self) -> None:
         """One row of metrics, each update's at most once; waits for the update in flight."""
         if self.metrics is not None:
-            skipped = self.agent.state.skipped
-            self.narrator.metrics(
-                self.env_steps, self.updates, self.metrics, skipped, self.env.spec
-            )
+            metrics = {**self.metrics, "train/skipped": self.agent.state.skipped}
+            self.narrator.metrics(self.env_steps, self.updates, metrics, self.env.spec)
         self.metrics = None
 
     def _picture(self) -> None:
-        """Draw real frames, reconstructions and dreams."""
         if self.config.log.pictures and self.updates:
             self.narrator.picture(self.env_steps, self.agent, self.updates)
 
@@ -421,11 +371,7 @@ class Loop:
         return "minutes" if minutes and time.monotonic() - self.began > 60 * minutes else ""
 
     def _finish(self) -> None:
-        """Log, draw and save the last point.
-
-        Raises:
-            CheckpointError: it cannot be saved.
-        """
+        """Log, draw and save the last point."""
         self._log()
         if not self.signals.name:  # on a signal, skip the pictures and save at once
             self._picture()
@@ -443,7 +389,7 @@ class Loop:
         differences = compare_settings(before, self.config)
         refuse_other_data(self.logdir, differences)
         self.agent.restore(tree)
-        for name in ("env_steps", "updates", "vector_steps"):
+        for name in COUNTERS:
             setattr(self, name, metadata[name])
         self.sampler.load_state_dict(metadata["sampler"])
         self.random.bit_generator.state = metadata["random"]
@@ -462,18 +408,10 @@ class Loop:
             say(f"  {difference}")
 
     def _rewind_log(self) -> None:
-        """Drop log rows after the restored step and write our settings to config.json.
-
-        Raises:
-            CheckpointError: they cannot be written.
-        """
-        try:
+        """Drop log rows after the restored step and write our settings to config.json."""
+        with _writing(self.logdir):
             self.narrator.rewind(self.env_steps)
             write_config(self.logdir, self.config)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.logdir} cannot be written in: {error.strerror}"
-            ) from error
 
     def _tree(self) -> dict[str, Any]:
         """Every array that decides the future, independent of the number of devices."""

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,23 +38,9 @@ CANDIDATES = 32
 
 
 class Narrator:
-    """Turns the loop's events into log rows, pictures and lines on the terminal.
-
-    Attributes:
-        logdir: the run directory.
-        say: print one line.
-        progress: update the progress bar with (env_steps, updates).
-        rewind: drop the log's rows after a step.
-    """
+    """Turns the loop's events into log rows, pictures and lines on the terminal."""
 
     def __init__(self, log: RunLogger, config: Config, replay: Replay) -> None:
-        """Prepare.
-
-        Args:
-            log: open log of the run.
-            config: all settings.
-            replay: the run's store.
-        """
         self.logdir, self.say, self.progress = log.logdir, log.say, log.progress
         self.rewind = log.rewind
         self._logger, self._config, self._replay = log, config, replay
@@ -63,10 +49,8 @@ class Narrator:
     def introduce(self, agent: TrainingAgent, spec: EnvSpec) -> None:
         """Print what will be trained, on which devices, and the size of networks and replay."""
         config, devices = self._config, agent.devices
-        self.say(
-            f"run {self.logdir}: {config.env}, {config.steps:,} steps, "
-            f"{len(devices)} x {devices[0].device_kind}"
-        )
+        where = f"{len(devices)} x {devices[0].device_kind}"
+        self.say(f"run {self.logdir}: {config.env}, {config.steps:,} steps, {where}")
         counts = count_parameters(agent.shapes().params)
         parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total")
         self.say(f"{counts['total']:,} parameters: {parts}")
@@ -78,10 +62,8 @@ class Narrator:
 
     def compiled(self, agent: TrainingAgent) -> None:
         """Print the compile time and the memory of an update."""
-        self.say(
-            f"compiled in {agent.seconds:.0f} s; an update needs "
-            f"{agent.temporaries / 2**20:,.0f} MiB of working memory"
-        )
+        memory = f"{agent.temporaries / 2**20:,.0f} MiB of working memory"
+        self.say(f"compiled in {agent.seconds:.0f} s; an update needs {memory}")
 
     def begin(self, env_steps: int, updates: int) -> None:
         """Training starts now: rates are counted from here."""
@@ -95,23 +77,8 @@ class Narrator:
         yield
         self._spent[part] += time.monotonic() - began
 
-    def metrics(
-        self,
-        env_steps: int,
-        updates: int,
-        metrics: dict[str, Any],
-        skipped: jax.Array,
-        spec: EnvSpec,
-    ) -> None:
-        """One row of metrics; waits for the update in flight.
-
-        Args:
-            env_steps: so far.
-            updates: so far.
-            metrics: of the last update, on the device.
-            skipped: `[]` updates skipped so far.
-            spec: of the environment; names its actions.
-        """
+    def metrics(self, env_steps: int, updates: int, metrics: dict[str, Any], spec: EnvSpec) -> None:
+        """One row of metrics, which are on the device; waits for the update in flight."""
         now, (then, before, steps), spent = time.monotonic(), self._mark, self._spent
         # The wait that follows belongs to the next row, as do all seconds after ``now``.
         self.begin(env_steps, updates)
@@ -125,7 +92,6 @@ class Narrator:
             **{f"speed/{part}_share": part_s / seconds for part, part_s in spent.items()},
             "replay/records": float(len(self._replay)),
             "train/updates": float(updates),
-            "train/skipped": float(jax.device_get(skipped)),
             **real_play(self._replay, spec),
         }
         self.numbers(env_steps, values)
@@ -138,49 +104,34 @@ class Narrator:
     def episodes(self, env_steps: int, record: VectorStep) -> None:
         """One row per episode that ended with ``record``."""
         for episode in record.episodes:
-            row = {"score": episode.score, "length": episode.length, "env": episode.env}
+            row = {name: getattr(episode, name) for name in ("score", "length", "env", "terminal")}
             with self._despite_full_disk():
-                self._logger.episode(
-                    env_steps, {**row, "terminal": episode.terminal, **episode.extra}
-                )
+                self._logger.episode(env_steps, {**row, **episode.extra})
 
     def picture(self, env_steps: int, agent: TrainingAgent, number: int) -> None:
         """A picture and a film of open-loop dreams, if the replay holds enough."""
         drawn = draw_dreams(agent, self._replay, number)
         if drawn is not None:
             with self._despite_full_disk():
-                self._logger.image(env_steps, "dream", drawn.strip)
-                self._logger.animation(env_steps, "dream_animated", drawn.frames)
+                self._logger.image(env_steps, "dream", drawn[0])
+                self._logger.animation(env_steps, "dream_animated", drawn[1])
 
     @contextmanager
     def _despite_full_disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            _log.warning(
-                "%s cannot be written to (%s): training continues", self.logdir, error.strerror
-            )
+            why = error.strerror
+            _log.warning("%s cannot be written to (%s): training continues", self.logdir, why)
 
 
-class Drawing(NamedTuple):
-    """Real frames, reconstructions and dreams of recorded sequences.
+def draw_dreams(
+    agent: TrainingAgent, replay: Replay, number: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Real frames, reconstructions and dreams as a picture and as a film.
 
-    Attributes:
-        strip: `[height, width, 3]` uint8, everything in one picture.
-        frames: `[T, height, width, 3]` uint8, the same as a film.
-    """
-
-    strip: np.ndarray
-    frames: np.ndarray
-
-
-def draw_dreams(agent: TrainingAgent, replay: Replay, number: int) -> Drawing | None:
-    """Open-loop dreams of a few recorded sequences; None while the replay holds too little.
-
-    Args:
-        agent: compiled.
-        replay: the run's store.
-        number: updates so far; decides windows and dreams.
+    Open loops of a few recorded sequences; None while the replay holds too little. ``number``, the
+    updates so far, decides windows and dreams. `[height, width, 3]` and `[T, …]`, uint8.
     """
     rows, length, context = picture_shape(agent.learner.config)
     try:
@@ -198,7 +149,7 @@ def draw_dreams(agent: TrainingAgent, replay: Replay, number: int) -> Drawing | 
             frames[row, steps:] = BLANK
     longest = max(int(inside[best].max()), context + 1)
     shown = [x[:, :longest] for x in shown]
-    return Drawing(report_strip(*shown, context), side_by_side(*shown, context))
+    return report_strip(*shown, context), side_by_side(*shown, context)
 
 
 def _steps_inside(reset: np.ndarray) -> int:
@@ -211,14 +162,8 @@ def real_play(replay: Replay, spec: EnvSpec) -> dict[str, float]:
     """Statistics of the newest records of real play, to compare with imagined ones.
 
     Computed from the replay, so that resumed and uninterrupted runs log identical values.
-
-    Args:
-        replay: the run's store.
-        spec: of the environment.
-
-    Returns:
-        ``play/reward``, the mean reward of a step, and ``actions/NAME``, the share of every action;
-        empty while there is no step.
+    ``play/reward`` is the mean reward of a step, ``actions/NAME`` the share of every action; the
+    result is empty while there is no step.
     """
     start, stop = (replay.spans() or [(0, 0)])[-1]
     start = max(start, stop - max(1, RECENT_RECORDS // replay.num_envs))

@@ -23,12 +23,7 @@ class SaveClock:
     """
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """The first checkpoint is to be on disk one interval from now.
-
-        Args:
-            interval_s: seconds.
-            clock: seconds from some fixed point.
-        """
+        """The first checkpoint is to be on disk ``interval_s`` seconds from now."""
         self._interval, self._clock = interval_s, clock
         self._took = EXPECTED * interval_s
         self.begun()
@@ -60,11 +55,6 @@ class Pace:
     """
 
     def __init__(self, config: Config) -> None:
-        """Count from the end of prefill.
-
-        Args:
-            config: all settings.
-        """
         self._prefill = config.replay.prefill
         self._per_update = config.replay.batch * config.replay.length
         self._ratio = config.train_ratio

@@ -1,9 +1,8 @@
 """SIGTERM and SIGINT: the first asks a run to save and stop, a second one ends it immediately.
 
 Python runs signal handlers between two of its own instructions, so a signal that arrives during a
-long computation, a compilation or a save waits for its end. That is fine for the first signal, but
-not for the second. So the interpreter also writes every signal into a socket as it arrives, and a
-thread reads it there.
+long computation, a compilation or a save waits for its end: fine for the first signal, but not for
+the second. So the interpreter also writes every signal into a socket, and a thread reads it there.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ class StoppedError(Exception):
 
 
 class StopSignals:
-    """Handles SIGTERM and SIGINT inside a ``with`` block.
-
-    Does nothing in other threads than the main one, where Python allows no handlers.
+    """Handles SIGTERM and SIGINT inside a ``with`` block, in the main thread only.
 
     Attributes:
         name: name of the first signal, such as ``SIGTERM``; None before it arrives.
@@ -40,22 +37,13 @@ class StopSignals:
     """
 
     def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
-        """Install nothing yet.
-
-        Args:
-            tell: called with the name of the first signal.
-        """
         self.name: str | None = None
         self.tell = tell
         self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
-        """Stop at a point where nothing needs to be saved.
-
-        Raises:
-            StoppedError: a signal has arrived.
-        """
+        """Raise StoppedError if a signal has arrived; call it where nothing needs to be saved."""
         if self.name:
             raise StoppedError(self.name)
 
@@ -79,7 +67,6 @@ class StopSignals:
             self._theirs.close()  # ends the thread
 
     def _note(self, number: int, frame: Any) -> None:
-        """Store the name of the first signal."""
         del frame
         self.name = self.name or signal.Signals(number).name
 

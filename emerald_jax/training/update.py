@@ -1,14 +1,11 @@
 """One gradient update: world model, imagination, actor and critic, as one pure function.
 
-:func:`train_step` is the function that ``devices.py`` compiles. Its order is the paper's (section
-5): the world model reads the batch, imagination starts from that same pass, all gradients are taken
-at the same parameters, and only then are parameters updated. ``axis_name`` is the only trace of
-parallelism.
+The order is the paper's (section 5): the world model reads the batch, imagination starts from that
+same pass, all gradients are taken at the same parameters, and only then are parameters updated.
 
-A device works on its whole share of the batch at once where it is only fast with much to do, and in
-equal parts where caches are small: on two CPU cores the paper's world model takes 2.3 core seconds
-a sequence in parts of one, 3 in parts of four (own measurement). The mean of the parts' gradients
-is the gradient of the batch, and only one part's activations are kept.
+A device works on its batch at once, or, where caches are small, in equal parts: on two CPU cores
+the paper's world model takes 2.3 core seconds a sequence in parts of one, 3 in parts of four (own
+measurement). The parts' mean gradient is the batch's; only one part's activations are kept.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ def train_step(
     learner: Learner,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Carry, Metrics]:
-    """One update of everything.
+    """One update of everything; ``axis_name`` is the only trace of parallelism.
 
     Args:
         state: :class:`TrainState`; donate it.
@@ -95,11 +92,7 @@ def train_step(
 def model_gradient(
     params: Params, batch: Batch, keys: Key, learner: Learner
 ) -> tuple[Params, tuple[Pass, Metrics]]:
-    """Gradient of :func:`model_loss`, in parts.
-
-    Returns:
-        the gradient; the pass `[B]` and mean metrics.
-    """
+    """Gradient of :func:`model_loss`, in parts; also its pass `[B]` and mean metrics."""
 
     def loss(params: Params, data: tuple[Batch, Key]) -> tuple:
         return model_loss(params, *data, learner)
@@ -131,16 +124,9 @@ def _dream(
 
 
 def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Learner) -> Trajectory:
-    """EMERALD's imagination with its own policy and world model and the configured H and S.
+    """Imagine `[H + 1, n]` from the starts of one sequence with the agent's own policy.
 
-    Args:
-        params: ``world_model`` and ``actor``.
-        starts: :class:`Starts` of one sequence.
-        key: consumed.
-        learner: networks and settings.
-
-    Returns:
-        :class:`Trajectory` `[H + 1, n]`.
+    ``params`` are ``world_model`` and ``actor``; ``learner`` sets H and S.
     """
     behavior = learner.config.behavior
 
@@ -148,12 +134,9 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
         del step
         return sample_categorical(key, learner.actor_critic.policy(params["actor"], state))
 
-    own, step = world_model_step(
-        learner.model, starts, decode_steps=behavior.decode_steps, horizon=behavior.horizon
-    )
-    return imagine(
-        params, starts.state, own, key, policy=policy, step=step, horizon=behavior.horizon
-    )
+    model, horizon, steps = learner.model, behavior.horizon, behavior.decode_steps
+    own, step = world_model_step(model, starts, decode_steps=steps, horizon=horizon)
+    return imagine(params, starts.state, own, key, policy=policy, step=step, horizon=horizon)
 
 
 def start_positions(length: int, stride: int) -> Array:
@@ -164,21 +147,13 @@ def start_positions(length: int, stride: int) -> Array:
 def judge(
     params: dict[str, Params], trajectory: Trajectory, cont_0: Array, learner: Learner
 ) -> Returns:
-    """:func:`evaluate_trajectory` `[B]` with the learner's networks.
+    """`evaluate_trajectory` `[B]` with the learner's networks.
 
-    Args:
-        params: ``world_model`` and ``critic``.
-        trajectory: :class:`Trajectory` `[B, H + 1, n]`.
-        cont_0: `[B, n]` real continuation of the starts.
-        learner: networks and settings.
+    ``trajectory`` is `[B, H + 1, n]`; ``cont_0`` `[B, n]` the real continuation of the starts.
     """
-    evaluate = partial(
-        evaluate_trajectory,
-        params,
-        model=learner.model,
-        actor_critic=learner.actor_critic,
-        config=learner.config.behavior,
-    )
+    shared = {"model": learner.model, "actor_critic": learner.actor_critic}
+    config = learner.config.behavior
+    evaluate = partial(evaluate_trajectory, params, **shared, config=config)
     return batched(evaluate, (trajectory, cont_0), batch_parts(learner.config, len(cont_0)))
 
 
@@ -192,13 +167,8 @@ def behavior_gradient(
 ) -> tuple[dict[str, Params], Metrics]:
     """Gradients of actor and critic, ``{"actor": ..., "critic": ...}``, and mean metrics.
 
-    Args:
-        params: ``actor`` and ``critic``; others are ignored.
-        slow: the slow critic's.
-        trajectory: :class:`Trajectory` `[B, H + 1, n]`.
-        returns: :class:`Returns` `[B, H, n]`.
-        scale: `[]` return scale.
-        learner: networks and settings.
+    ``slow`` is the slow critic; ``trajectory`` `[B, H + 1, n]`; ``returns`` `[B, H, n]`; ``scale``
+    `[]` the return scale.
     """
     agent = {name: params[name] for name in ("actor", "critic")}
     loss = partial(_behavior_loss, slow, scale, learner=learner)
@@ -281,13 +251,8 @@ def _apply(
 def batch_parts(config: Config, sequences: int) -> int:
     """Number of equal parts in which the gradients of a device's sequences are computed.
 
-    Args:
-        config: ``optim.micro_batch`` is the maximum number of sequences in a part; 0 means all on
-            accelerators, and on a CPU as many as fit its caches.
-        sequences: sequences of the batch on this device.
-
-    Returns:
-        The smallest divisor of ``sequences`` that keeps each part within that maximum.
+    The smallest divisor of ``sequences`` with at most ``optim.micro_batch`` sequences in a part; a
+    setting of 0 means all on accelerators, and on a CPU as many as fit its caches.
     """
     most = config.optim.micro_batch
     if most == 0 and jax.default_backend() != "cpu":
@@ -302,16 +267,9 @@ def batch_parts(config: Config, sequences: int) -> int:
 def mean_gradient(
     loss: Callable[..., tuple[Array, tuple[Any, Any]]], params: Params, data: Any, parts: int
 ) -> tuple[Params, tuple[Any, Any]]:
-    """Gradient of a mean over a batch, with the loss' auxiliary results.
+    """Gradient of a mean over a batch of `[B, ...]` arrays, in equal parts, and its extras.
 
-    Args:
-        loss: ``(params, data) -> (mean loss, (extras [B], mean metrics []))``.
-        params: differentiated.
-        data: any pytree of `[B, ...]` arrays.
-        parts: from :func:`batch_parts`; divides B.
-
-    Returns:
-        gradients; the extras of the batch `[B]` and the means of the metrics.
+    ``loss``: ``(params, data) -> (mean loss, (extras [B], mean metrics []))``; ``parts`` divides B.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
@@ -330,13 +288,7 @@ def mean_gradient(
 
 
 def batched(function: Callable[..., Any], data: tuple, parts: int) -> Any:
-    """``jax.vmap(function)(*data)`` in parts, one after another.
-
-    Args:
-        function: of one sequence.
-        data: its arguments, pytrees of `[B, ...]` arrays.
-        parts: from :func:`batch_parts`; divides B.
-    """
+    """``jax.vmap(function)(*data)`` of `[B, ...]` arrays in ``parts``, one after another."""
     if parts == 1:
         return jax.vmap(function)(*data)
     found = jax.lax.map(lambda part: jax.vmap(function)(*part), in_parts(data, parts))

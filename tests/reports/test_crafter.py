@@ -18,7 +18,7 @@ def test_training_counts_the_first_million_steps(make_run, crafter_episodes):
     (entry,) = results(make_run("a", "crafter", episodes=rows))
     assert entry.protocol == crafter.TRAINING
     assert entry.deviations == ()
-    (seed,) = entry.seeds
+    (seed,) = entry.results
     assert (seed.episodes, seed.mean_return, seed.score) == (100, 1.0, 0.0)
 
 
@@ -64,7 +64,7 @@ def test_a_deviation_from_the_protocol_has_its_own_row(make_run, evaluation, cha
         make_run("b", "crafter", seed=1, evals=[evaluation(**changes)]),
     ]
     found = results(*runs)
-    assert [len(entry.seeds) for entry in found] == [1, 1]
+    assert [len(entry.results) for entry in found] == [1, 1]
     assert sorted(entry.deviations for entry in found) == [(), (deviation,)]
     assert any(row[-1] == f"**no**: {deviation}" for row in crafter.table([], found).rows)
 
@@ -77,13 +77,13 @@ def test_other_settings_are_another_agent(make_run, evaluation):
     ]
     found = results(*runs)
     assert [entry.label for entry in found] == ["ours: crafter", "ours: crafter, train_ratio 8.0"]
-    assert [len(entry.seeds) for entry in found] == [2, 1]
+    assert [len(entry.results) for entry in found] == [2, 1]
 
 
 def test_a_second_evaluation_is_not_a_second_seed(make_run, evaluation):
     run = make_run("a", "crafter", evals=[evaluation(), evaluation(seed=1, wood=0.0)])
     (entry,) = results(run)
-    assert len(entry.seeds) == 1
+    assert len(entry.results) == 1
     assert entry.pooled_rates["collect_wood"] == 100
 
 
@@ -92,7 +92,7 @@ def test_left_out_episodes_are_noted(make_run, crafter_episodes):
     rows[2]["fault"] = "died"
     runs = read_runs([make_run("a", "crafter", episodes=rows, resumes=[200, 200, 300])])
     (entry,) = crafter.entries(runs)
-    assert entry.seeds[0].episodes == 4
+    assert entry.results[0].episodes == 4
     notes = " ".join(crafter.table(runs, [entry]).notes)
     # Two places of interruption, 16 environments each.
     assert "1 that a fault of the environment cut short and 32 that were open" in notes
