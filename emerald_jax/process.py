@@ -88,18 +88,12 @@ def safe_output() -> Iterator[SafeStream]:
         sys.stdout, sys.stderr = before
         for stream, descriptor in zip(safe, (1, 2), strict=True):
             stream.flush()
-            if stream.error is not None:
+            with contextlib.suppress(AttributeError, ValueError, OSError):
                 # Python writes the rest of the buffer when it exits, and would fail again.
-                _discard(stream, descriptor)
-
-
-def _discard(stream: SafeStream, descriptor: int) -> None:
-    """Send the buffered text of a process's standard stream to the null device."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        if stream.fileno() == descriptor:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, descriptor)
-            os.close(null)
+                if stream.error is not None and stream.fileno() == descriptor:
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, descriptor)
+                    os.close(null)
 
 
 def prepare_process() -> None:
@@ -141,9 +135,9 @@ def expand_home(arguments: Sequence[str]) -> list[str]:
 
 def machine_error(error: BaseException) -> str:
     """One line for an error that the machine caused, such as a full disk; empty for others."""
-    if not isinstance(error, OSError) or (
-        error.errno not in _MACHINE and "No usable temporary" not in (error.strerror or "")
-    ):
+    if not isinstance(error, OSError):
+        return ""
+    if error.errno not in _MACHINE and "No usable temporary" not in str(error.strerror):
         return ""
     parts = [str(error.filename or ""), error.strerror, _REASONS.get(error.errno, "")]
     return ": ".join(part for part in parts if part)

@@ -153,7 +153,12 @@ class Store(AbstractContextManager):
         content = json.loads(json.dumps({**content, "run": metadata, "replay": manifest}))
         abandoned = [s for s in self.steps() if s > self._last or s >= step]
         self._pending = step, self._writer.submit(self._write, step, host, content, abandoned)
-        self._prune_replay()
+        try:
+            manifests = [self.metadata(step)["replay"] for step in self.steps()]
+        except DamagedError as error:  # it may need any chunk: keep all until it is deleted
+            _log.debug("replay chunks are not pruned: %s", error)
+        else:
+            self._replay.prune(manifest for manifest in manifests if manifest)
         return True
 
     def wait(self) -> bool:
@@ -270,14 +275,6 @@ class Store(AbstractContextManager):
             doomed = self.directory / f"{old}{_TEMPORARY}"
             os.rename(self.directory / str(old), doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-    def _prune_replay(self) -> None:
-        try:
-            manifests = [self.metadata(step)["replay"] for step in self.steps()]
-        except DamagedError as error:  # it may need any chunk: keep all until it is deleted
-            _log.debug("replay chunks are not pruned: %s", error)
-            return
-        self._replay.prune(manifest for manifest in manifests if manifest)
 
     def _read_newest(
         self, step: int | None, check: Callable[[int, dict[str, Any]], None]

@@ -286,7 +286,11 @@ class JsonLines:
         self._waiting.append(_dump_rows([row]))
         try:
             if self._file is None:
-                self._open()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+                    # Half a line of a killed process would be joined with the first new row.
+                    self.replace(read_rows(self.path))
+                self._file = self.path.open("ab", buffering=0)
             while self._waiting:
                 self._write(self._waiting[0])
                 self._waiting.popleft()
@@ -324,10 +328,3 @@ class JsonLines:
         except OSError:
             self._file.truncate(end)
             raise
-
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            # Half a line of a killed process would be joined with the first new row.
-            self.replace(read_rows(self.path))
-        self._file = self.path.open("ab", buffering=0)

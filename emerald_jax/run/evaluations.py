@@ -58,19 +58,11 @@ def stats_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def result_of(report: EvalReport) -> dict[str, Any]:
     """Scores and settings of an evaluation, as JSON values."""
     scores = [episode.score for episode in report.episodes]
-    result = {
-        "env": report.env,
-        "updates": report.updates,
-        "mode": report.mode,
-        **report.settings,
-        "episodes": len(scores),
-        "left_out": report.left_out,
-        "return": report.score,
-        "standard_error": report.error,
-        "lowest": min(scores),
-        "highest": max(scores),
-        "length": statistics.fmean(episode.length for episode in report.episodes),
-    }
+    result = {"env": report.env, "updates": report.updates, "mode": report.mode}
+    result |= {**report.settings, "episodes": len(scores), "left_out": report.left_out}
+    result |= {"return": report.score, "standard_error": report.error}
+    result |= {"lowest": min(scores), "highest": max(scores)}
+    result["length"] = statistics.fmean(episode.length for episode in report.episodes)
     more = {"human_normalised": report.human_normalised, "rates": report.rates or None}
     more["score"] = report.crafter_score
     return result | {name: value for name, value in more.items() if value is not None}

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,18 +224,12 @@ class _Forgiving:
     def __init__(self, inner: Any, logdir: str) -> None:
         self._inner, self._logdir, self._warned = inner, logdir, False
 
-    def write_event(self, event: Any) -> None:
-        self._try(self._inner.write_event, event)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return partial(self._try, getattr(self._inner, name))
 
-    def flush(self) -> None:
-        self._try(self._inner.flush)
-
-    def close(self) -> None:
-        self._try(self._inner.close)
-
-    def _try(self, action: Any, *args: Any) -> None:
+    def _try(self, method: Callable[..., Any], *arguments: Any) -> None:
         try:
-            action(*args)
+            method(*arguments)
         except (OSError, ValueError) as error:  # ValueError: closed after it failed to flush
             if not self._warned:
                 _log.warning("%s cannot be written to (%s): continuing", self._logdir, error)
@@ -329,9 +324,7 @@ class ProgressView:
     def result(self, text: str) -> None:
         """End the bar and print a line on standard output."""
         self.close()
-        out = SafeStream(sys.stdout)
-        out.write(text + "\n")
-        out.flush()
+        print(text, file=SafeStream(sys.stdout), flush=True)
 
     def close(self) -> None:
         """Draw the bar a last time and release the terminal; safe to call twice."""

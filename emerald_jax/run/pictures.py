@@ -95,9 +95,6 @@ def report_strip(
         dream: the imagined frames from ``context`` on, `[B, T - context, height, width, 3]`, or the
             shape of ``real``, of which the first ``context`` frames are not shown.
         context: frames the model had seen when imagination began, 1 to T - 1.
-
-    Returns:
-        `[height, width, 3]` uint8.
     """
     real, recon, dream = (np.asarray(x) for x in (real, recon, dream))
     if real.ndim == 4:

@@ -171,13 +171,11 @@ def _covering(directory: Path) -> list[_Chunk]:
 
 
 def _join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge ranges that touch or overlap; ``spans`` is sorted."""
+    """Merge ranges that touch or overlap; the starts rise, and so do the stops."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-        else:
-            joined.append((start, stop))
+        touches = joined and start <= joined[-1][1]
+        joined.append((joined.pop()[0] if touches else start, stop))
     return joined
 
 

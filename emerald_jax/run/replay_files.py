@@ -77,18 +77,13 @@ class ReplayFiles:
         try:
             self._write_new_rows(replay)
         except OSError as error:
-            _log.warning(
-                "the replay cannot be written to %s (%s)", self.directory, first_line(error)
-            )
+            text = "the replay cannot be written to %s (%s)"
+            _log.warning(text, self.directory, first_line(error))
             return None
         self._ahead = True
-        return {
-            "written": replay.written,
-            "oldest": replay.oldest,
-            "num_envs": replay.num_envs,
-            "image_shape": list(replay.image_shape),
-            "chunks": [dict(chunk) for chunk in self._chunks],
-        }
+        manifest = {"written": replay.written, "oldest": replay.oldest}
+        manifest |= {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
+        return {**manifest, "chunks": [dict(chunk) for chunk in self._chunks]}
 
     def load(self, manifest: dict[str, Any], replay: Replay) -> tuple[str, ...]:
         """Fill an empty replay, whose capacity may differ, with one chunk in memory at a time.
@@ -234,9 +229,6 @@ def _copy_rows(replay: Replay, start: int, stop: int) -> dict[str, np.ndarray]:
 
 def _gaps(start: int, stop: int, chunks: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """The parts of rows ``[start, stop)`` in no chunk, in order; chunks never span a hole."""
-    gaps, at = [], start
-    for chunk in chunks:
-        if chunk["start"] > at:
-            gaps.append((at, chunk["start"]))
-        at = max(at, chunk["stop"])
-    return [*gaps, (at, stop)] if at < stop else gaps
+    ends = [start, *(chunk["stop"] for chunk in chunks)]
+    starts = [*(chunk["start"] for chunk in chunks), stop]
+    return [(low, high) for low, high in zip(ends, starts, strict=True) if low < high]

@@ -9,6 +9,7 @@ appears complete, by a rename, or not at all.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,8 +105,6 @@ def read_weights(
             return _read_export(source, shapes, checkpoint)
         store = Store(source, read_only=True)
         found = store.restore(shapes, step=checkpoint, prefix="state/params")
-    except DamagedError:
-        raise
     except CheckpointError as error:
         raise _explain(source, config, learner.config, error) from error
     return found.tree, found.step, found.metadata
@@ -134,7 +133,9 @@ def write_weights(
     target = Path(target).absolute()
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: choose another --to")
-    leaves = {name: _cast(np.asarray(x), dtype) for name, x in named_leaves(params).items()}
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+    floats = {n: x for n, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    leaves |= {name: leaf.astype(dtype) for name, leaf in floats.items()}
     content = {"version": __version__, "step": 0, "env_steps": None, **metadata}
     content |= {"dtype": dtype, "leaves": describe(leaves)}
     try:
@@ -184,15 +185,11 @@ def _read_export(
 
 def _explain(source: Path, theirs: Config, ours: Config, error: CheckpointError) -> CheckpointError:
     """The same error in terms of settings, where some that shape the networks differ."""
-    found = [d for d in compare_settings(theirs, ours) if not d.free]
     found = [
-        d for d in found if d.name in ("env", "envs.image_size") or d.name.startswith("model.")
+        f"{d.name} {d.before} there and {d.now} here"
+        for d in compare_settings(theirs, ours)
+        if not d.free and re.match(r"env$|envs\.image_size$|model\.", d.name)
     ]
     if "not fit" not in str(error) or not found:
         return error
-    values = ", ".join(f"{d.name} {d.before} there and {d.now} here" for d in found)
-    return CheckpointError(f"the weights in {source} do not fit this run: {values}")
-
-
-def _cast(leaf: np.ndarray, dtype: Dtype) -> np.ndarray:
-    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    return CheckpointError(f"the weights in {source} do not fit this run: {', '.join(found)}")
