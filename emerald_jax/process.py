@@ -1,8 +1,7 @@
 """Prepare the process of a command for terminals, shells and containers. Nothing here imports JAX.
 
 Output that cannot be written (full disk, closed pipe, closed stream, characters that the encoding
-lacks) must not end a training run, so standard output and error are replaced by
-:class:`SafeStream`.
+lacks) must not end a training run, so standard output and error become :class:`SafeStream`.
 """
 
 from __future__ import annotations
@@ -25,33 +24,19 @@ _FILES = 4096
 #: appends /pymp-xxxxxxxx/listener-xxxxxxxx to it.
 _SOCKET_DIRECTORY = 70
 #: Errors of the machine, not of the program: reported in one line.
-_REASONS = {
-    errno.EACCES: "",
-    errno.EPERM: "",
-    errno.EROFS: "",
-    errno.EDQUOT: "",
-    errno.ENOSPC: "",
-    errno.ENAMETOOLONG: "",
-    errno.EMFILE: "raise the limit with ulimit -n",
-    errno.ENFILE: "close other programs",
-}
+_REASONS = {errno.EMFILE: "raise the limit with ulimit -n", errno.ENFILE: "close other programs"}
+_MACHINE = {*_REASONS, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOSPC}
+_MACHINE |= {errno.ENAMETOOLONG}
 
 
 class SafeStream:
-    """A text stream whose write errors are kept instead of raised.
+    """A text stream whose last write error is kept in ``error`` instead of raised.
 
     Text is written again as soon as the stream accepts it, for example when a disk has room.
-
-    Attributes:
-        error: the last error; None when everything was written.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Wrap a stream.
-
-        Args:
-            stream: such as ``sys.stdout``; None, as in a process without one, discards all text.
-        """
+        """Wrap a stream; None, as in a process without standard output, discards all text."""
         self.error: Exception | None = None
         self._stream = stream
         # Characters that the encoding lacks become "?".
@@ -86,12 +71,14 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[SafeStream]:
-    """Make standard output and error safe; they are restored at the end.
-
-    Yields:
-        The standard output.
-    """
-    _open_standard_files()
+    """Make standard output (yielded) and error safe; they are restored at the end."""
+    # A closed standard file becomes the null device: otherwise a checkpoint may get descriptor 2,
+    # to which libraries write their warnings.
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
     before = sys.stdout, sys.stderr
     safe = SafeStream(sys.stdout), SafeStream(sys.stderr)
     sys.stdout, sys.stderr = safe
@@ -101,44 +88,24 @@ def safe_output() -> Iterator[SafeStream]:
         sys.stdout, sys.stderr = before
         for stream, descriptor in zip(safe, (1, 2), strict=True):
             stream.flush()
-            if stream.error is not None:
+            with contextlib.suppress(AttributeError, ValueError, OSError):
                 # Python writes the rest of the buffer when it exits, and would fail again.
-                _discard(stream, descriptor)
-
-
-def _discard(stream: SafeStream, descriptor: int) -> None:
-    """Send the buffered text of a process's standard stream to the null device."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        if stream.fileno() == descriptor:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, descriptor)
-            os.close(null)
-
-
-def _open_standard_files() -> None:
-    """Open the null device for closed standard files.
-
-    Otherwise a checkpoint may get descriptor 2, to which libraries write their warnings.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
+                if stream.error is not None and stream.fileno() == descriptor:
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, descriptor)
+                    os.close(null)
 
 
 def prepare_process() -> None:
     """Raise the limit of open files and choose a temporary directory for sockets.
 
-    Raises:
-        ConfigError: when the working directory was deleted, or there is no such directory.
+    ConfigError when the working directory was deleted, or there is no such directory.
     """
     try:
         os.getcwd()
     except OSError as error:
-        raise ConfigError(
-            f"the working directory cannot be used ({error.strerror}): change to another one"
-        ) from error
+        reason = f"the working directory cannot be used ({error.strerror})"
+        raise ConfigError(f"{reason}: change to another one") from error
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -147,37 +114,30 @@ def prepare_process() -> None:
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > _SOCKET_DIRECTORY:
         if not os.access("/tmp", os.W_OK | os.X_OK):
-            raise ConfigError(
-                f"the temporary directory {folder} is too long for a socket: set TMPDIR to a "
-                "shorter path"
-            )
+            raise ConfigError(f"{folder} is too long for a socket: set TMPDIR to a shorter path")
         tempfile.tempdir = "/tmp"
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
     """Expand ``~`` at the start of command-line arguments and of ``--name=~/path``.
 
-    Raises:
-        ConfigError: when there is no such home directory.
+    ConfigError when there is no such home directory.
     """
-    return [_expand(argument) for argument in arguments]
-
-
-def _expand(argument: str) -> str:
-    name, path = re.fullmatch(r"(--[^=]*=|)(.*)", argument, re.DOTALL).groups()
-    if not path.startswith("~"):
-        return argument
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ConfigError(f"{argument}: there is no such home directory, give the full path")
-    return name + expanded
+    expanded = []
+    for argument in arguments:
+        name, path = re.fullmatch(r"(--[^=]*=|)(.*)", argument, re.DOTALL).groups()
+        full = os.path.expanduser(path)
+        if full.startswith("~"):
+            raise ConfigError(f"{argument}: there is no such home directory, give the full path")
+        expanded.append(name + full)
+    return expanded
 
 
 def machine_error(error: BaseException) -> str:
     """One line for an error that the machine caused, such as a full disk; empty for others."""
     if not isinstance(error, OSError):
         return ""
-    if error.errno not in _REASONS and "No usable temporary" not in (error.strerror or ""):
+    if error.errno not in _MACHINE and "No usable temporary" not in str(error.strerror):
         return ""
     parts = [str(error.filename or ""), error.strerror, _REASONS.get(error.errno, "")]
     return ": ".join(part for part in parts if part)

@@ -8,7 +8,7 @@ be repeated. :meth:`Agent.player` keeps the memory for callers that only want ac
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
 from emerald_jax.agent.acting import Observation, Player, act, compile_acting
-from emerald_jax.agent.dream import Rollout, Shown, dream, show
 from emerald_jax.agent.state import Learner, count_parameters, init_carry
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec
-from emerald_jax.losses import world_model_losses
 from emerald_jax.types import AnyArray, Array, Batch, Carry, Key, Params, PolicyFn
+
+if TYPE_CHECKING:
+    from emerald_jax.agent.dream import Rollout, Shown
 
 Mode = Literal["sample", "mode"]
 
@@ -262,6 +263,8 @@ def _dream(
     **options: Any,
 ) -> tuple[Rollout, Shown, Array]:
     """:func:`dream.dream` of batch-major arrays, with its states decoded."""
+    from emerald_jax.agent.dream import dream, show  # loading an agent needs neither
+
     future, images = None if future is None else future.T, jnp.swapaxes(obs, 0, 1)
     options |= {"learner": learner, "temperature": temperature}
     dreamt = dream(params, images, actions.T, future, key, **options)
@@ -270,6 +273,7 @@ def _dream(
 
 
 def _losses(params: Params, batch: Batch, key: Key, *, learner: Learner) -> dict[str, Array]:
+    from emerald_jax.losses import world_model_losses
 
     def one(sequence: Batch, key: Key) -> dict[str, Array]:
         options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}

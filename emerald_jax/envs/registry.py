@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv
-from emerald_jax.envs.guards import env_code
 
 if TYPE_CHECKING:
     import gymnasium
@@ -255,6 +254,8 @@ def _import_factory(module: str, attribute: str) -> Callable[[], Any] | None:
     Raises:
         EnvError: when the module fails to import, or has no callable of that name.
     """
+    from emerald_jax.envs.guards import env_code
+
     names = [*module.split("."), *attribute.split(".")]
     if not all(name.isidentifier() for name in names):
         return None

@@ -1,17 +1,11 @@
 """Checkpoints: one consistent point of a run per step, verified byte by byte when it is read.
 
-On disk, readable with plain orbax, JSON, numpy and ``sha256sum -c``::
-
-    RUN/checkpoints/STEP/state/         the tree, an orbax checkpoint of host arrays (no devices)
-    RUN/checkpoints/STEP/metadata.json  {"version", "step", "leaves", "run", "replay"}
-    RUN/checkpoints/STEP/SHA256SUMS     the digest of every other file
-    RUN/checkpoints/aside/STEP/         steps newer than one that the run went back to; never read
-    RUN/replay/*.npz                    the replay, in chunks that metadata.json lists
-
-A step is written under a temporary name in the background and renamed when it is complete, so a
-kill leaves it complete or absent. orbax does not notice flipped bits, so no file is given to it
-before its digest has been checked. A step that fails the check is *damaged*: it is reported, left
-as it is, and the next older one is used.
+``checkpoints/STEP/`` holds ``state/`` (an orbax checkpoint of host arrays), ``metadata.json``
+(version, step, leaves, run, replay chunks) and ``SHA256SUMS``. It is written under a temporary name
+in the background and renamed when complete: a kill leaves it complete or absent. orbax does not
+notice flipped bits, so digests are checked first. A step that fails is *damaged*: it is reported
+and left, and the next older one is used. ``checkpoints/aside/`` holds steps newer than one that the
+run went back to; it is never read.
 """
 
 from __future__ import annotations
@@ -20,16 +14,18 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from emerald_jax import __version__
 from emerald_jax.run.directory import CHECKPOINTS_DIR, METADATA_FILE, REPLAY_DIR, read_metadata
@@ -72,27 +68,19 @@ class Restored(NamedTuple):
     lost: tuple[str, ...]
 
 
-class Store:
+class Store(AbstractContextManager):
     """The checkpoints of a run, each a tree of arrays, JSON metadata and the replay.
 
     A resumed run calls :meth:`restore` before :meth:`save`. Steps newer than the restored one
     (damaged, or skipped on request) are moved to ``aside/`` by the first save. The run directory
     must be locked (:class:`RunLock`) unless the store is read-only. Not thread-safe.
-
-    Attributes:
-        directory: absolute path of the checkpoints.
     """
 
     def __init__(self, run: str | Path, keep: int = 3, *, read_only: bool = False) -> None:
-        """Open the checkpoints of a run directory.
+        """Open the checkpoints of a run directory, of which the newest ``keep`` stay.
 
-        Args:
-            run: the run directory; made if it does not exist.
-            keep: number of newest checkpoints to keep.
-            read_only: change nothing on disk.
-
-        Raises:
-            CheckpointError: if ``RUN/checkpoints`` holds other files, or is not writable.
+        The directory is made if it does not exist, unless ``read_only``. CheckpointError if
+        ``RUN/checkpoints`` holds other files, or is not writable.
         """
         self.directory = Path(run).absolute() / CHECKPOINTS_DIR
         self._keep, self._read_only = keep, read_only
@@ -115,11 +103,7 @@ class Store:
         return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The content of one step's metadata.json, checked.
-
-        Raises:
-            DamagedError: if it is missing, altered, or another step's.
-        """
+        """One step's metadata.json; DamagedError if it is missing, altered, or another step's."""
         try:
             found, name = read_metadata(self.directory / str(step))
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -147,17 +131,12 @@ class Store:
         Args:
             step: number of updates, larger than that of any step saved or restored before.
             tree: pytree of arrays (random keys as ``jax.random.key_data``).
-            metadata: JSON values.
+            metadata: JSON values; TypeError for others.
             replay: the replay as it is now; always the same one.
 
         Returns:
             Whether the step is being written, or already saved. False, with a warning, if it cannot
-            be written: older steps stay. A failure in the background is returned by :meth:`wait`,
-            and is a warning at the next save.
-
-        Raises:
-            TypeError: if ``metadata`` is not JSON.
-            CheckpointError: if the store is read-only.
+            be written: older steps stay. A failure in the background is returned by :meth:`wait`.
         """
         if self._read_only:
             raise CheckpointError(f"{self.directory} was opened read-only: nothing can be saved")
@@ -170,32 +149,34 @@ class Store:
         if replay is not None and (manifest := self._replay.save(replay)) is None:
             return False
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
-        content = {
-            "version": __version__,
-            "step": step,
-            "leaves": describe(named_leaves(host)),
-            "run": metadata,
-            "replay": manifest,
-        }
-        content = json.loads(json.dumps(content))
+        content = {"version": __version__, "step": step, "leaves": describe(named_leaves(host))}
+        content = json.loads(json.dumps({**content, "run": metadata, "replay": manifest}))
         abandoned = [s for s in self.steps() if s > self._last or s >= step]
         self._pending = step, self._writer.submit(self._write, step, host, content, abandoned)
-        self._prune_replay()
+        try:
+            manifests = [self.metadata(step)["replay"] for step in self.steps()]
+        except DamagedError as error:  # it may need any chunk: keep all until it is deleted
+            _log.debug("replay chunks are not pruned: %s", error)
+        else:
+            self._replay.prune(manifest for manifest in manifests if manifest)
         return True
 
     def wait(self) -> bool:
-        """Wait until the last save is on disk.
-
-        Returns:
-            True if it is, or if there was none; False, with a warning, if it failed.
-        """
+        """Wait for the last save; False, with a warning, if it failed."""
         if self._pending is None:
             return True
         (step, job), self._pending = self._pending, None
         try:
             job.result()
         except Exception as error:  # orbax raises many types, of a full disk for example
-            self._report_failure(step, error)
+            _log.debug("saving checkpoint %d failed", step, exc_info=error)
+            _remove_drafts(self.directory)
+            older = ", ".join(str(s) for s in self.steps() if s <= self._last)
+            _log.warning(
+                "checkpoint %d cannot be written to %s (%s): continuing, %s",
+                *(step, self.directory, first_line(error)),
+                f"keeping {older}" if older else "there is no older one",
+            )
             return False
         self._last = step
         return True
@@ -223,8 +204,7 @@ class Store:
                 types that JAX would narrow, come back as numpy arrays.
             replay: an empty store to fill; None leaves the replay on disk.
             step: the step; None takes the newest sound one.
-            prefix: load a part of the tree: the name of ``abstract`` in it, such as
-                ``params/actor``.
+            prefix: name of ``abstract`` in the tree, such as ``params/actor``, to load a part.
             cast: name prefixes of leaves whose floats may have been saved in another precision.
 
         Raises:
@@ -234,8 +214,7 @@ class Store:
         wanted = {f"{lead}{name}": leaf for name, leaf in named_leaves(abstract).items()}
 
         def check(candidate: int, saved: dict[str, Any]) -> None:
-            names = wanted if prefix else {**wanted, **saved}
-            for name in names:
+            for name in wanted if prefix else {**wanted, **saved}:
                 if wrong := _misfit(name, saved.get(name), wanted.get(name), tuple(cast)):
                     raise CheckpointError(
                         f"checkpoint {candidate} in {self.directory} does not fit: {wrong} in "
@@ -252,15 +231,7 @@ class Store:
         return Restored(tree, metadata["run"], found, lost)
 
     def read(self, prefix: str, step: int | None = None) -> Restored:
-        """Load a part of the tree as nested dicts of numpy arrays, checking every byte.
-
-        Args:
-            prefix: name of the part, as in :meth:`restore`.
-            step: the step; None takes the newest sound one.
-
-        Raises:
-            CheckpointError: if there is no (sound) step, or nothing below ``prefix``.
-        """
+        """The part of a step below ``prefix`` as nested dicts of numpy arrays; see restore."""
         leaves, metadata, found = self._read_newest(step, lambda candidate, saved: None)
         start = f"{prefix}/"
         part = {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
@@ -275,9 +246,6 @@ class Store:
         if "_replay" in self.__dict__:
             self._replay.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -286,11 +254,7 @@ class Store:
         self._read_leaves(step, self.metadata(step)["leaves"])
 
     def _write(self, step: int, tree: Any, metadata: dict[str, Any], abandoned: list[int]) -> None:
-        """Write a step, move ``abandoned`` steps aside, delete the oldest beyond ``keep``.
-
-        Raises:
-            Exception: by orbax or the disk; the steps on disk are unchanged.
-        """
+        """Write a step, move ``abandoned`` steps aside, delete the oldest beyond ``keep``."""
         draft = self.directory / f"{step}{_TEMPORARY}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
@@ -312,26 +276,21 @@ class Store:
             os.rename(self.directory / str(old), doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def _prune_replay(self) -> None:
-        """Delete replay chunks that no checkpoint needs."""
-        try:
-            manifests = [self.metadata(step)["replay"] for step in self.steps()]
-        except DamagedError as error:  # it may need any chunk: keep all until it is deleted
-            _log.debug("replay chunks are not pruned: %s", error)
-            return
-        self._replay.prune(manifest for manifest in manifests if manifest)
-
     def _read_newest(
         self, step: int | None, check: Callable[[int, dict[str, Any]], None]
     ) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
         """Arrays by name, metadata and number of ``step``, or of the newest sound one.
 
-        Args:
-            step: None takes the newest sound one.
-            check: called with each candidate and its leaves before they are read; may raise.
+        ``check`` is called with each candidate and its leaves before they are read; it may raise.
         """
         damaged = []
-        for candidate in self._candidates(step):
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"no checkpoint in {self.directory}")
+        if step is not None and step not in steps:
+            known = ", ".join(map(str, steps))
+            raise CheckpointError(f"{self.directory} has no checkpoint {step}, only {known}")
+        for candidate in reversed(steps) if step is None else [step]:
             try:
                 metadata = self.metadata(candidate)
                 check(candidate, metadata["leaves"])
@@ -343,18 +302,6 @@ class Store:
             return leaves, metadata, candidate
         raise CheckpointError(f"no sound checkpoint in {self.directory} ({'; '.join(damaged)})")
 
-    def _candidates(self, step: int | None) -> Iterable[int]:
-        """Steps to try, in order."""
-        steps = self.steps()
-        if not steps:
-            raise CheckpointError(f"no checkpoint in {self.directory}")
-        if step is None:
-            return reversed(steps)
-        if step not in steps:
-            known = ", ".join(map(str, steps))
-            raise CheckpointError(f"{self.directory} has no checkpoint {step}, only {known}")
-        return [step]
-
     def _read_leaves(self, step: int, expected: dict[str, Any]) -> dict[str, np.ndarray]:
         """All arrays of one step by name; DamagedError if a file is not the one written."""
         check_sums(self.directory / str(step))
@@ -362,35 +309,21 @@ class Store:
         for name, leaf in expected.items():
             if 0 in leaf["shape"]:
                 leaves[name] = np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
-        known = {n: {"shape": x["shape"], "dtype": x["dtype"]} for n, x in expected.items()}
-        found = describe(leaves)
-        for name in {**known, **found}:
-            if found.get(name) != known.get(name):
-                raise DamagedError(f"{name} is not the array that was saved")
+        known = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in expected.items()}
+        found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in leaves.items()}
+        if wrong := dict(known.items() ^ found.items()):
+            raise DamagedError(f"{min(wrong)} is not the array that was saved")
         return leaves
-
-    def _report_failure(self, step: int, error: Exception) -> None:
-        """Warn of a save that failed, and delete its draft."""
-        _log.debug("saving checkpoint %d failed", step, exc_info=error)
-        _remove_drafts(self.directory)
-        older = ", ".join(str(s) for s in self.steps() if s <= self._last)
-        _log.warning(
-            "checkpoint %d cannot be written to %s (%s): continuing, %s",
-            *(step, self.directory, first_line(error)),
-            f"keeping {older}" if older else "there is no older one",
-        )
 
 
 def _check_directory(directory: Path, read_only: bool) -> None:
     """Refuse a directory that holds other files; make it, and delete old drafts."""
-    if directory.exists() and not directory.is_dir():
+    if directory.is_file():
         raise CheckpointError(f"{directory} is a file, not a directory of checkpoints")
     names = sorted(p.name for p in directory.iterdir()) if directory.exists() else []
     foreign = [n for n in names if not (n.isdecimal() or n == _ASIDE or _TEMPORARY in n)]
     if foreign and not any(name.isdecimal() for name in names):
-        raise CheckpointError(
-            f"{directory} is not a directory of checkpoints: it holds {foreign[0]}"
-        )
+        raise CheckpointError(f"{directory} is no directory of checkpoints: it holds {foreign[0]}")
     if read_only:
         return
     try:
@@ -416,33 +349,18 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Invert :func:`named_leaves` with dicts: ``{"a/b": x}`` -> ``{"a": {"b": x}}``."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return unflatten_dict(leaves, sep="/")
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Write a pytree of numpy arrays with orbax.
-
-    Raises:
-        Exception: by orbax or the disk.
-    """
+    """Write a pytree of numpy arrays with orbax, which raises many types of errors."""
     _quiet_orbax()
     with ocp.StandardCheckpointer() as files:
         files.save(path.absolute(), tree)
 
 
 def load_tree(path: Path) -> Any:
-    """A pytree of numpy arrays written by :func:`save_tree`; check its files first.
-
-    Raises:
-        DamagedError: if it cannot be read.
-    """
+    """A pytree of numpy arrays from :func:`save_tree`; DamagedError if it cannot be read."""
     _quiet_orbax()
     try:
         with ocp.PyTreeCheckpointer() as files:

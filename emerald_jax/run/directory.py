@@ -1,14 +1,10 @@
-"""A run directory: its files, its settings, and its rows of JSON.
+"""A run directory: its files, its settings, and its rows of JSON. Nothing here imports JAX.
 
-``config.json`` makes a directory a run; all other files can be read without this package. Nothing
-here imports JAX, so that a wrong directory is refused at once.
-
-A run may be resumed with other settings. Refused is a setting that decides the *shape* of anything
-saved, or what saved *data* mean: what a replay record is, what an action does, what a return
-counts. A setting that is not in :data:`FREE` is refused, so a new one is safe by default. Two cases
-are not obvious. ``envs.time_limit`` is refused, since returns and lengths in the log would not be
-comparable. ``behavior.gamma`` may change: no discount is stored, and the critic adapts to it as it
-adapts to a better policy.
+A run may be resumed with other settings. Refused is one that decides the *shape* of anything saved,
+or what saved *data* mean: what a replay record is, what an action does, what a return counts. Those
+not in :data:`FREE` are refused, so a new one is safe by default. ``envs.time_limit`` is refused,
+since returns and lengths in the log would not be comparable. ``behavior.gamma`` is free: no
+discount is stored, and the critic adapts to it as it adapts to a better policy.
 """
 
 from __future__ import annotations
@@ -48,28 +44,11 @@ _log = logging.getLogger(__name__)
 
 #: Settings that may change; ``group.*`` is a complete group.
 FREE = (
-    "preset",
-    "steps",
-    "max_minutes",
-    "train_ratio",
-    "seed",
-    "logdir",
-    "devices",
-    "envs.workers",
-    "envs.processes",
-    "envs.worker_timeout",
-    "envs.max_worker_failures",
-    "model.dropout",
-    "model.dtype",
-    "model.remat",
-    "model.unimix",
-    "loss.*",
-    "behavior.*",
-    "optim.*",
-    "replay.best_of",
-    "replay.capacity",
-    "replay.prefill",
-    "log.*",
+    *("preset", "steps", "max_minutes", "train_ratio", "seed", "logdir", "devices"),
+    *("envs.workers", "envs.processes", "envs.worker_timeout", "envs.max_worker_failures"),
+    *("model.dropout", "model.dtype", "model.remat", "model.unimix"),
+    *("replay.best_of", "replay.capacity", "replay.prefill"),
+    *("loss.*", "behavior.*", "optim.*", "log.*"),
 )
 
 #: The settings that decide how many updates are due after so many steps.
@@ -77,13 +56,7 @@ PACE = ("train_ratio", "replay.prefill")
 
 
 class Difference(NamedTuple):
-    """One setting that differs from the checkpoint's.
-
-    Attributes:
-        name: such as ``optim.model_lr``.
-        before: the checkpoint's value.
-        now: the new value.
-    """
+    """One setting, such as ``optim.model_lr``, that differs from the checkpoint's."""
 
     name: str
     before: Any
@@ -102,24 +75,18 @@ class Difference(NamedTuple):
 
 def compare_settings(before: Config, now: Config) -> list[Difference]:
     """The settings that differ, in the order of ``config.py``."""
-    old, new = (dict(_flatten(config.to_dict())) for config in (before, now))
+    old, new = _flatten(before), _flatten(now)
     return [Difference(name, old[name], value) for name, value in new.items() if value != old[name]]
 
 
 def refuse_other_data(logdir: Path, differences: Sequence[Difference]) -> None:
-    """Refuse settings with which a run cannot be resumed.
-
-    Raises:
-        ConfigError: names each of them with both values.
-    """
+    """Refuse settings with which a run cannot be resumed: ConfigError names both values of each."""
     refused = [d for d in differences if not d.free]
     if any(d.name == "init_from" for d in refused):
-        raise ConfigError(
-            f"logdir {logdir} holds a run with a checkpoint: --init-from is for a new run, "
-            "choose another --logdir"
-        )
+        raise ConfigError(f"--init-from is for a new run: choose another logdir than {logdir}")
     if refused:
-        values = ", ".join(f"{d.name} {_spell(d.before)}, not {_spell(d.now)}" for d in refused)
+        spelled = ((d.name, *("empty" if x == "" else x for x in d[1:])) for d in refused)
+        values = ", ".join(f"{name} {before}, not {now}" for name, before, now in spelled)
         raise ConfigError(
             f"logdir {logdir} holds a run with {values}: choose another --logdir, or continue it "
             "with its own settings"
@@ -129,16 +96,14 @@ def refuse_other_data(logdir: Path, differences: Sequence[Difference]) -> None:
 def read_metadata(step: Path) -> tuple[dict[str, Any], str]:
     """The metadata of one checkpoint directory, unchecked, and the name of its file.
 
-    Raises:
-        OSError, ValueError, KeyError, TypeError: if it is missing or malformed.
+    OSError, ValueError, KeyError or TypeError if it is missing or malformed.
     """
     old = "facts/metadata"  # of versions up to a5675e2: {"content": {..., "facts": {"run": ...}}}
     name = old if (step / old).is_file() else METADATA_FILE
     found = json.loads((step / name).read_bytes())
     if name == old:
         found = {"replay": None, **found["content"], **found["content"]["facts"]}
-    missing = {"step", "leaves", "run", "replay"} - {*found}
-    if missing:
+    if missing := {"step", "leaves", "run", "replay"} - {*found}:
         raise KeyError(f"{min(missing)} is missing")
     return found, name
 
@@ -146,33 +111,26 @@ def read_metadata(step: Path) -> tuple[dict[str, Any], str]:
 def _saved_settings(logdir: Path) -> Iterator[tuple[str, Any]]:
     """Version and settings in the readable checkpoints, newest first; digests are not checked."""
     for step in sorted(saved_steps(logdir), reverse=True):
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found, _ = read_metadata(logdir / CHECKPOINTS_DIR / str(step))
             yield found.get("version", "0.1.0"), found["run"]["config"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
 
 
 def saved_config(logdir: Path) -> Config | None:
-    """The settings of the newest checkpoint that is readable by this version, if there is one."""
+    """The settings of the newest checkpoint that this version can read, if there is one."""
     for _, settings in _saved_settings(logdir):
-        try:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # or ConfigError
             return Config.from_dict(settings)
-        except (ValueError, TypeError, AttributeError):  # ConfigError is a ValueError
-            continue
     return None
 
 
-def _spell(value: Any) -> str:
-    return "empty" if value == "" else str(value)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _flatten(config: Config) -> dict[str, Any]:
+    """Values by dotted name; settings have one level of groups."""
+    flat = {}
+    for name, value in config.to_dict().items():
+        group = {f"{name}.{key}": x for key, x in value.items()} if isinstance(value, dict) else {}
+        flat |= group or {name: value}
+    return flat
 
 
 def run_dir(config: Config) -> Path:
@@ -203,7 +161,7 @@ def read_config(run: str | Path) -> Config:
         run: a run directory, or an export.
 
     Raises:
-        ConfigError: when ``run`` is not a run directory, or its config.json cannot be read.
+        ConfigError: when ``run`` is neither, or its config.json cannot be read.
     """
     run = Path(run).expanduser()
     path = run / CONFIG_FILE
@@ -242,17 +200,18 @@ def check_run_dir(config: Config) -> Path:
         raise ConfigError(f"the working directory cannot be used: {error.strerror}") from error
     if logdir.exists() and not logdir.is_dir():
         raise ConfigError(f"logdir {logdir} is a file: choose another --logdir")
-    _refuse_unwritable(logdir)
+    existing = next(path for path in (logdir, *logdir.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"logdir {logdir} cannot be written in: choose another --logdir")
     begun = has_checkpoints(logdir)
     if config.init_from and not begun:
         read_config(config.init_from)
-    if not logdir.exists() or all(map(_is_left_over, logdir.iterdir())):
+    # The lock and drafts may be left from a process that ended before it wrote anything else.
+    names = [path.name for path in logdir.glob("*")]
+    if all(name == LOCK_FILE or re.fullmatch(r"\..*\.tmp", name) for name in names):
         return logdir
-    if not begun and not (logdir / CONFIG_FILE).is_file():
-        raise ConfigError(
-            f"logdir {logdir} holds files but no run ({CONFIG_FILE} is missing): "
-            "choose another --logdir"
-        )
+    if not begun and CONFIG_FILE not in names:
+        raise ConfigError(f"logdir {logdir} holds files but no run: choose another --logdir")
     if begun:
         # config.json may have been written by a later start that saved nothing.
         saved = saved_config(logdir) or read_config(logdir)
@@ -277,22 +236,8 @@ def clear_drafts(logdir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_left_over(path: Path) -> bool:
-    """Whether a file is left from a process that ended before it wrote anything else."""
-    return path.name == LOCK_FILE or (path.name.startswith(".") and path.suffix == ".tmp")
-
-
-def _refuse_unwritable(logdir: Path) -> None:
-    """Check the permissions of the nearest parent that exists."""
-    existing = logdir
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"logdir {logdir} cannot be written in: choose another --logdir")
-
-
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, oldest first; none when there is no file.
+    """The rows of a JSON-lines file, oldest first; empty without a file.
 
     Lines that are not JSON objects are skipped: a killed process can leave half a line.
     """
@@ -341,7 +286,11 @@ class JsonLines:
         self._waiting.append(_dump_rows([row]))
         try:
             if self._file is None:
-                self._open()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+                    # Half a line of a killed process would be joined with the first new row.
+                    self.replace(read_rows(self.path))
+                self._file = self.path.open("ab", buffering=0)
             while self._waiting:
                 self._write(self._waiting[0])
                 self._waiting.popleft()
@@ -379,10 +328,3 @@ class JsonLines:
         except OSError:
             self._file.truncate(end)
             raise
-
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            # Half a line of a killed process would be joined with the first new row.
-            self.replace(read_rows(self.path))
-        self._file = self.path.open("ab", buffering=0)

@@ -1,17 +1,15 @@
 """Episodes as rows, and the evaluations of a run: RUN/evals/STEP-SEED/, one directory each.
 
-``result.json`` holds the result and its settings, ``stats.jsonl`` the episodes, ``episode.mp4`` the
-first one, if it was filmed. STEP is the checkpoint's number, SEED that of the evaluation. The same
-evaluation again replaces its directory; another one of the same checkpoint and seed gets a suffix.
-
-``stats.jsonl`` is the format of Crafter's own recorder, so the benchmark's published scripts read
-it: one complete episode per line, in the order in which they ended, with ``length``, ``reward``
-(the return, rounded to one decimal where there are achievements, as Crafter does) and
-``achievement_NAME`` (times unlocked). Nothing here imports JAX.
+``result.json`` holds the result and its settings, ``episode.mp4`` the first episode, if filmed.
+STEP is the checkpoint's number, SEED that of the evaluation; the same evaluation again replaces its
+directory, another one gets a suffix. ``stats.jsonl`` is the format of Crafter's own recorder, so
+the benchmark's published scripts read it: one complete episode per line with ``length``, ``reward``
+(the return) and ``achievement_NAME`` (times unlocked). Nothing here imports JAX.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import statistics
@@ -41,12 +39,7 @@ def achievements_of(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def stats_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of stats.jsonl.
-
-    Args:
-        row: an episode: ``score``, ``length`` and, at its top or inside ``extra``,
-            ``achievements``.
-    """
+    """A line of stats.jsonl; returns with achievements are rounded as Crafter's recorder does."""
     unlocked = achievements_of(row)
     score = float(row["score"])
     return {
@@ -65,39 +58,18 @@ def stats_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def result_of(report: EvalReport) -> dict[str, Any]:
     """Scores and settings of an evaluation, as JSON values."""
     scores = [episode.score for episode in report.episodes]
-    result: dict[str, Any] = {
-        "env": report.env,
-        "updates": report.updates,
-        "mode": report.mode,
-        **report.settings,
-        "episodes": len(scores),
-        "left_out": report.left_out,
-        "return": report.score,
-        "standard_error": report.error,
-        "lowest": min(scores),
-        "highest": max(scores),
-        "length": statistics.fmean(episode.length for episode in report.episodes),
-    }
-    if report.human_normalised is not None:
-        result["human_normalised"] = report.human_normalised
-    if report.rates:
-        result["rates"] = report.rates
-    if report.crafter_score is not None:
-        result["score"] = report.crafter_score
-    return result
+    result = {"env": report.env, "updates": report.updates, "mode": report.mode}
+    result |= {**report.settings, "episodes": len(scores), "left_out": report.left_out}
+    result |= {"return": report.score, "standard_error": report.error}
+    result |= {"lowest": min(scores), "highest": max(scores)}
+    result["length"] = statistics.fmean(episode.length for episode in report.episodes)
+    more = {"human_normalised": report.human_normalised, "rates": report.rates or None}
+    more["score"] = report.crafter_score
+    return result | {name: value for name, value in more.items() if value is not None}
 
 
 def save_evaluation(run: str | Path, report: EvalReport, video: Path | None = None) -> Path:
-    """Write a report into its run.
-
-    Args:
-        run: run directory.
-        report: of one of its checkpoints.
-        video: a film of it, which is moved; or None.
-
-    Returns:
-        The evaluation's directory.
-    """
+    """Write a report into its run, and move a film of it there; returns the new directory."""
     result = result_of(report)
     folder = _folder(Path(run) / EVALS_DIR, result)
     JsonLines(folder / STATS_FILE).replace(stats_rows(map(asdict, report.episodes)))
@@ -110,23 +82,18 @@ def save_evaluation(run: str | Path, report: EvalReport, video: Path | None = No
 
 def read_evaluations(run: str | Path) -> list[dict[str, Any]]:
     """Results of a run's evaluations, of the oldest weights first, each with its ``folder``."""
-    found = []
-    for path in sorted(Path(run).glob(f"{EVALS_DIR}/*/{RESULT_FILE}")):
-        result = _read(path)
-        if result is not None:
-            found.append({**result, "folder": path.parent})
+    paths = sorted(Path(run).glob(f"{EVALS_DIR}/*/{RESULT_FILE}"))
+    found = [{**result, "folder": path.parent} for path in paths if (result := _read(path))]
     return sorted(found, key=lambda result: (result["updates"], result["seed"]))
 
 
 def _folder(evals: Path, result: dict[str, Any]) -> Path:
     """The directory for a result: that of the same evaluation before, or a free one."""
-    name, number = f"{result['updates']}-{result['seed']}", 1
-    while True:
-        folder = evals / (name if number == 1 else f"{name}-{number}")
-        before = _read(folder / RESULT_FILE) if (folder / RESULT_FILE).exists() else None
+    name = f"{result['updates']}-{result['seed']}"
+    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+        before = _read(evals / f"{name}{suffix}" / RESULT_FILE)
         if before is None or all(before.get(k) == result[k] for k in ("mode", "episodes")):
-            return folder
-        number += 1
+            return evals / f"{name}{suffix}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

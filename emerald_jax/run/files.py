@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +40,7 @@ class RunInUseError(CheckpointError):
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a complete file to disk; after a kill or a power cut the old content is still there.
 
-    Args:
-        path: the file; replaced if it exists, its parent directories are made.
-        data: its content.
-
-    Raises:
-        OSError: when the disk is full or not writable; ``path`` is unchanged.
+    Parent directories are made. OSError when the disk is full or not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two processes from writing to the same draft.
@@ -64,12 +59,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file by :func:`write_atomic`.
-
-    Raises:
-        OSError: when the disk is full or not writable.
-        TypeError: when ``value`` is not JSON.
-    """
+    """Write a JSON file by :func:`write_atomic`."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
@@ -92,27 +82,14 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:160]
 
 
-def digest(data: bytes | memoryview) -> str:
-    """SHA-256 of ``data`` in hex."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex, read in blocks.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
+    """SHA-256 of a file in hex, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sums(directory: Path) -> None:
-    """Write SHA256SUMS of all files below ``directory``.
-
-    Raises:
-        OSError: when the disk is full or not writable.
-    """
+    """Write SHA256SUMS of all files below ``directory``."""
     lines = [f"{file_digest(directory / name)}  {name}\n" for name in _files_of(directory)]
     write_atomic(directory / SUMS_FILE, "".join(lines).encode())
 
@@ -120,12 +97,7 @@ def write_sums(directory: Path) -> None:
 def check_sums(directory: Path, *, only: str = "") -> None:
     """Refuse a directory in which a file is missing, altered, or was added since write_sums.
 
-    Args:
-        directory: a checkpoint, or an export.
-        only: name of a single file to check; empty checks all.
-
-    Raises:
-        DamagedError: names the file.
+    ``only`` names a single file to check. DamagedError names the bad one.
     """
     try:
         lines = (directory / SUMS_FILE).read_text(encoding="utf-8").splitlines()
@@ -151,18 +123,11 @@ def _files_of(directory: Path) -> list[str]:
 def new_directory(target: Path) -> Iterator[Path]:
     """Make a directory that appears complete, by a rename, or not at all.
 
-    Args:
-        target: must not exist.
-
-    Yields:
-        The draft to write to; SHA256SUMS is added at the end.
-
-    Raises:
-        OSError: when the disk is full or not writable.
+    ``target`` must not exist. Yields the draft to write to; SHA256SUMS is added at the end.
     """
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
-        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         yield draft
         write_sums(draft)
@@ -171,7 +136,7 @@ def new_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-class RunLock:
+class RunLock(contextlib.AbstractContextManager):
     """Locks a run directory for this process until :meth:`release` or until the process ends.
 
     The kernel ties the lock to the open file and drops it with its process, so no stale lock is
@@ -179,14 +144,9 @@ class RunLock:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        """Take the lock.
+        """Take the lock; the directory is made if it does not exist.
 
-        Args:
-            directory: the run directory; made if it does not exist.
-
-        Raises:
-            RunInUseError: if another process holds the lock.
-            CheckpointError: if the directory is not writable.
+        RunInUseError if another process holds it, CheckpointError if it is not writable.
         """
         path = Path(directory) / LOCK_FILE
         self._handle: int | None = None
@@ -201,8 +161,7 @@ class RunLock:
             owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise RunInUseError(
-                f"{directory} is in use by process {owner}: "
-                "wait for it, stop it, or choose another --logdir"
+                f"{directory} is in use by process {owner}: stop it, or choose another --logdir"
             ) from None
         except OSError as error:  # a network file system without locks
             _log.warning("%s has no file locks (%s): it is not locked", directory, error.strerror)
@@ -218,9 +177,6 @@ class RunLock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

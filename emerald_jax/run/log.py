@@ -1,8 +1,9 @@
-"""The log of a run: rows of JSON, TensorBoard, pictures, and lines on the terminal.
+"""The log of a run: rows of JSON, TensorBoard, pictures, and progress on the terminal.
 
 :class:`RunLogger` is the only object that the training loop writes to. It writes into the run
-directory, narrates on standard error, and prints only the result on standard output. It imports no
-JAX: values may be JAX scalars, and the caller decides when to wait for them.
+directory, narrates on standard error (a live bar on a terminal, one line every ten seconds
+elsewhere), and prints only the result on standard output. It imports no JAX: values may be JAX
+scalars, and the caller decides when to wait for them.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ import io
 import json
 import logging
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import imageio
 import numpy as np
+import psutil
 import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX.proto.summary_pb2 import Summary
 
 from emerald_jax.config import Config
+from emerald_jax.process import SafeStream
 from emerald_jax.run.directory import (
     EPISODES_FILE,
     METRICS_FILE,
@@ -35,61 +43,41 @@ from emerald_jax.run.directory import (
 from emerald_jax.run.evaluations import achievements_of, is_whole_row, stats_rows
 from emerald_jax.run.files import write_atomic
 from emerald_jax.run.pictures import encode_png
-from emerald_jax.run.progress import ProgressView
 
 _log = logging.getLogger(__name__)
 
 #: Episodes in the mean return that progress and results show.
 RECENT_EPISODES = 100
+#: Rates are averages over this many seconds.
+RATE_WINDOW_S = 20.0
+#: Seconds between two samples, and between two changes of the bar.
+SAMPLE_EVERY_S = 0.25
+#: Seconds between two lines when the output is not a terminal.
+PLAIN_LINE_EVERY_S = 10.0
 
 
-class RunLogger:
-    """The log of one run; a context manager that closes itself.
+class RunLogger(AbstractContextManager):
+    """The log of one run; a context manager that closes itself. Steps are environment steps.
 
-    Nothing is written before the first row, picture or scalar. Steps are environment steps.
-
-    Attributes:
-        logdir: the run directory.
+    Nothing is written before the first row, picture or scalar.
     """
 
-    def __init__(
-        self,
-        logdir: str | Path,
-        config: Config,
-        *,
-        total_steps: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Open the log.
-
-        Args:
-            logdir: the run directory; made at the first write.
-            config: the run's settings; ``log.quiet`` and ``max_minutes`` are used here.
-            total_steps: environment steps at which the run ends.
-            clock: seconds from some fixed point.
-        """
+    def __init__(self, logdir: str | Path, config: Config, *, total_steps: int) -> None:
+        """Open the log of a run of ``total_steps``; uses ``log.quiet`` and ``max_minutes``."""
         self.logdir = Path(logdir)
         self._config = config
-        self._metrics = JsonLines(self.logdir / METRICS_FILE)
-        self._episodes = JsonLines(self.logdir / EPISODES_FILE)
-        self._stats = JsonLines(self.logdir / STATS_FILE)
-        self._resumes = JsonLines(self.logdir / RESUMES_FILE)
+        names = (METRICS_FILE, EPISODES_FILE, STATS_FILE, RESUMES_FILE)
+        self._files = [JsonLines(self.logdir / name) for name in names]
+        self._metrics, self._episodes, self._stats, self._resumes = self._files
         self._scores: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._left_out = 0
         self._unlocked: set[str] = set()
         self._writer: tensorboardX.SummaryWriter | None = None
         self._purge_step: int | None = None
-        self._view = ProgressView(
-            total_steps,
-            max_seconds=60 * config.max_minutes,
-            quiet=config.log.quiet,
-            clock=clock,
-        )
+        limit, quiet = 60 * config.max_minutes, config.log.quiet
+        self._view = ProgressView(total_steps, max_seconds=limit, quiet=quiet)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -125,10 +113,8 @@ class RunLogger:
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Log one row of numbers to metrics.jsonl and TensorBoard.
 
-        Args:
-            step: environment steps so far.
-            values: names in groups, such as ``loss/image``, to numbers. NaN and infinity are null
-                in the row and left out of TensorBoard.
+        Names stand in groups, such as ``loss/image``. NaN and infinity are null in the row and left
+        out of TensorBoard.
         """
         numbers = {name: float(value) for name, value in values.items()}
         self._metrics.append({"step": int(step), "time": _now(), **numbers})
@@ -139,12 +125,9 @@ class RunLogger:
     def episode(self, step: int, record: Mapping[str, Any]) -> None:
         """Log one finished episode to episodes.jsonl, stats.jsonl and TensorBoard.
 
-        One that a fault cut short is in episodes.jsonl only: its return does not count.
-
-        Args:
-            step: environment steps so far.
-            record: JSON values: ``score`` (the return), optionally ``length``, ``fault`` and
-                ``achievements`` (name to times unlocked); the last two also inside ``extra``.
+        ``record`` has JSON values: ``score`` (the return), optionally ``length``, ``fault`` and
+        ``achievements`` (name to times unlocked); the last two also inside ``extra``. An episode
+        that a fault cut short is in episodes.jsonl only: its return does not count.
         """
         self._episodes.append({"step": int(step), "time": _now(), **record})
         if not is_whole_row(record):
@@ -160,24 +143,12 @@ class RunLogger:
             self.say(f"first {name.replace('_', ' ')} after {step:,} steps")
 
     def image(self, step: int, name: str, array: np.ndarray) -> Path:
-        """Save a picture to pictures/NAME_STEP.png and TensorBoard.
+        """Save a picture, `[height, width, 3]` uint8, to pictures/NAME_STEP.png and TensorBoard.
 
-        Args:
-            step: environment steps so far.
-            name: its title; a slash becomes a hyphen in the file name.
-            array: `[height, width, 3]` uint8.
-
-        Returns:
-            The path of the picture.
-
-        Raises:
-            ValueError: when ``array`` has another shape or type.
+        A slash in ``name`` becomes a hyphen in the file name. Returns the path. ValueError for
+        another shape or type.
         """
-        array = np.asarray(array)
-        if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8:
-            raise ValueError(
-                f"a picture is [height, width, 3] uint8, not {array.shape} {array.dtype}"
-            )
+        _check_frames("a picture is [height, width, 3]", array)
         path = self.logdir / PICTURES_DIR / f"{name.replace('/', '-')}_{step:09d}.png"
         write_atomic(path, encode_png(array))
         self._tensorboard().add_image(name, array, step, dataformats="HWC")
@@ -188,12 +159,7 @@ class RunLogger:
         add_animation(self._tensorboard(), name, frames, step)
 
     def progress(self, step: int, updates: int) -> None:
-        """Show the progress; cheap enough to call at every vector step.
-
-        Args:
-            step: environment steps so far.
-            updates: gradient updates so far.
-        """
+        """Show the progress; cheap enough to call at every vector step."""
         self._view.update(step, updates, self.mean_score)
 
     def say(self, text: str) -> None:
@@ -207,7 +173,7 @@ class RunLogger:
     def close(self) -> None:
         """End the progress bar and flush every file; safe to call twice."""
         self._view.close()
-        for rows in (self._metrics, self._episodes, self._stats, self._resumes):
+        for rows in self._files:
             rows.close()
         self._close_writer()
 
@@ -240,17 +206,10 @@ def _now() -> float:
 
 
 def open_tensorboard(logdir: str, purge_step: int | None) -> tensorboardX.SummaryWriter:
-    """A SummaryWriter that survives a full disk.
+    """A SummaryWriter that survives a full disk; it hides points from ``purge_step`` on.
 
     tensorboardX writes in a thread of its own. An error ends that thread, then its queue fills and
     the run blocks at the next scalar. Here an error loses events, but not the thread.
-
-    Args:
-        logdir: directory of its files.
-        purge_step: points from here on are hidden, as after a resume.
-
-    Raises:
-        OSError: if no file can be opened.
     """
     writer = tensorboardX.SummaryWriter(logdir, purge_step=purge_step, flush_secs=10)
     events = writer.file_writer.event_writer
@@ -265,18 +224,12 @@ class _Forgiving:
     def __init__(self, inner: Any, logdir: str) -> None:
         self._inner, self._logdir, self._warned = inner, logdir, False
 
-    def write_event(self, event: Any) -> None:
-        self._try(self._inner.write_event, event)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return partial(self._try, getattr(self._inner, name))
 
-    def flush(self) -> None:
-        self._try(self._inner.flush)
-
-    def close(self) -> None:
-        self._try(self._inner.close)
-
-    def _try(self, action: Any, *args: Any) -> None:
+    def _try(self, method: Callable[..., Any], *arguments: Any) -> None:
         try:
-            action(*args)
+            method(*arguments)
         except (OSError, ValueError) as error:  # ValueError: closed after it failed to flush
             if not self._warned:
                 _log.warning("%s cannot be written to (%s): continuing", self._logdir, error)
@@ -288,28 +241,20 @@ def add_animation(
 ) -> None:
     """Add an endless GIF to the images of a run; ``add_video`` of tensorboardX needs moviepy.
 
-    Args:
-        writer: open writer.
-        name: tag, in a group such as ``dream/animated``.
-        frames: `[T, height, width, 3]` uint8.
-        step: environment steps so far.
-        fps: frames a second.
-
-    Raises:
-        ValueError: when ``frames`` has another shape or type.
+    ``frames`` is `[T, height, width, 3]` uint8, ValueError for others; ``name`` is a tag in a
+    group, such as ``dream/animated``.
     """
-    frames = np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-        raise ValueError(
-            f"an animation is [T, height, width, 3] uint8, not {frames.shape} {frames.dtype}"
-        )
-    image = Summary.Image(
-        height=frames.shape[1],
-        width=frames.shape[2],
-        colorspace=3,
-        encoded_image_string=encode_gif(frames, fps),
-    )
+    _check_frames("an animation is [T, height, width, 3]", frames)
+    _, height, width, colours = frames.shape
+    image = Summary.Image(height=height, width=width, colorspace=colours)
+    image.encoded_image_string = encode_gif(frames, fps)
     writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+
+def _check_frames(rule: str, array: np.ndarray) -> None:
+    """ValueError if ``array`` has not as many dimensions as ``rule``, three colours and uint8."""
+    if array.ndim != rule.count(",") + 1 or array.shape[-1] != 3 or array.dtype != np.uint8:
+        raise ValueError(f"{rule} uint8, not {array.shape} {array.dtype}")
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:
@@ -319,3 +264,127 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
         for frame in frames:
             writer.append_data(frame)
     return buffer.getvalue()
+
+
+class _Sample(NamedTuple):
+    time: float
+    step: int
+    updates: int
+
+
+class ProgressView:
+    """Shows progress on standard error and results on standard output.
+
+    It computes rates, time left and memory from steps, updates and the clock.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        max_seconds: float = 0.0,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        console: Console | None = None,
+    ) -> None:
+        """Nothing is shown before the first call.
+
+        ``max_seconds`` is the run's limit of wall time, 0 for none; ``clock`` returns seconds;
+        ``console`` is standard error if None; ``quiet`` shows results only.
+        """
+        self._total = total_steps
+        self._quiet = quiet
+        self._clock = clock
+        stream = SafeStream(sys.stderr)
+        self._console = console or Console(file=stream, highlight=False, soft_wrap=True)
+        self._deadline = clock() + max_seconds if max_seconds > 0 else math.inf
+        self._samples: deque[_Sample] = deque()
+        self._newest = (_Sample(clock(), 0, 0), math.nan)
+        self._last_line = -math.inf
+        self._process = psutil.Process()
+        self._bar: Progress | None = None
+
+    def update(self, step: int, updates: int, score: float) -> None:
+        """Record the progress, and show it if enough time has passed.
+
+        ``score`` is the mean return of recent episodes; NaN when there is none.
+        """
+        now = self._clock()
+        self._newest = (_Sample(now, step, updates), score)
+        if self._quiet or (self._samples and now - self._samples[-1].time < SAMPLE_EVERY_S):
+            return
+        self._show(*self._newest)
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if not self._quiet:
+            # Without markup, so that a path in brackets is not taken for a style.
+            self._console.print(text, markup=False)
+
+    def result(self, text: str) -> None:
+        """End the bar and print a line on standard output."""
+        self.close()
+        print(text, file=SafeStream(sys.stdout), flush=True)
+
+    def close(self) -> None:
+        """Draw the bar a last time and release the terminal; safe to call twice."""
+        if self._bar is not None:
+            self._show(*self._newest)
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self, sample: _Sample, score: float) -> None:
+        now, step, _ = sample
+        self._samples.append(sample)
+        while now - self._samples[0].time > RATE_WINDOW_S and len(self._samples) > 2:
+            self._samples.popleft()
+        if self._console.is_terminal:
+            self._draw(step, score)
+        elif now - self._last_line >= PLAIN_LINE_EVERY_S:
+            self._last_line = now
+            share = f"{step:,} / {self._total:,} steps ({100 * step / self._total:.0f} %)"
+            self.say(f"{share}  {self._parts(score)}")
+
+    def _draw(self, step: int, score: float) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.completed:>,.0f} / {task.total:,.0f}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:.0f} %"),
+                TextColumn("{task.fields[parts]}", markup=False),
+                console=self._console,
+                refresh_per_second=4,
+                expand=True,
+            )
+            self._bar.add_task("", total=self._total, parts="")
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=step, parts=self._parts(score))
+
+    def _parts(self, score: float) -> str:
+        """Return, updates/s, time left and memory, as far as they are known."""
+        first, last = self._samples[0], self._samples[-1]
+        seconds = last.time - first.time
+        parts = [] if math.isnan(score) else [f"return {score:.2f}"]
+        if seconds > 0 and last.updates > first.updates:
+            parts.append(f"{(last.updates - first.updates) / seconds:.3g} updates/s")
+        left = self._deadline - last.time
+        if seconds > 0 and last.step > first.step:
+            left = min(left, (self._total - last.step) * seconds / (last.step - first.step))
+        if math.isfinite(left):
+            parts.append(f"{format_seconds(left)} left")
+        return "  ".join([*parts, format_bytes(self._process.memory_info().rss)])
+
+
+def format_seconds(seconds: float) -> str:
+    """A readable duration: ``0:42``, ``12:05``, ``3:07:10``, ``4 d 03 h``."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    minutes = f"{rest // 60:02d}:{rest % 60:02d}"
+    return f"{hours}:{minutes}" if hours else minutes.removeprefix("0")
+
+
+def format_bytes(count: int) -> str:
+    """A readable number of bytes: ``812 MB``, ``3.4 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

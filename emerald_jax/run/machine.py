@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -22,20 +23,8 @@ _CPU_FLAGS = {
     "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
     "--xla_cpu_experimental_ynn_fusion_type": "",
 }
-#: Packages that affect speed.
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "numpy",
-    "gymnasium",
-    "crafter",
-    "numba",
-    "ale-py",
-    "gymnax",
-    "craftax",
-)
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "numba")
+_ENVIRONMENTS = ("gymnasium", "crafter", "ale-py", "gymnax", "craftax")
 #: Directory of this package.
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -43,8 +32,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def prepare_jax() -> None:
     """Configure JAX for a run; call it before the first computation.
 
-    * Compiled programs are cached in a directory of the user, across processes, if it is writable.
-    * Two of XLA's CPU defaults are turned off (:data:`_CPU_FLAGS`); accelerators ignore them.
+    Compiled programs are cached in a directory of the user, across processes, if it is writable.
+    Two of XLA's CPU defaults are turned off (:data:`_CPU_FLAGS`); accelerators ignore them.
     """
     # XLA ends the process on an unknown flag; these exist in the versions we tested.
     if jax.__version_info__ < (0, 12):
@@ -56,10 +45,7 @@ def prepare_jax() -> None:
 
 
 def _cache_dir() -> Path | None:
-    """The user's directory for compiled programs; None without a home that can be written.
-
-    No shared directory replaces it: others could put their programs there.
-    """
+    """The user's own directory for compiled programs, as others could write to a shared one."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "emerald_jax" / "xla"
@@ -109,13 +95,11 @@ def machine_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and :data:`PACKAGES`, as far as they are installed."""
+    """Versions of Python, this package and the packages that affect speed, where installed."""
     found = {"python": platform.python_version(), "emerald-jax": __version__}
-    for package in PACKAGES:
-        try:
+    for package in _LIBRARIES + _ENVIRONMENTS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -135,10 +119,7 @@ def _processor() -> str:
 def commit(package: Path = _PACKAGE) -> str:
     """`` at COMMIT`` if the package is in its own git checkout, with ``-dirty`` if it was changed.
 
-    Otherwise empty: the commit of another project's checkout says nothing about an installed copy.
-
-    Args:
-        package: directory of the package.
+    Otherwise empty: the commit of another project does not describe an installed copy.
     """
     try:
         if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
@@ -152,11 +133,5 @@ def commit(package: Path = _PACKAGE) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """The output of a git command in a folder.
-
-    Raises:
-        OSError: there is no git.
-        subprocess.CalledProcessError: it refuses.
-    """
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -35,11 +35,7 @@ LABEL_WIDTH, HEADER_HEIGHT = 84, 18
 
 
 class Canvas:
-    """A picture of fixed size.
-
-    Attributes:
-        pen: Pillow's functions for lines, rectangles and ellipses.
-    """
+    """A picture of fixed size; ``pen`` has Pillow's functions for lines, boxes and ellipses."""
 
     def __init__(self, width: int, height: int) -> None:
         """Fill it with the background colour."""
@@ -61,15 +57,10 @@ class Canvas:
         anchor: str = "ls",
         room: float | None = None,
     ) -> None:
-        """Draw one line of text.
+        """Draw one line of text at x, y, in pixels from the upper left corner.
 
-        Args:
-            text: what to write.
-            x: in pixels from the left.
-            y: in pixels from the top.
-            colour: of the text.
-            anchor: the point of the text that lies at x, y, see Pillow's text anchors.
-            room: pixels available; a longer text is shortened and ends in "…".
+        ``anchor`` is the point of the text that lies there, as in Pillow. A text longer than
+        ``room`` pixels is shortened and ends in "…".
         """
         while room is not None and len(text) > 1 and self._font.getlength(text) > room:
             text = text.removesuffix("…")[:-1].rstrip() + "…"
@@ -104,12 +95,6 @@ def report_strip(
         dream: the imagined frames from ``context`` on, `[B, T - context, height, width, 3]`, or the
             shape of ``real``, of which the first ``context`` frames are not shown.
         context: frames the model had seen when imagination began, 1 to T - 1.
-
-    Returns:
-        `[height, width, 3]` uint8.
-
-    Raises:
-        ValueError: when shapes or types are inconsistent.
     """
     real, recon, dream = (np.asarray(x) for x in (real, recon, dream))
     if real.ndim == 4:
@@ -126,19 +111,11 @@ def report_strip(
 def side_by_side(
     real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int
 ) -> np.ndarray:
-    """The content of :func:`report_strip` as a film, with one picture per step.
+    """The content of :func:`report_strip` as a film `[T, height, width, 3]`, a picture per step.
 
     A row per sequence, with the real frame, its reconstruction and the imagined frame; the last has
-    an orange border as soon as it is imagined.
-
-    Args:
-        real: `[B, T, height, width, 3]` uint8.
-        recon: the same shape.
-        dream: the same shape; its first ``context`` frames are replaced by ``recon``.
-        context: frames the model had seen when imagination began.
-
-    Returns:
-        `[T, height, width, 3]` uint8.
+    an orange border as soon as it is imagined. All are `[B, T, height, width, 3]` uint8; the first
+    ``context`` frames of ``dream`` are replaced by ``recon``.
     """
     _check(real, recon, dream, context)
     shown = np.concatenate([recon[:, :context], dream[:, context:]], axis=1)
@@ -163,15 +140,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    """Repeat every pixel ``factor`` times in both directions.
-
-    Args:
-        image: `[..., height, width, 3]`.
-        factor: at least 1.
-
-    Returns:
-        `[..., factor * height, factor * width, 3]`.
-    """
+    """Repeat every pixel of `[..., height, width, 3]` ``factor`` times in both directions."""
     return image.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
@@ -185,12 +154,7 @@ def tint(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Cover the latent positions of a frame with orange, more where the model was less certain.
 
-    Args:
-        frame: `[height, width, 3]` uint8.
-        confidence: `[h, w]` in [0, 1]; h and w divide height and width.
-
-    Returns:
-        `[height, width, 3]` uint8.
+    ``confidence`` is `[h, w]` in [0, 1]; h and w divide height and width.
     """
     height, width, _ = frame.shape
     rows, columns = confidence.shape
@@ -204,26 +168,19 @@ def tint(
 def _check(real: np.ndarray, recon: np.ndarray, dream: np.ndarray, context: int) -> None:
     if real.ndim != 5 or real.shape[-1] != 3:
         raise ValueError(f"real is [B, T, height, width, 3], not {real.shape}")
-    length = real.shape[1]
+    batch, length, *frame = real.shape
     if not 1 <= context < length:
         raise ValueError(f"context {context} must lie between 1 and {length - 1}")
-    if recon.shape != real.shape:
-        raise ValueError(f"recon is {recon.shape}, real is {real.shape}: they must be equal")
-    dreamt = (real.shape[0], length - context, *real.shape[2:])
-    if dream.shape not in (real.shape, dreamt):
-        raise ValueError(f"dream is {dream.shape}: it must be {real.shape} or {dreamt}")
     for name, array in (("real", real), ("recon", recon), ("dream", dream)):
+        shapes = [real.shape] + [(batch, length - context, *frame)] * (name == "dream")
+        if array.shape not in shapes:
+            raise ValueError(f"{name} is {array.shape}: it must be {' or '.join(map(str, shapes))}")
         if array.dtype != np.uint8:
             raise ValueError(f"{name} is {array.dtype}: frames are uint8")
 
 
 def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
-    """Draw the rows of all sequences on one canvas.
-
-    Args:
-        rows: row label to frames `[B, T, height, width, 3]` uint8, from top to bottom.
-        context: index of the first imagined column.
-    """
+    """Draw rows of frames `[B, T, height, width, 3]` uint8, by label from top to bottom."""
     batch, length, height, width, _ = next(iter(rows.values())).shape
     factor = enlargement(height, width)
     height, width = height * factor, width * factor
@@ -240,7 +197,8 @@ def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
     for step in range(length):
         x, y = corner(0, 0, step)
         ink = ACCENT if step >= context else FAINT
-        canvas.write(_offset(step, context), x + width // 2, y - 5, ink, anchor="ms")
+        offset = step - context + 1  # of the last frame seen it is 0
+        canvas.write(f"{offset:+d}" if offset else "0", x + width // 2, y - 5, ink, anchor="ms")
     line = corner(0, 0, context)[0] - 2 * GAP - 1
     canvas.pen.line([(line, MARGIN), (line, bottom + height)], ACCENT, width=2)
     for sequence in range(batch):
@@ -250,9 +208,3 @@ def _draw(rows: dict[str, np.ndarray], context: int) -> np.ndarray:
             for step in range(length):
                 canvas.paste(enlarge(frames[sequence, step], factor), *corner(sequence, row, step))
     return canvas.pixels()
-
-
-def _offset(step: int, context: int) -> str:
-    """A column's heading: the last frame seen is 0, the first imagined one is +1."""
-    offset = step - context + 1
-    return f"+{offset}" if offset > 0 else str(offset)

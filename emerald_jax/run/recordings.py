@@ -24,10 +24,8 @@ class Clip(NamedTuple):
         image: `[T, height, width, 3]` uint8.
         action: `[T]` int32, the action that led into each image; -1 on first frames.
         reward: `[T]` float32, the reward that came with each image.
-        is_first: `[T]` bool.
-        is_last: `[T]` bool.
-        is_terminal: `[T]` bool.
-        env: which environment.
+        is_first, is_last, is_terminal: `[T]` bool.
+        env: index of the environment.
         row: row of the first record.
     """
 
@@ -60,11 +58,7 @@ class Recordings:
     """
 
     def __init__(self, run: str | Path) -> None:
-        """List the chunks of a run and read one of them.
-
-        Args:
-            run: run directory.
-        """
+        """List the chunks of a run directory and read one of them."""
         self._chunks = _covering(Path(run) / REPLAY_DIR)
         self._read = lru_cache(maxsize=2)(_read_chunk)
         self.spans = _join([(c.start, c.stop) for c in self._chunks])
@@ -78,7 +72,7 @@ class Recordings:
         """Up to ``length`` records from ``row`` on, fewer where the episode or the recording ends.
 
         Args:
-            env: environment.
+            env: index of the environment.
             row: row of the first record.
             length: at least 1.
 
@@ -111,28 +105,23 @@ class Recordings:
         """
         if not self._chunks:
             raise ReplayError("the run holds no recorded frames")
-        best = None
+        best: Clip | tuple[()] = ()
         rows = np.concatenate([np.arange(*span) for span in self.spans])
         for _ in range(tries):
             # The newest chunk is in memory already: try it first.
-            newest = rows[rows >= self._chunks[-1].start] if best is None else rows
+            newest = rows if best else rows[rows >= self._chunks[-1].start]
             row, env = int(rng.choice(newest)), int(rng.integers(self.num_envs))
-            clip = self.clip(env, row, length)
-            best = clip if best is None or len(clip) > len(best) else best
+            best = max(best, self.clip(env, row, length), key=len)
             if len(best) >= length:
                 break
         return best
 
     def newest(self, frames: int) -> dict[str, np.ndarray]:
-        """Columns ``[rows, E]`` without the images, of about the newest ``frames`` records.
-
-        Raises:
-            ReplayError: when nothing is recorded.
-        """
+        """Columns ``[rows, E]`` without the images, of about the newest ``frames`` records."""
         if not self._chunks:
             raise ReplayError("the run holds no recorded frames")
         names = [name for name in COLUMNS if name != "image"]
-        rows, kept, upto = 0, [], self.spans[-1][1]
+        rows, kept, upto = 0, [], self._chunks[-1].stop
         for chunk in reversed(self._chunks):
             columns, stop = self._read(chunk.path), min(chunk.stop, upto) - chunk.start
             kept.append({name: columns[name][:stop] for name in names})
@@ -182,13 +171,11 @@ def _covering(directory: Path) -> list[_Chunk]:
 
 
 def _join(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge ranges that touch or overlap; ``spans`` is sorted."""
+    """Merge ranges that touch or overlap; the starts rise, and so do the stops."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
-        else:
-            joined.append((start, stop))
+        touches = joined and start <= joined[-1][1]
+        joined.append((joined.pop()[0] if touches else start, stop))
     return joined
 
 

@@ -1,10 +1,10 @@
 """The replay on disk: chunks of rows that are written once and never changed.
 
 A chunk is one ``.npz`` of the columns of successive rows, named by its rows and digest, readable
-with plain ``numpy.load``. A *manifest* (JSON values) lists the chunks of one checkpoint with their
-SHA-256; it is part of that checkpoint's metadata, so replay and parameters are one consistent
-point. Saving writes only rows that are not in a chunk yet. Rows written after the last checkpoint
-are in no manifest, so a resumed run does not see them.
+with plain ``numpy.load``. A *manifest* (JSON values, part of a checkpoint's metadata) lists the
+chunks of one checkpoint with their SHA-256, so replay and parameters are one consistent point.
+Saving writes only rows that are not in a chunk yet. Rows written after the last checkpoint are in
+no manifest, so a resumed run does not see them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emerald_jax.replay import COLUMNS, Replay
-from emerald_jax.run.files import CheckpointError, DamagedError, digest, first_line, write_atomic
+from emerald_jax.run.files import CheckpointError, DamagedError, first_line, write_atomic
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +36,7 @@ class ReplayFiles:
     """The chunks in one directory. Not thread-safe, like the replay."""
 
     def __init__(self, directory: str | Path) -> None:
-        """Nothing is read or written yet.
-
-        Args:
-            directory: of the chunks; made at the first write.
-        """
+        """Nothing is read or written yet; the directory is made at the first write."""
         self.directory = Path(directory)
         self._chunks: list[dict[str, Any]] = []  # of this run's history, by rising rows
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="replay-files")
@@ -49,16 +46,12 @@ class ReplayFiles:
     def advance(self, replay: Replay) -> None:
         """Write a full chunk in the background, if there is one and none is being written.
 
-        Optional, and cheap when there is nothing to do: :meth:`save` writes all new rows, and is
-        short when most of them are already on disk.
-
-        Args:
-            replay: always the same one.
+        Optional, and cheap when there is nothing to do: it makes :meth:`save` short. Give it
+        always the same replay.
         """
-        if self._job is not None:
-            if not self._job.done():
-                return
-            self._collect()
+        if self.writing():
+            return
+        self._collect()
         if not self._ahead:
             return
         size = _chunk_rows(replay)
@@ -75,53 +68,38 @@ class ReplayFiles:
         return self._job is not None and not self._job.done()
 
     def save(self, replay: Replay) -> dict[str, Any] | None:
-        """Write the rows that are not on disk yet.
+        """Write the rows that are not on disk yet; give it always the same replay.
 
-        Args:
-            replay: always the same one.
-
-        Returns:
-            The manifest of the replay as it is now, or None, with a warning, if the disk is full or
-            cannot be written.
+        Returns the manifest of the replay as it is now, or None, with a warning, if the disk is
+        full or cannot be written.
         """
         self._collect()
         try:
             self._write_new_rows(replay)
         except OSError as error:
-            reason = first_line(error)
-            _log.warning("the replay cannot be written to %s (%s)", self.directory, reason)
+            text = "the replay cannot be written to %s (%s)"
+            _log.warning(text, self.directory, first_line(error))
             return None
         self._ahead = True
-        return {
-            "written": replay.written,
-            "oldest": replay.oldest,
-            "num_envs": replay.num_envs,
-            "image_shape": list(replay.image_shape),
-            "chunks": [dict(chunk) for chunk in self._chunks],
-        }
+        manifest = {"written": replay.written, "oldest": replay.oldest}
+        manifest |= {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
+        return {**manifest, "chunks": [dict(chunk) for chunk in self._chunks]}
 
     def load(self, manifest: dict[str, Any], replay: Replay) -> tuple[str, ...]:
-        """Fill an empty replay in place, one chunk in memory at a time.
+        """Fill an empty replay, whose capacity may differ, with one chunk in memory at a time.
 
         A chunk that is missing, truncated or altered is skipped with a warning that names it; its
-        rows become a hole, at which episodes are cut.
-
-        Args:
-            manifest: from :meth:`save`.
-            replay: made with the same environments and images; its capacity may differ.
-
-        Returns:
-            File names of the skipped chunks.
+        rows become a hole, at which episodes are cut. Returns the file names of such chunks.
 
         Raises:
             CheckpointError: if the manifest is of other environments or images.
         """
-        ours = {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
-        for name, value in ours.items():
-            if manifest[name] != value:
+        for name in ("num_envs", "image_shape"):
+            theirs, ours = manifest[name], getattr(replay, name)
+            if theirs != (ours if name == "num_envs" else list(ours)):
                 raise CheckpointError(
-                    f"the replay in {self.directory} has {name} {manifest[name]}, this run "
-                    f"{value}: use the settings it was saved with"
+                    f"the replay in {self.directory} has {name} {theirs}, this run {ours}: use "
+                    "the settings it was saved with"
                 )
         written = manifest["written"]
         oldest = max(manifest["oldest"], written - replay.rows)
@@ -147,27 +125,22 @@ class ReplayFiles:
         """A function of a manifest's chunk: whether its file is intact; each is read once."""
 
         @cache
-        def intact(name: str, nbytes: int, sha256: str) -> bool:
+        def intact(*items: tuple[str, Any]) -> bool:
             try:
-                _read_checked(self.directory, {"file": name, "bytes": nbytes, "sha256": sha256})
+                _read_checked(self.directory, dict(items))
             except DamagedError:
                 return False
             return True
 
-        return lambda chunk: intact(chunk["file"], chunk["bytes"], chunk["sha256"])
+        return lambda chunk: intact(*chunk.items())
 
     def prune(self, manifests: Iterable[dict[str, Any]]) -> None:
-        """Delete the chunks that neither this run nor any manifest needs.
-
-        Args:
-            manifests: those of all checkpoints on disk.
-        """
-        needed = {chunk["file"] for m in manifests for chunk in m["chunks"]}
-        needed |= {chunk["file"] for chunk in self._chunks}
+        """Delete the chunks that neither this run nor the manifests of its checkpoints need."""
         if not self.directory.is_dir() or self.writing():
             return  # a chunk being written has no name yet; the next prune deletes
         self._collect()
-        needed |= {chunk["file"] for chunk in self._chunks}
+        manifests = [*manifests, {"chunks": self._chunks}]
+        needed = {chunk["file"] for manifest in manifests for chunk in manifest["chunks"]}
         for path in [*self.directory.glob("*.npz"), *self.directory.glob("*.tmp")]:
             if path.name not in needed:
                 path.unlink(missing_ok=True)
@@ -215,7 +188,7 @@ class ReplayFiles:
         np.savez(buffer, allow_pickle=False, **rows)
         # Release the view before the buffer: Python 3.13 raises if a write failed in between.
         with buffer.getbuffer() as data:
-            found, size = digest(data), len(data)
+            found, size = sha256(data).hexdigest(), len(data)
             name = f"{start:012d}-{stop:012d}-{found[:12]}.npz"
             write_atomic(self.directory / name, data)
         return {"file": name, "start": start, "stop": stop, "bytes": size, "sha256": found}
@@ -231,24 +204,19 @@ class ReplayFiles:
 
 
 def _read_checked(directory: Path, chunk: dict[str, Any]) -> bytes:
-    """The bytes of one chunk file.
-
-    Raises:
-        DamagedError: if the file is missing, truncated or altered.
-    """
+    """The bytes of one chunk file; DamagedError if it is missing, truncated or altered."""
     try:
         data = (directory / chunk["file"]).read_bytes()
     except OSError as error:
         raise DamagedError(f"it cannot be read: {first_line(error)}") from error
     if len(data) != chunk["bytes"]:
         raise DamagedError(f"it has {len(data)} bytes, not {chunk['bytes']}")
-    if digest(data) != chunk["sha256"]:
+    if sha256(data).hexdigest() != chunk["sha256"]:
         raise DamagedError("its digest does not match")
     return data
 
 
 def _chunk_rows(replay: Replay) -> int:
-    """Rows of a full chunk."""
     row = Replay.nbytes_needed(replay.num_envs, replay.num_envs, replay.image_shape)
     return max(1, _CHUNK_BYTES // row)
 
@@ -261,9 +229,6 @@ def _copy_rows(replay: Replay, start: int, stop: int) -> dict[str, np.ndarray]:
 
 def _gaps(start: int, stop: int, chunks: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """The parts of rows ``[start, stop)`` in no chunk, in order; chunks never span a hole."""
-    gaps, at = [], start
-    for chunk in chunks:
-        if chunk["start"] > at:
-            gaps.append((at, chunk["start"]))
-        at = max(at, chunk["stop"])
-    return [*gaps, (at, stop)] if at < stop else gaps
+    ends = [start, *(chunk["stop"] for chunk in chunks)]
+    starts = [*(chunk["start"] for chunk in chunks), stop]
+    return [(low, high) for low, high in zip(ends, starts, strict=True) if low < high]

@@ -80,10 +80,8 @@ class Run:
     def checkpoints(self) -> list[Point]:
         """The state of every checkpoint, oldest first; reads all bytes, and changes nothing.
 
-        A checkpoint that a training process deletes meanwhile is left out.
-
-        Raises:
-            CheckpointError: if the directory of checkpoints holds other files.
+        A checkpoint that a training process deletes meanwhile is left out. CheckpointError if the
+        directory of checkpoints holds other files.
         """
         from emerald_jax.run.checkpoint import Store
         from emerald_jax.run.replay_files import ReplayFiles
@@ -127,15 +125,7 @@ class Run:
         return read_evaluations(self.path)
 
     def agent(self, checkpoint: int | None = None) -> Agent:
-        """Load the trained agent.
-
-        Args:
-            checkpoint: number of updates; None takes the newest sound checkpoint.
-
-        Raises:
-            CheckpointError: there is no sound checkpoint, or not this one.
-            EnvError: its environment is not installed.
-        """
+        """The trained agent; see :func:`emerald_jax.load`."""
         from emerald_jax.run.weights import load
 
         return load(self.path, checkpoint)

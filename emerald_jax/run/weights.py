@@ -1,18 +1,15 @@
 """Weights: from a run or an export into an agent, and from an agent into an export.
 
-An export is a directory that plain orbax, JSON and ``sha256sum -c`` read::
-
-    DIR/weights/     parameter groups such as "world_model", an orbax checkpoint of host arrays
-    DIR/config.json  the settings of the networks
-    DIR/export.json  {"version", "step", "env_steps", "dtype", "leaves", "source"}
-    DIR/SHA256SUMS   the digest of every other file
-
-It appears complete, by a rename, or not at all.
+An export is a directory that plain orbax, JSON and ``sha256sum -c`` read: ``weights/`` (parameter
+groups such as "world_model", an orbax checkpoint of host arrays), ``config.json`` (settings of the
+networks), ``export.json`` (version, step, env_steps, dtype, leaves, source) and ``SHA256SUMS``. It
+appears complete, by a rename, or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -93,8 +90,7 @@ def read_weights(
         groups: parameter groups to read.
 
     Returns:
-        A tree per group; the number of updates; the metadata saved with them, such as
-        ``env_steps``.
+        A tree per group; the number of updates; the metadata saved with them.
 
     Raises:
         ConfigError: ``source`` is neither.
@@ -109,8 +105,6 @@ def read_weights(
             return _read_export(source, shapes, checkpoint)
         store = Store(source, read_only=True)
         found = store.restore(shapes, step=checkpoint, prefix="state/params")
-    except DamagedError:
-        raise
     except CheckpointError as error:
         raise _explain(source, config, learner.config, error) from error
     return found.tree, found.step, found.metadata
@@ -124,18 +118,14 @@ def write_weights(
     *,
     dtype: Dtype = "float32",
 ) -> dict[str, Any]:
-    """Write parameters to a new export.
+    """Write parameters to a new export; returns the content of its export.json.
 
     Args:
         target: made; must not exist.
         params: tree per parameter group; any subset of :data:`GROUPS`.
         config: the settings of the networks.
-        metadata: JSON values for export.json: ``step`` (number of updates), ``env_steps``,
-            ``source`` and others.
+        metadata: JSON values for export.json, such as ``step``, ``env_steps`` and ``source``.
         dtype: of the floats; bfloat16 halves the size and keeps three significant digits.
-
-    Returns:
-        The content of export.json.
 
     Raises:
         CheckpointError: ``target`` exists or cannot be written.
@@ -143,15 +133,11 @@ def write_weights(
     target = Path(target).absolute()
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: choose another --to")
-    leaves = {name: _cast(np.asarray(x), dtype) for name, x in named_leaves(params).items()}
-    content = {
-        "version": __version__,
-        "step": 0,
-        "env_steps": None,
-        **metadata,
-        "dtype": dtype,
-        "leaves": describe(leaves),
-    }
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+    floats = {n: x for n, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    leaves |= {name: leaf.astype(dtype) for name, leaf in floats.items()}
+    content = {"version": __version__, "step": 0, "env_steps": None, **metadata}
+    content |= {"dtype": dtype, "leaves": describe(leaves)}
     try:
         with new_directory(target) as draft:
             save_tree(draft / WEIGHTS_DIR, nest(leaves))
@@ -165,31 +151,14 @@ def write_weights(
 def export_weights(
     run: str | Path, target: str | Path, *, dtype: Dtype = "float32", checkpoint: int | None = None
 ) -> dict[str, Any]:
-    """Write the weights of a run, without optimisers and replay, to an export.
+    """Write the weights of a run, without optimisers and replay; see :func:`write_weights`.
 
-    Needs no environment: the shapes are read from the checkpoint.
-
-    Args:
-        run: a run directory; it is only read.
-        target: made; must not exist.
-        dtype: as in :func:`write_weights`.
-        checkpoint: its number of updates; None takes the newest sound checkpoint.
-
-    Returns:
-        The content of export.json.
-
-    Raises:
-        ConfigError: ``run`` is not a run.
-        CheckpointError: it has no sound checkpoint, or ``target`` exists or cannot be written.
+    Needs no environment: the shapes are read from the checkpoint, by default the newest sound one.
     """
     config = read_config(run)
     found = Store(run, read_only=True).read("state/params", checkpoint)
-    metadata = {
-        "step": found.step,
-        "env_steps": found.metadata.get("env_steps"),
-        "source": str(run),
-    }
-    return write_weights(target, found.tree, config, metadata, dtype=dtype)
+    metadata = {"step": found.step, "env_steps": found.metadata.get("env_steps")}
+    return write_weights(target, found.tree, config, metadata | {"source": str(run)}, dtype=dtype)
 
 
 def _read_export(
@@ -207,10 +176,8 @@ def _read_export(
         raise CheckpointError(f"{source} holds checkpoint {content['step']}, not {checkpoint}")
     wanted = named_leaves(shapes)
     for name in {**wanted, **leaves}:
-        if name.partition("/")[0] not in shapes:
-            continue
         there, here = (list(t[name].shape) if name in t else "absent" for t in (leaves, wanted))
-        if there != here:
+        if there != here and name.partition("/")[0] in shapes:
             raise CheckpointError(f"{source} does not fit: {name} is {there} in it, {here} here")
     placed = [jax.device_put(leaves[n].astype(leaf.dtype)) for n, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(shapes), placed), content["step"], content
@@ -219,15 +186,10 @@ def _read_export(
 def _explain(source: Path, theirs: Config, ours: Config, error: CheckpointError) -> CheckpointError:
     """The same error in terms of settings, where some that shape the networks differ."""
     found = [
-        d
+        f"{d.name} {d.before} there and {d.now} here"
         for d in compare_settings(theirs, ours)
-        if not d.free and (d.name in ("env", "envs.image_size") or d.name.startswith("model."))
+        if not d.free and re.match(r"env$|envs\.image_size$|model\.", d.name)
     ]
     if "not fit" not in str(error) or not found:
         return error
-    values = ", ".join(f"{d.name} {d.before} there and {d.now} here" for d in found)
-    return CheckpointError(f"the weights in {source} do not fit this run: {values}")
-
-
-def _cast(leaf: np.ndarray, dtype: Dtype) -> np.ndarray:
-    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    return CheckpointError(f"the weights in {source} do not fit this run: {', '.join(found)}")

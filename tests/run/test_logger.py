@@ -22,8 +22,7 @@ from emerald_jax.run.directory import (
     read_rows,
     write_config,
 )
-from emerald_jax.run.log import RunLogger
-from emerald_jax.run.progress import ProgressView, format_bytes, format_seconds
+from emerald_jax.run.log import ProgressView, RunLogger, format_bytes, format_seconds
 
 TINY = get_preset("tiny")
 QUIET = dataclasses.replace(TINY, log=dataclasses.replace(TINY.log, quiet=True))
