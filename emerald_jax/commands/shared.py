@@ -49,18 +49,13 @@ class Parser(argparse.ArgumentParser):
 
     def add_checkpoint(self) -> None:
         """Add ``--checkpoint STEP``."""
-        self.add_argument(
-            "--checkpoint",
-            type=int,
-            metavar="STEP",
-            help="its number of updates; by default the newest intact one",
-        )
+        about = "its number of updates; by default the newest intact one"
+        self.add_argument("--checkpoint", type=int, metavar="STEP", help=about)
 
     def add_seed(self, of: str) -> None:
         """Add ``--seed``."""
-        self.add_argument(
-            "--seed", type=number(0, SEEDS - 1), default=0, help=f"seed of {of} (%(default)s)"
-        )
+        seed, about = number(0, SEEDS - 1), f"seed of {of} (%(default)s)"
+        self.add_argument("--seed", type=seed, default=0, help=about)
 
     def add_envs(self, prefix: str = "") -> None:
         """Add the settings of an environment, read by :func:`envs_from`; ``prefix`` each help."""
