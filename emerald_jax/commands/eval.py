@@ -17,20 +17,15 @@ if TYPE_CHECKING:
     from emerald_jax.run.evaluations import EvalReport
     from emerald_jax.run.run import Point
 
-#: Episodes of the benchmarks' protocols by family of environments, and for all others.
-EPISODES, OTHERS = {"crafter": 256, "atari": 100}, 16
-
 
 def run_eval(arguments: list[str]) -> int:
     """Play episodes with a run's agent, or at random, and report the return."""
     parser = Parser("eval")
-    parser.add_run(nargs="?")
+    parser.add_run(checkpoint=True, seed="the play", nargs="?")
     add = parser.add_argument
     add("--episodes", type=number(1), help="to play (256 in Crafter, 100 in Atari games, else 16)")
-    parser.add_checkpoint()
     about = "sample actions, as the paper does, or take the most probable ones (%(default)s)"
     add("--mode", choices=("sample", "mode"), default="sample", help=about)
-    parser.add_seed("the play")
     about = "cut and count an episode after N steps (30,000, or the environment's longer limit)"
     add("--max-steps", type=number(1), metavar="N", help=about)
     add("--video", action="store_true", help="film the first episode")
@@ -71,7 +66,7 @@ def _play_a_run(options: argparse.Namespace) -> int:
             seed=options.seed,
             checkpoint=options.checkpoint,
             watch=watch,
-            **_limit(options),
+            max_steps=options.max_steps,
         )
         stack.close()
         saved = None if exported else save_evaluation(options.run, report, video)
@@ -83,17 +78,13 @@ def _play_at_random(options: argparse.Namespace) -> int:
     from emerald_jax.training.evaluate import evaluate_random
 
     episodes = options.episodes or default_episodes(config.env)
-    report = evaluate_random(config, episodes, seed=options.seed, **_limit(options))
-    return _finish(report, options)
-
-
-def _limit(options: argparse.Namespace) -> dict[str, int]:
-    return {} if options.max_steps is None else {"max_steps": options.max_steps}
+    given = {"seed": options.seed, "max_steps": options.max_steps}
+    return _finish(evaluate_random(config, episodes, **given), options)
 
 
 def default_episodes(env: str) -> int:
     """Episodes of the protocol by which ``env`` is scored."""
-    return EPISODES.get(env.partition(":")[0], OTHERS)
+    return {"crafter": 256, "atari": 100}.get(env.partition(":")[0], 16)
 
 
 def _finish(report: EvalReport, options: argparse.Namespace, more: str = "") -> int:
@@ -142,21 +133,19 @@ def _table(points: list[Point]) -> str:
 def run_export(arguments: list[str]) -> int:
     """Write only the weights of a run."""
     parser = Parser("export")
-    parser.add_run()
+    parser.add_run(checkpoint=True)
     add = parser.add_argument
     add("--to", required=True, metavar="DIR", help="directory to create")
     about = "type of the weights; bfloat16 halves the size (%(default)s)"
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=about)
-    parser.add_checkpoint()
     options = parser.parse_args(arguments)
     config = read_config(options.run)
     if Path(options.to).exists():
         raise ConfigError(f"{options.to} exists: choose another --to")
     from emerald_jax.run.weights import export_weights
 
-    content = export_weights(
-        options.run, options.to, dtype=options.dtype, checkpoint=options.checkpoint
-    )
+    chosen = {"dtype": options.dtype, "checkpoint": options.checkpoint}
+    content = export_weights(options.run, options.to, **chosen)
     size = sum(path.stat().st_size for path in Path(options.to).rglob("*") if path.is_file())
     return write_out(
         f"{len(content['leaves'])} arrays of checkpoint {content['step']:,} as "
@@ -171,10 +160,7 @@ def run_report(arguments: list[str]) -> int:
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="run directories")
     add("--out", default="report", metavar="DIR", help="directory of report.md (%(default)s)")
-    about = (
-        "without published numbers, compare with N random episodes; 0 uses the runs' own episodes "
-        "before their first update (%(default)s)"
-    )
+    about = "without published numbers, compare with N random episodes; 0: those of the prefill"
     add("--random", type=number(0), default=0, metavar="N", help=about)
     options = parser.parse_args(arguments)
     out = Path(options.out)

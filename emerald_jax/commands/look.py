@@ -43,7 +43,7 @@ def run_dream(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("dream")
-    parser.add_run()
+    parser.add_run(checkpoint=True, seed="the dream")
     add = parser.add_argument
     add("--out", required=True, metavar="FILE", help="file to write: .mp4, .gif or .png")
     about = "start from recorded frames of the run, or from a new episode (%(default)s)"
@@ -56,12 +56,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     length = number(1, 10_000)
     add("--horizon", type=length, default=50, help="imagined steps (%(default)s)")
     add("--context", type=length, default=4, help="real frames before the dream (%(default)s)")
-    parser.add_seed("the dream")
     add("--steps", type=number(0), help="decoding steps S; by default the run's own")
     add("--temperature", type=float, default=1.0, help="of the tokens (%(default)s)")
     add("--fps", type=float, default=8.0, help="steps per second in a film (%(default)s)")
     add("--no-tint", action="store_true", help="do not tint uncertain positions")
-    parser.add_checkpoint()
     options = parser.parse_args(arguments)
     if not str(options.out).lower().endswith(_ENDINGS):
         raise ConfigError(f"--out {options.out} must end in {', '.join(_ENDINGS)}")
@@ -86,10 +84,8 @@ def _writing(path: str | Path) -> Iterator[None]:
 def run_inspect(arguments: list[str]) -> int:
     """Write the report of a run."""
     parser = Parser("inspect")
-    parser.add_run()
+    parser.add_run(checkpoint=True, seed="the samples shown")
     parser.add_argument("--out", metavar="FILE.html", help="file to write (RUN/report.html)")
-    parser.add_checkpoint()
-    parser.add_seed("the samples shown")
     options = parser.parse_args(arguments)
     out = Path(options.out or Path(options.run) / "report.html")
     if out.suffix.lower() not in (".html", ".htm"):
@@ -105,15 +101,13 @@ def run_inspect(arguments: list[str]) -> int:
 def run_play(arguments: list[str]) -> int:
     """Serve the page until Ctrl-C."""
     parser = Parser("play")
-    parser.add_run()
+    parser.add_run(checkpoint=True, seed="the dream")
     add = parser.add_argument
     port = number(0, 65535)
     add("--port", type=port, default=8050, help="on 127.0.0.1; 0 uses a free one (%(default)s)")
     add("--env-beside", action="store_true", help="also step the real environment")
     fps = number(1, 60, float)
     add("--fps", type=fps, default=10.0, help="initial frames per second (%(default)s)")
-    parser.add_seed("the dream")
-    parser.add_checkpoint()
     options = parser.parse_args(arguments)
     read_config(options.run)
     from emerald_jax.look.play_server import take_port

@@ -43,14 +43,14 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^argument (\S+): is ", r"\1 is ", message)  # from number()
         raise ConfigError(f"{message} ({self.prog} --help)")
 
-    def add_run(self, **options: Any) -> None:
-        """Add the positional argument RUN."""
+    def add_run(self, *, checkpoint: bool = False, seed: str = "", **options: Any) -> None:
+        """Add the positional argument RUN, and on request ``--checkpoint STEP`` and ``--seed``."""
         self.add_argument("run", metavar="RUN", help="run directory; it is only read", **options)
-
-    def add_checkpoint(self) -> None:
-        """Add ``--checkpoint STEP``."""
-        about = "its number of updates; by default the newest intact one"
-        self.add_argument("--checkpoint", type=int, metavar="STEP", help=about)
+        if checkpoint:
+            about = "its number of updates; by default the newest intact one"
+            self.add_argument("--checkpoint", type=int, metavar="STEP", help=about)
+        if seed:
+            self.add_seed(seed)
 
     def add_seed(self, of: str) -> None:
         """Add ``--seed``."""

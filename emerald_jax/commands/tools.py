@@ -68,11 +68,10 @@ def run_envs(arguments: list[str]) -> int:
     Parser("envs").parse_args(arguments)
     from emerald_jax.envs.registry import list_envs
 
+    write_out(table({e.name: "ready" if e.available else f"needs {e.pip}" for e in list_envs()}))
     return write_out(
-        table({e.name: "ready" if e.available else f"needs {e.pip}" for e in list_envs()})
-        + "\nemerald-jax train PRESET --env NAME trains in any of them. The games of atari are the "
-        "benchmark\nAtari 100k: emerald-jax train atari100k --env atari:GAME. Your own is "
-        "my_module:make_env, a function\nthat makes a Gymnasium environment; "
+        "\nemerald-jax train PRESET --env NAME trains in any of them (atari100k in those of atari)."
+        "\nYour own is my_module:make_env, a function that makes a Gymnasium environment;\n"
         "emerald-jax check-env NAME tests it.\n"
     )
 

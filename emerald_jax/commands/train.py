@@ -6,6 +6,7 @@ imports JAX.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -51,9 +52,8 @@ def parse_train(arguments: Sequence[str]) -> Config:
     """
     positional, settings = _read([a for a in arguments if a not in _HELP])
     if len(positional) > 1:
-        raise ConfigError(
-            f"unexpected {positional[1]!r} after preset {positional[0]!r}: settings begin with --"
-        )
+        preset, extra = positional[:2]
+        raise ConfigError(f"unexpected {extra!r} after preset {preset!r}: settings begin with --")
     wants_help = bool(_HELP & set(arguments))
     if not positional and not wants_help:
         raise ConfigError(f"name a preset: {', '.join(PRESETS)}")
@@ -128,17 +128,15 @@ def _unknown_setting(argument: str, names: Sequence[str]) -> str:
 
 def _parse_value(name: str, kind: Any, text: str) -> Any:
     """``text`` as int, float, str or one of a Literal's strings."""
-    try:
-        if get_origin(kind) is Literal:
-            valid, value = text in get_args(kind), text
-        else:
+    if get_origin(kind) is Literal:
+        if text in get_args(kind):
+            return text
+    else:
+        with contextlib.suppress(ValueError, OverflowError):
             value = kind(text)
-            valid = kind is str or math.isfinite(value)
-    except (ValueError, OverflowError):
-        valid = False
-    if not valid:
-        raise ConfigError(f"--{name} takes {_kind(kind)}, got {text!r}")
-    return value
+            if kind is str or math.isfinite(value):
+                return value
+    raise ConfigError(f"--{name} takes {_kind(kind)}, got {text!r}")
 
 
 def _kind(kind: Any) -> str:
