@@ -27,14 +27,10 @@ _PRINTERS = ("presets", "envs", "version", "--version", "checkpoints", "check-en
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command with ``argv``, by default the process's arguments after ``emerald-jax``.
 
-    Args:
-        argv: arguments after ``emerald-jax``; None uses those of the process.
-
-    Returns:
-        The exit code: 0 success, 2 refused with one line on standard error, 130 interrupted, or the
-        exit code of a training run.
+    Returns the exit code: 0 success, 2 refused with one line on standard error, 130 interrupted, or
+    that of a training run.
     """
     return guarded(_run, list(sys.argv[1:] if argv is None else argv))
 
@@ -56,7 +52,6 @@ def guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
 
 
 def _one_line(run: Callable[[list[str]], int], words: list[str]) -> int:
-    """:func:`guarded`, when output is safe."""
     try:
         prepare_process()
         return run(expand_home(words))
@@ -64,11 +59,8 @@ def _one_line(run: Callable[[list[str]], int], words: list[str]) -> int:
         write_error("interrupted")
         return 130
     except Exception as error:
-        text = (
-            str(error)
-            if isinstance(error, _user_errors())
-            else machine_error(error) or _platform_error()
-        )
+        known = str(error) if isinstance(error, _user_errors()) else machine_error(error)
+        text = known or _platform_error()
         if not text:
             raise
         write_error(text)
@@ -108,10 +100,8 @@ def _platform_error() -> str:
     try:
         jax.devices()
     except (AssertionError, RuntimeError):  # JAX asserts if a known platform has no plugin
-        return (
-            f"JAX has no platform for JAX_PLATFORMS={wanted}: unset it to use the best one, or "
-            'install the platform, such as pip install -e ".[cuda]"'
-        )
+        advice = 'unset it to use the best one, or install it, such as pip install -e ".[cuda]"'
+        return f"JAX has no platform for JAX_PLATFORMS={wanted}: {advice}"
     return ""
 
 

@@ -1,10 +1,8 @@
 """Every setting of emerald_jax as typed, frozen dataclasses, and the rules between settings.
 
 Each help text marks the source of its default: (P) the EMERALD paper, arXiv 2507.04075; (R) the
-authors' released defaults as public reproductions record them; (D) DreamerV3, arXiv 2301.04104;
-(O) our own choice where the sources give none.
-
-The named configurations are in ``presets.py``. Nothing heavy is imported here.
+authors' released defaults as public reproductions record them; (D) DreamerV3, arXiv 2301.04104; (O)
+our own choice where the sources give none. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -35,11 +34,9 @@ class EnvsConfig:
     time_limit: int = 0
     """Agent steps after which an episode is truncated; 0 keeps the environment's own limit."""
     workers: Literal["auto", "process", "inline"] = "auto"
-    """Host environments run in worker processes (`process`) or in the training process (`inline`);
-    `auto` is `inline` for a single environment, else `process`. (O)"""
+    """Run host environments in worker processes or `inline`; `auto`: inline if just one. (O)"""
     processes: int = 0
-    """Worker processes for the host environments, at most one per environment; 0 uses one per CPU
-    core that this process may use. (O)"""
+    """Worker processes, at most one per environment; 0 uses one per available CPU core. (O)"""
     frame_skip: int = 0
     """Frames per action in `atari:` and `gym:` environments and your own; 0 keeps the
     environment's default: 4 for Atari, 1 elsewhere. (P)"""
@@ -47,11 +44,9 @@ class EnvsConfig:
     """Entry of a dict observation that holds the image, in `gym:` environments and your own; empty
     uses the only image entry, `render` the output of the environment's `render()`."""
     worker_timeout: float = 120.0
-    """Seconds that an environment in a worker process may take to start, reset or step; then the
-    process is replaced, with all environments in it. (O)"""
+    """Seconds that a worker may take to start, reset or step before it is replaced. (O)"""
     max_worker_failures: int = 10
-    """Failures after which the run ends: an environment raised an error, or a worker process hung
-    or was killed. Until then each is replaced. (O)"""
+    """Failed environments and lost workers, each replaced, after which the run ends. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +67,7 @@ class ModelConfig:
     """Input of the posterior of z_t: the image (P), or the image and h_t (D), possible only with
     the rssm. `auto`: `o` for the tssm, `oh` for the rssm. (O)"""
     grid: int = 4
-    """Positions per side of the encoder's last and the decoder's first feature map, and of a
-    spatial latent, h = w. (P)"""
+    """Positions per side of the smallest feature maps and of a spatial latent, h = w. (P)"""
     groups: int = 32
     """Categorical variables per position, G. (P)"""
     classes: int = 32
@@ -83,8 +77,7 @@ class ModelConfig:
     width: int = 512
     """Width D of the sequence model, of h_t and of the head MLPs. (P)"""
     latent_width: int = 128
-    """Channels of a position's embedded latent before it is flattened. A vector latent, which is
-    one position, is embedded to the width. (R)"""
+    """Channels of a position's embedded latent (a vector latent: the width). (R)"""
     blocks: int = 4
     """Blocks of the temporal transformer. (R)"""
     heads: int = 8
@@ -178,9 +171,8 @@ class BehaviorConfig:
     """Weight of the critic's cross-entropy to the slow critic's mean. (D)"""
     noise_hold: int = 1
     """Vector steps for which a training environment keeps the random number that selects its
-    action; 1 draws one per step. (R) Larger values keep each action's probability, but an
-    undecided policy repeats its action for a while and explores further. Evaluation always
-    draws one per step. (O)"""
+    action; 1 draws one per step, as evaluation does. (R) Larger values keep each action's
+    probability, but an undecided policy repeats its action and explores further. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +194,8 @@ class OptimConfig:
     agent_clip: float = 100.0
     """Largest global gradient norm of the actor and of the critic. (D)"""
     micro_batch: int = 0
-    """Largest number of sequences whose gradients are computed at once; the gradients of a batch
-    are summed. Fewer need less memory; 0 is all on a GPU or TPU, and on a CPU as many as fit its
-    caches. (O)"""
+    """Most sequences whose gradients are computed at once, then summed; fewer need less memory. 0:
+    all on a GPU or TPU, on a CPU as many as fit its caches. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,8 +289,8 @@ class Config:
     def total_updates(self) -> int:
         """Gradient updates of the complete run, at least.
 
-        Environment steps during prefill owe no updates, and the updates owed for the last vector
-        step are not made. Episodes that end shortly before the end can add one vector step.
+        Prefill owes no updates, and those owed for the last vector step are not made. Episodes that
+        end shortly before the end can add one vector step.
         """
         steps = self.steps - self.envs.count - self.replay.prefill
         return max(0, int(steps * self.train_ratio // (self.replay.batch * self.replay.length)))
@@ -310,14 +301,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of :meth:`to_dict`.
-
-        Args:
-            values: nested dict; missing settings keep their defaults.
-
-        Raises:
-            ConfigError: for an unknown setting, naming the nearest one.
-        """
+        """The inverse of :meth:`to_dict`; missing settings keep defaults, unknown ones raise."""
         return _build(cls, values, "")
 
     def validate(self, num_devices: int = 1) -> None:
@@ -330,7 +314,7 @@ class Config:
             ConfigError: for the first problem found.
         """
         for rule in _RULES:
-            if problem := rule(self):
+            for problem in rule(self):
                 raise ConfigError(problem)
         if self.replay.batch % num_devices:
             raise ConfigError(
@@ -353,144 +337,103 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     return cls(**kwargs)
 
 
-# The rules. Each returns None, or one line that names the problem and the remedy.
+# The rules yield problems: one line each that names the problem and the remedy.
 
-#: Smallest value -> settings that must not be below it.
-_AT_LEAST = {
-    0: """envs.time_limit envs.processes envs.frame_skip envs.max_worker_failures
+#: Phrase after "it must", the test of a value, and the settings that must pass it.
+_BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "not be negative",
+        lambda value: value >= 0,
+        """envs.time_limit envs.processes envs.frame_skip envs.max_worker_failures
         optim.micro_batch max_minutes log.pictures log.eval_episodes""",
-    1: """envs.count model.grid model.groups model.channels model.blocks model.heads model.context
+    ),
+    (
+        "be at least 1",
+        lambda value: value >= 1,
+        """envs.count model.grid model.groups model.channels model.blocks model.heads model.context
         behavior.horizon behavior.start_stride behavior.noise_hold replay.batch replay.best_of
         log.every log.keep steps""",
-    2: "model.classes replay.length",
-}
-#: Settings that must be above 0.
-_POSITIVE = ("train_ratio", "envs.worker_timeout", "log.checkpoint_minutes")
-#: Settings that must be at least 0 and below 1.
-_SHARES = ("model.dropout", "model.unimix")
+    ),
+    ("be at least 2", lambda value: value >= 2, "model.classes replay.length"),
+    ("be positive", lambda x: x > 0, "train_ratio envs.worker_timeout log.checkpoint_minutes"),
+    ("be at least 0 and below 1", lambda value: 0 <= value < 1, "model.dropout model.unimix"),
+    (f"lie in 0 … {SEEDS - 1}", lambda value: 0 <= value < SEEDS, "seed"),
+    ("be at most 10000", lambda value: value <= 10_000, "behavior.noise_hold"),
+)
 
 
-def _bounds(config: Config) -> str | None:
-    def value(name: str) -> Any:
-        return operator.attrgetter(name)(config)
-
-    for least, names in _AT_LEAST.items():
-        wanted = f"be at least {least}" if least else "not be negative"
+def _values_are_in_bounds(config: Config) -> Iterator[str]:
+    for must, holds, names in _BOUNDS:
         for name in names.split():
-            if value(name) < least:
-                return f"{name} is {value(name)}: it must {wanted}"
-    for name in _POSITIVE:
-        if not value(name) > 0:
-            return f"{name} is {value(name)}: it must be positive"
-    for name in _SHARES:
-        if not 0 <= value(name) < 1:
-            return f"{name} is {value(name)}: it must be at least 0 and below 1"
-    if not 0 <= config.seed < SEEDS:
-        return f"seed is {config.seed}: it must lie in 0 … {SEEDS - 1}"
-    if config.behavior.noise_hold > 10_000:
-        return f"behavior.noise_hold is {config.behavior.noise_hold}: it must be at most 10000"
-    return None
+            value = operator.attrgetter(name)(config)
+            if not holds(value):
+                yield f"{name} is {value}: it must {must}"
 
 
-def _processes_are_used(config: Config) -> str | None:
-    if config.envs.processes and config.envs.workers == "inline":
-        return (
-            f"envs.processes {config.envs.processes} goes unused with envs.workers inline: "
-            "leave it at 0, or choose --envs.workers process"
-        )
-    return None
-
-
-def _grid_is_reachable(config: Config) -> str | None:
-    size, grid = config.envs.image_size, config.model.grid
-    ratio = size // grid
-    if size % grid or ratio < 2 or ratio & (ratio - 1):
-        return (
-            f"envs.image_size {size} cannot reach model.grid {grid} by halving: "
+def _environments_fit(config: Config) -> Iterator[str]:
+    envs, grid = config.envs, config.model.grid
+    if envs.processes and envs.workers == "inline":
+        yield f"envs.processes {envs.processes} goes unused with envs.workers inline: leave it at 0"
+    ratio = envs.image_size // grid
+    if envs.image_size % grid or ratio < 2 or ratio & (ratio - 1):
+        yield (
+            f"envs.image_size {envs.image_size} cannot reach model.grid {grid} by halving: "
             f"choose an image size of grid times a power of two, such as {grid * 16}"
         )
-    return None
 
 
-def _widths_divide(config: Config) -> str | None:
+def _networks_fit(config: Config) -> Iterator[str]:
     m = config.model
     with_heads = {"width": m.sequence == "tssm", "predictor_width": m.prior != "linear"}
     for name, has_heads in with_heads.items():
         if has_heads and getattr(m, name) % m.heads:
-            return f"model.{name} {getattr(m, name)} does not divide by model.heads {m.heads}"
+            yield f"model.{name} {getattr(m, name)} does not divide by model.heads {m.heads}"
     if m.sequence == "tssm" and m.width % 2:
-        return f"model.width {m.width} must be even: its positions are sines and cosines"
-    return None
-
-
-def _variants_fit(config: Config) -> str | None:
-    m = config.model
+        yield f"model.width {m.width} must be even: its positions are sines and cosines"
     if m.posterior == "oh" and m.sequence == "tssm":
-        return (
+        yield (
             "model.posterior oh needs model.sequence rssm: the transformer reads all z_t at once, "
             "before any h_t is known; choose --model.posterior o"
         )
     if m.prior == "autoregressive" and m.latent == "vector":
-        return (
+        yield (
             "model.prior autoregressive predicts one position after another, and model.latent "
             "vector has only one: choose --model.prior maskgit or linear"
         )
-    return None
 
 
-def _imagination_fits(config: Config) -> str | None:
-    b = config.behavior
-    most = config.tokens if config.model.prior == "maskgit" else math.inf
-    if not 0 <= b.decode_steps <= most:
-        return (
-            f"behavior.decode_steps {b.decode_steps} must lie between 0 and the "
-            f"{config.tokens} tokens of a latent state"
-        )
+def _imagination_fits(config: Config) -> Iterator[str]:
+    b, tokens = config.behavior, config.tokens
+    if b.decode_steps < 0 or (b.decode_steps > tokens and config.model.prior == "maskgit"):
+        yield f"behavior.decode_steps {b.decode_steps} must lie between 0 and the {tokens} tokens"
     if b.start_stride > config.replay.length:
-        return (
+        yield (
             f"behavior.start_stride {b.start_stride} leaves no start in sequences of "
             f"replay.length {config.replay.length}: choose a smaller stride"
         )
-    return None
 
 
-def _best_of_is_possible(config: Config) -> str | None:
-    replay = config.replay
+def _replay_fits(config: Config) -> Iterator[str]:
+    replay, count = config.replay, config.envs.count
     if replay.best_of > 1 and replay.sampler == "windows":
-        return "replay.best_of needs replay.sampler streams: windows ignore episodes"
+        yield "replay.best_of needs replay.sampler streams: windows ignore episodes"
     if replay.best_of > 1 and replay.batch < 4:
-        return (
+        yield (
             "replay.best_of applies to every fourth sequence, and replay.batch "
             f"{replay.batch} has fewer than four: choose a larger batch, or --replay.best-of 1"
         )
-    return None
-
-
-def _replay_holds_a_batch(config: Config) -> str | None:
-    replay, count = config.replay, config.envs.count
     rows = replay.capacity // count
     if rows <= replay.length:
-        return (
-            f"replay.capacity {replay.capacity} keeps {rows} steps of each of {count} "
-            f"environments, not more than replay.length {replay.length}: choose at least "
-            f"{(replay.length + 1) * count}"
+        yield (
+            f"replay.capacity {replay.capacity} keeps {rows} steps of each environment, not more "
+            f"than replay.length {replay.length}: choose at least {(replay.length + 1) * count}"
         )
     if replay.prefill < replay.length * count:
-        return (
+        yield (
             f"replay.prefill {replay.prefill} is less than one sequence per environment: "
             f"choose at least {replay.length * count}"
         )
-    return None
 
 
-#: In the order in which they are checked.
-_RULES = (
-    _bounds,
-    _processes_are_used,
-    _grid_is_reachable,
-    _widths_divide,
-    _variants_fit,
-    _imagination_fits,
-    _best_of_is_possible,
-    _replay_holds_a_batch,
-)
+#: Later rules rely on earlier ones.
+_RULES = (_values_are_in_bounds, _environments_fit, _networks_fit, _imagination_fits, _replay_fits)

@@ -1,15 +1,9 @@
 """Imagination: rollouts inside the world model, and the decoding of each imagined latent.
 
-Two pure functions, meant to be compiled:
-
-* :func:`decode` samples z_t given h_t: with MaskGIT in S rounds of cosine-scheduled re-masking
-  (section 4), or with the other configured prior;
-* :func:`imagine` runs H steps in one ``lax.scan``: act, advance the sequence model, decode
-  (section 5).
-
-``imagine`` depends on no network: it takes any policy and any step function, so a test can pass a
-six-line fake and a user their own model. :func:`world_model_step` builds EMERALD's step.
-No gradient flows through a rollout (REINFORCE); losses evaluate heads on the finished trajectory.
+:func:`decode` samples z_t given h_t: with MaskGIT in S rounds of cosine-scheduled re-masking
+(section 4), or with the other configured prior. :func:`imagine` runs H steps of any policy and step
+function in one ``lax.scan`` (section 5); :func:`world_model_step` builds EMERALD's step. No
+gradient flows through a rollout (REINFORCE); losses evaluate heads on the finished trajectory.
 """
 
 from __future__ import annotations
@@ -96,15 +90,9 @@ def ordered_decode(
 ) -> Decoded:
     """Sample one position after another in a ``lax.scan``, the G tokens of a position at once.
 
-    Args:
-        probs_fn: see :data:`emerald_jax.types.OrderedFn`.
-        cache: its empty cache, any pytree.
-        key: consumed.
-        shape: `(..., P, G)`.
-        classes: K, also the value of the tokens before the first position.
-
-    Returns:
-        :class:`Decoded`.
+    ``probs_fn`` is an :data:`emerald_jax.types.OrderedFn` and ``cache`` its empty cache, any
+    pytree; ``shape`` is `(..., P, G)`; K = ``classes`` stands for the tokens before the first
+    position.
     """
     lead, positions = shape[:-2], shape[-2]
     u = jax.random.uniform(key, (positions, *lead, shape[-1]))
@@ -157,36 +145,29 @@ def decode(
     features = model.apply(variables, h, method=WorldModel.prior_features)
     shape = (*h.shape[:-1], c.positions, c.groups)
     if steps == 0 or c.prior == "linear":
-        probs = probs_of(model.apply(variables, features, method=_linear))
+        linear = model.apply(variables, features, method=lambda net, x: net.dynamics_head(x))
+        probs = probs_of(linear)
         z = choose(jax.random.uniform(key, shape), probs)
         return Decoded(z, jnp.log(take_class(probs, z)), (jnp.ones(z.shape, bool),))
 
     if c.prior == "autoregressive":
 
         def next_fn(previous: Array, place: Array, cache: Any) -> tuple[Array, Any]:
-            asked = (features, previous, place, cache)
-            logits, cache = model.apply(variables, *asked, method=_ordered)
+            def step(net: WorldModel) -> tuple[Array, Array]:
+                return net.autoregressive.step(features, previous, place, cache)
+
+            logits, cache = model.apply(variables, method=step)
             return probs_of(logits), cache
 
         cache = empty_cache(c, h.shape[:-1], model.dtype)
         return ordered_decode(next_fn, cache, key, shape=shape, classes=c.classes)
 
     def probs_fn(tokens: Array | None) -> Array:
-        return probs_of(model.apply(variables, features, tokens, method=_masked))
+        return probs_of(
+            model.apply(variables, features, tokens, method=lambda net, *x: net.maskgit(*x))
+        )
 
     return maskgit_decode(probs_fn, key, steps=steps, shape=shape)
-
-
-def _linear(net: WorldModel, features: Array) -> Array:
-    return net.dynamics_head(features)
-
-
-def _masked(net: WorldModel, features: Array, tokens: Array | None) -> Array:
-    return net.maskgit(features, tokens)
-
-
-def _ordered(net: WorldModel, *asked: Array) -> tuple[Array, Array]:
-    return net.autoregressive.step(*asked)
 
 
 def imagine(
@@ -231,48 +212,30 @@ def imagine(
 def world_model_step(
     model: WorldModel, starts: Starts, *, decode_steps: int, horizon: int
 ) -> tuple[Any, StepFn]:
-    """EMERALD's step function: cached sequence model, then the prior.
+    """EMERALD's step function: cached sequence model, then the prior in ``decode_steps`` S.
 
-    Args:
-        model: the world model.
-        starts: :class:`Starts`; every rollout attends to its own part of the shared past.
-        decode_steps: S.
-        horizon: H, size of the cache for imagined steps.
-
-    Returns:
-        The empty cache, and the step; of its ``params`` it uses the entry ``"world_model"``.
+    Returns the empty cache for H = ``horizon`` steps, and the step, which reads the entry
+    ``"world_model"`` of its ``params``. Every rollout attends to its own part of the shared past.
     """
 
     def step(
         params: Params, own: Any, state: State, action: Array, index: Array, key: Key
     ) -> tuple[Any, State]:
-        h, own = model.apply(
-            {"params": params["world_model"]},
-            state,
-            action,
-            index,
-            starts,
-            own,
-            method=WorldModel.imagine_step,
-        )
+        def advance(net: WorldModel) -> tuple[Array, Any]:
+            return net.sequence.imagine(state, action, index, starts, own)
+
+        h, cache = model.apply({"params": params["world_model"]}, method=advance)
         decoded = decode(params["world_model"], h, key, model=model, steps=decode_steps)
-        return own, State(decoded.z, h)
+        return cache, State(decoded.z, h)
 
     return starts.past.room(horizon), step
 
 
 def starts_from(passed: Pass, positions: Int[AnyArray, " n"]) -> Starts:
-    """Imagination starts at given steps of one real sequence, sharing that sequence's past.
+    """Imagination starts at steps ``positions`` `[n]` of one real sequence, sharing its past.
 
     Keys, values, latents and h_t come from the forward pass of the world-model loss: nothing is
     computed twice. No gradient flows back.
-
-    Args:
-        passed: the forward pass over the sequence.
-        positions: `[n]` steps in [0, L).
-
-    Returns:
-        :class:`Starts`.
     """
     passed = jax.lax.stop_gradient(passed)
     state = jax.tree.map(lambda x: x[positions], passed.state)

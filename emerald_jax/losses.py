@@ -1,8 +1,7 @@
 """The losses of the world model (section 3), the actor and the critic (section 6).
 
 Losses keep their shape, `[L]` (one sequence) or `[H, n]` (one sequence's rollouts), until the
-caller takes the mean, so that masks and weights are visible where they are applied. ``sg`` is
-stop_gradient.
+caller takes the mean, so that masks and weights are visible where they are applied.
 """
 
 from __future__ import annotations
@@ -74,21 +73,11 @@ def world_model_losses(
 def latent_losses(
     net: WorldModel, out: Pass, key: Key, config: LossConfig, deterministic: bool
 ) -> dict[str, Array]:
-    """KL terms between posterior, dynamics head and predictor, in nats per position.
+    """KL terms ``dyn``, ``rep`` and ``mask``, each `[L]`, in nats per position.
 
-    The dynamics and representation KL is summed over a position's G groups and floored per
-    position. The predictor's term is floored after its mean over positions.
-
-    Args:
-        net: the bound world model.
-        out: its forward pass.
-        key: consumed; draws the masks.
-        config: floors.
-        deterministic: no dropout.
-
-    Returns:
-        ``dyn``, ``rep`` and ``mask``, each `[L]`; ``mask`` is 0 if the dynamics head is the only
-        prior.
+    The KL of posterior and dynamics head is summed over a position's G groups and floored per
+    position. The predictor's term is floored after its mean over positions; it is 0 if the dynamics
+    head is the only prior. ``key`` is consumed: it draws the masks.
     """
     prior = net.dynamics(out.features)
     dyn = kl_divergence(sg(out.posterior), prior).sum(-1)
@@ -97,22 +86,17 @@ def latent_losses(
         "dyn": jnp.maximum(config.free_nats, dyn).mean(-1),
         "rep": jnp.maximum(config.free_nats, rep).mean(-1),
     }
-    divergence = _PREDICTORS[net.config.prior]
-    if divergence is None:
+    if net.config.prior == "linear":
         return {**terms, "mask": jnp.zeros_like(terms["dyn"])}
-    mask = divergence(net, out, key, deterministic)
+    if net.config.prior == "maskgit":
+        mask = masked_divergence(net, out, key, deterministic)
+    else:
+        mask = ordered_divergence(net, out, deterministic)
     return {**terms, "mask": jnp.maximum(config.mask_free_nats, mask)}
 
 
 def masked_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
-    """`[L]` G times the mean KL(sg(q) || p_mask) over the randomly masked tokens.
-
-    Args:
-        net: the bound world model.
-        out: its forward pass.
-        key: consumed; draws the masks.
-        deterministic: no dropout.
-    """
+    """`[L]` G times the mean KL(sg(q) || p_mask) over randomly masked tokens; consumes ``key``."""
     length, positions, groups, classes = out.posterior.shape
     u_key, mask_key = jax.random.split(key)
     u = jax.random.uniform(u_key, (length,))
@@ -123,36 +107,19 @@ def masked_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool)
     return groups * jnp.sum(kl * masked, axis=(1, 2)) / jnp.sum(masked, axis=(1, 2))
 
 
-def ordered_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
+def ordered_divergence(net: WorldModel, out: Pass, deterministic: bool) -> Array:
     """`[L]` KL(sg(q) || p_ar), each position given the sampled tokens of those before it.
 
     Summed over groups and averaged over positions, as MaskGIT's term is when all tokens are masked.
-    Arguments as for :func:`masked_divergence`; ``key`` is unused.
     """
-    del key
     predicted = net.ordered_prior(out.features, out.state.z, deterministic)
     return kl_divergence(sg(out.posterior), predicted).sum(-1).mean(-1)
 
 
-#: Prior -> divergence that trains its predictor.
-_PREDICTORS = {
-    "maskgit": masked_divergence,
-    "autoregressive": ordered_divergence,
-    "linear": None,
-}
-
-
 def weighted_sum(terms: dict[str, Array], config: LossConfig) -> Array:
-    """Sum of the terms times their weights.
-
-    Raises:
-        ValueError: if terms and weights have different names.
-    """
-    weights = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if not field.name.endswith("free_nats")
-    }
+    """Sum of the terms times their weights; ValueError if their names differ."""
+    weights = dataclasses.asdict(config)
+    weights = {name: w for name, w in weights.items() if not name.endswith("free_nats")}
     if weights.keys() != terms.keys():
         raise ValueError(f"loss terms {sorted(terms)} do not match weights {sorted(weights)}")
     return sum(weights[name] * terms[name] for name in weights)
@@ -187,16 +154,8 @@ def evaluate_trajectory(
 ) -> Returns:
     """Rewards, continuation, values and lambda-returns of all imagined states at once.
 
-    Args:
-        params: dict with ``world_model`` and ``critic``.
-        trajectory: :class:`Trajectory`.
-        cont_0: `[n]` real continuation of the starts: 0 where the episode had terminated.
-        model: the world model.
-        actor_critic: the networks.
-        config: discount and lambda.
-
-    Returns:
-        :class:`Returns`.
+    ``params`` has ``world_model`` and ``critic``; ``cont_0`` `[n]` is the real continuation of the
+    starts, 0 where the episode had terminated.
     """
     state, frozen = trajectory.state, {"params": params["world_model"]}
     reached = jax.tree.map(lambda x: x[1:], state)

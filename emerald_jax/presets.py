@@ -26,21 +26,9 @@ from emerald_jax.config import (
 
 def _small_model(**changes: Any) -> ModelConfig:
     """The quickstart's networks: every part of the paper's model at a hundredth of its size."""
-    sizes: dict[str, Any] = dict(
-        groups=4,
-        classes=8,
-        channels=8,
-        width=64,
-        latent_width=16,
-        blocks=2,
-        heads=4,
-        context=16,
-        predictor_width=64,
-        predictor_blocks=1,
-        token_width=8,
-        bins=63,
-    )
-    return ModelConfig(**{**sizes, **changes})
+    sizes = dict(groups=4, classes=8, channels=8, width=64, latent_width=16, token_width=8, bins=63)
+    sizes |= dict(blocks=2, heads=4, context=16, predictor_width=64, predictor_blocks=1)
+    return ModelConfig(**(sizes | changes))
 
 
 _QUICKSTART = Config(
@@ -109,8 +97,7 @@ _ATARI_100K = Config(
     env="atari:Pong",
     steps=100_000,
     train_ratio=1024.0,
-    # The rest of the protocol (no sticky actions, minimal action set, no-op frames at the start, no
-    # reward clipping, termination only at game over, 108 000 frames) is the default of `atari:`.
+    # The rest of the protocol is the default of `atari:`.
     envs=EnvsConfig(count=1, frame_skip=4),
     # First frames are records but not steps: capacity for 20 000 episodes.
     replay=ReplayConfig(capacity=120_000),
@@ -147,11 +134,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
 
 
 def get_preset(name: str) -> Config:
-    """The named configuration.
-
-    Raises:
-        ConfigError: for an unknown preset, naming the nearest one.
-    """
+    """The named configuration; ConfigError for an unknown name, with the nearest one."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"; nearest: {near[0]}" if near else ""

@@ -1,10 +1,8 @@
 """Benchmark scores: Crafter's score, aggregates over Atari games, and published numbers.
 
 Crafter's score is Hafner's (arXiv 2109.06780). Aggregates over Atari games are those of Agarwal et
-al., *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (arXiv 2108.13264),
-section 4: mean, median and interquartile mean (IQM), with stratified bootstrap intervals. The
-published numbers are package data, ``data/crafter.json`` and ``data/atari100k.json``, with their
-sources.
+al. (arXiv 2108.13264, section 4): mean, median and interquartile mean (IQM), with stratified
+bootstrap intervals. Published numbers and their sources are package data, ``data/*.json``.
 """
 
 from __future__ import annotations
@@ -25,33 +23,18 @@ _CHUNK = 500
 
 
 def success_rates(episodes: Iterable[Mapping[str, int]], names: Iterable[str]) -> dict[str, float]:
-    """Share of episodes that unlocked each achievement at least once.
-
-    Args:
-        episodes: one mapping per episode, achievement name -> times unlocked.
-        names: all achievements, so that one never unlocked counts as 0.
-
-    Returns:
-        name -> rate in per cent.
-    """
+    """Per cent of episodes (name -> times unlocked) that unlocked each achievement at all."""
     episodes = list(episodes)
     if not episodes:
         raise ValueError("success rates need at least one episode")
-    return {
-        name: 100.0 * sum(e.get(name, 0) > 0 for e in episodes) / len(episodes) for name in names
-    }
+    count = len(episodes)
+    return {name: 100.0 * sum(e.get(name, 0) > 0 for e in episodes) / count for name in names}
 
 
 def crafter_score(rates: Mapping[str, float]) -> float:
-    """Crafter's score: the geometric mean of success rates, shifted by one (Hafner 2021).
+    """Crafter's score in per cent: the shifted geometric mean of success rates (Hafner 2021).
 
-    exp(mean_i ln(1 + s_i)) - 1, which rewards rare achievements more than frequent ones.
-
-    Args:
-        rates: name -> success rate s_i in per cent, 0 to 100.
-
-    Returns:
-        The score in per cent.
+    exp(mean_i ln(1 + s_i)) - 1, s_i in per cent: rare achievements count more than frequent ones.
     """
     return math.exp(sum(math.log1p(rate) for rate in rates.values()) / len(rates)) - 1.0
 
@@ -81,13 +64,12 @@ def aggregate(
     """Mean, median and IQM over games, with stratified bootstrap intervals.
 
     ``mean`` and ``median`` are over games, of each game's mean over runs; ``iqm`` is the mean of
-    the middle half of all runs of all games. Each bootstrap sample resamples every game's runs with
-    replacement; the interval is the middle 95 % over samples. With one run per game there is no
-    interval.
+    the middle half of all runs of all games, each with equal weight. Each bootstrap sample
+    resamples every game's runs with replacement; the interval is the middle 95 % over samples. With
+    one run per game there is no interval.
 
     Args:
-        scores: game -> one score per run. The number of runs may differ between games; every run
-            has equal weight in the IQM.
+        scores: game -> one score per run.
         samples: bootstrap samples.
         seed: of the bootstrap.
 
@@ -106,13 +88,11 @@ def aggregate(
         count = min(_CHUNK, samples - start)
         drawn = [run[rng.integers(len(run), size=(count, len(run)))] for run in runs]
         parts.append(_aggregates(drawn))
-    return {
-        name: Interval(
-            float(value[0]),
-            *np.percentile(np.concatenate([part[name] for part in parts]), [2.5, 97.5]).tolist(),
-        )
-        for name, value in values.items()
-    }
+    result = {}
+    for name, value in values.items():
+        resampled = np.concatenate([part[name] for part in parts])
+        result[name] = Interval(float(value[0]), *np.percentile(resampled, [2.5, 97.5]).tolist())
+    return result
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:

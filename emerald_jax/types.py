@@ -1,19 +1,11 @@
 """Pytrees, function aliases and the dimension key of all docstrings.
 
-====== =========================================== =================
-symbol meaning                                     Crafter default
-====== =========================================== =================
-B, L   sequences per batch, steps per sequence     16, 64
-T      time in general                             --
-H      imagined steps per rollout                  15
-C      left context of the temporal transformer    64
-P      latent positions: h * w, or 1 in a vector   4 * 4 = 16
-G, K   categorical groups per position, classes    32, 32
-N      tokens per latent state, P * G              512
-D      width of h_t                                512
-A      actions                                     17
-n      imagination starts per sequence             16
-====== =========================================== =================
+Dimensions, with their values in Crafter:
+    B, L: sequences per batch, steps per sequence [16, 64]; T: time in general.
+    H: imagined steps per rollout [15]; n: imagination starts per sequence [16].
+    C: left context of the temporal transformer [64]; D: width of h_t [512]; A: actions [17].
+    P: latent positions, h * w, or 1 in a vector [16]; N: tokens per latent state, P * G [512].
+    G, K: categorical groups per position, classes of each [32, 32].
 
 Index convention, everywhere: the action, reward, ``is_last`` and ``is_terminal`` stored at index t
 are those that *led into* image t. ``is_first[t]`` marks an episode's first frame: no action led
@@ -22,11 +14,6 @@ the environment; a time limit is ``is_last`` without ``is_terminal``.
 
 Functions take one sequence (no B) and are batched by ``jax.vmap``, with one random key per
 sequence, so that results do not depend on the number of devices that share a batch.
-
-Names of the larger objects, from the networks up: :class:`~emerald_jax.models.heads.ActorCritic`
-(the two behaviour networks), :class:`~emerald_jax.agent.state.Learner` (all networks and
-optimisers, no arrays), :class:`~emerald_jax.agent.state.TrainState` (all arrays that training
-changes), :class:`~emerald_jax.agent.agent.Agent` (a trained agent: networks and parameters).
 """
 
 from __future__ import annotations
@@ -47,8 +34,7 @@ Params = Any
 def key_of(seed: int) -> Key:
     """Random key of a seed in 0 … 2**63 - 1, different for every seed.
 
-    ``jax.random.key`` reads only the lowest 32 bits (without 64-bit types), so the higher bits are
-    folded in. Below 2**32 both give the same key.
+    ``jax.random.key`` reads only the lowest 32 bits, so the higher ones are folded in.
     """
     key = jax.random.key(np.uint32(seed & 0xFFFFFFFF))
     return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
@@ -84,8 +70,7 @@ class Carry(NamedTuple):
     """State of the world model between two chunks, or two acting steps, of a sequence.
 
     Attributes:
-        memory: memory of the sequence model: :class:`Memory` of the last C tokens, or
-            :class:`Recurrent`. All zeros are the empty memory.
+        memory: :class:`Memory` of the last C tokens, or :class:`Recurrent`; all zeros if empty.
         z: `[P, G]` int32, class indices of the newest latent.
     """
 
@@ -103,10 +88,9 @@ class Batch(NamedTuple):
         is_first: `[B, L]` bool, an episode's first frame.
         is_last: `[B, L]` bool, an episode's last frame: termination or truncation.
         is_terminal: `[B, L]` bool, termination (never a time limit).
-        reset: `[B, L]` bool, the model must forget everything before this frame. True wherever
-            ``is_first`` is, and where a sequence starts in the middle of an episode.
-        carry: :class:`Carry` with leading `[B]`, the model's memory of each sequence's past; None
-            from the replay, set by the training loop.
+        reset: `[B, L]` bool, forget everything before this frame: True wherever ``is_first`` is,
+            and where a sequence starts in the middle of an episode.
+        carry: :class:`Carry` `[B]` of each sequence's past, set by the training loop; else None.
     """
 
     image: Array
@@ -136,8 +120,7 @@ class Starts(NamedTuple):
 
     Attributes:
         state: :class:`State` with leading `[n]`.
-        past: context of the sequence model besides the state: ``models.tssm.SharedPast``, or the
-            empty ``models.sequence.NoPast``.
+        past: context of the sequence model: ``tssm.SharedPast``, or the empty ``sequence.NoPast``.
     """
 
     state: State

@@ -4,51 +4,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emerald_jax.commands.shared import Parser, envs_from, given_envs, number, write_out
 from emerald_jax.config import Config, ConfigError, EnvsConfig
+from emerald_jax.run.directory import read_config
+from emerald_jax.run.files import write_json
 
 if TYPE_CHECKING:
+    from emerald_jax.run.evaluations import EvalReport
     from emerald_jax.run.run import Point
-
-#: Episodes of the benchmarks' protocols by family of environments, and for all others.
-EPISODES, OTHERS = {"crafter": 256, "atari": 100}, 16
 
 
 def run_eval(arguments: list[str]) -> int:
     """Play episodes with a run's agent, or at random, and report the return."""
     parser = Parser("eval")
-    parser.add_run(nargs="?")
-    parser.add_argument(
-        "--episodes",
-        type=number(1),
-        help="episodes to play (256 in Crafter, 100 in an Atari game, else 16)",
-    )
-    parser.add_checkpoint()
-    parser.add_argument(
-        "--mode",
-        choices=("sample", "mode"),
-        default="sample",
-        help="sample actions from the policy, as the paper does, or take the most probable one "
-        "(%(default)s)",
-    )
-    parser.add_seed("the play")
-    parser.add_argument(
-        "--max-steps",
-        type=number(1),
-        metavar="N",
-        help="cut an episode after N steps, and count it (30,000, or more if the environment's own "
-        "time limit is longer)",
-    )
-    parser.add_argument("--video", action="store_true", help="film the first episode")
-    parser.add_argument("--json", metavar="FILE", help="also write the result to this file")
-    parser.add_argument(
-        "--random", metavar="ENV", help="play ENV with uniformly random actions, without a run"
-    )
+    parser.add_run(checkpoint=True, seed="the play", nargs="?")
+    add = parser.add_argument
+    add("--episodes", type=number(1), help="to play (256 in Crafter, 100 in Atari games, else 16)")
+    about = "sample actions, as the paper does, or take the most probable ones (%(default)s)"
+    add("--mode", choices=("sample", "mode"), default="sample", help=about)
+    about = "cut and count an episode after N steps (30,000, or the environment's longer limit)"
+    add("--max-steps", type=number(1), metavar="N", help=about)
+    add("--video", action="store_true", help="film the first episode")
+    add("--json", metavar="FILE", help="also write the result to this file")
+    add("--random", metavar="ENV", help="play ENV with uniformly random actions, without a run")
     parser.add_envs("with --random: ")
     options = parser.parse_args(arguments)
     if options.random:
@@ -63,13 +45,11 @@ def run_eval(arguments: list[str]) -> int:
 def _play_a_run(options: argparse.Namespace) -> int:
     if given_envs(options):
         raise ConfigError("a run keeps the settings of its environment: they go with --random")
-    from emerald_jax.run.directory import read_config
-
     config = read_config(options.run)
     exported = (Path(options.run) / "export.json").is_file()
     if exported and options.video:
         raise ConfigError(f"{options.run} is an export, which keeps no evaluations: no --video")
-    from emerald_jax.run.evaluations import result_of, save_evaluation
+    from emerald_jax.run.evaluations import save_evaluation
     from emerald_jax.training.evaluate import evaluate_run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -86,39 +66,33 @@ def _play_a_run(options: argparse.Namespace) -> int:
             seed=options.seed,
             checkpoint=options.checkpoint,
             watch=watch,
-            **_limit(options),
+            max_steps=options.max_steps,
         )
         stack.close()
         saved = None if exported else save_evaluation(options.run, report, video)
-    _write_json(options.json, result_of(report))
-    return write_out(f"{report}\n" + (f"written to {saved}\n" if saved else ""))
+    return _finish(report, options, f"written to {saved}\n" if saved else "")
 
 
 def _play_at_random(options: argparse.Namespace) -> int:
     config = Config(env=options.random, envs=envs_from(options, EnvsConfig()))
-    from emerald_jax.run.evaluations import result_of
     from emerald_jax.training.evaluate import evaluate_random
 
     episodes = options.episodes or default_episodes(config.env)
-    report = evaluate_random(config, episodes, seed=options.seed, **_limit(options))
-    _write_json(options.json, result_of(report))
-    return write_out(f"{report}\n")
-
-
-def _limit(options: argparse.Namespace) -> dict[str, int]:
-    return {} if options.max_steps is None else {"max_steps": options.max_steps}
+    given = {"seed": options.seed, "max_steps": options.max_steps}
+    return _finish(evaluate_random(config, episodes, **given), options)
 
 
 def default_episodes(env: str) -> int:
     """Episodes of the protocol by which ``env`` is scored."""
-    return EPISODES.get(env.partition(":")[0], OTHERS)
+    return {"crafter": 256, "atari": 100}.get(env.partition(":")[0], 16)
 
 
-def _write_json(path: str | None, result: dict) -> None:
-    if path:
-        from emerald_jax.run.files import write_atomic
+def _finish(report: EvalReport, options: argparse.Namespace, more: str = "") -> int:
+    from emerald_jax.run.evaluations import result_of
 
-        write_atomic(Path(path), (json.dumps(result, indent=2) + "\n").encode())
+    if options.json:
+        write_json(Path(options.json), result_of(report))
+    return write_out(f"{report}\n{more}")
 
 
 def run_checkpoints(arguments: list[str]) -> int:
@@ -126,8 +100,6 @@ def run_checkpoints(arguments: list[str]) -> int:
     parser = Parser("checkpoints")
     parser.add_run()
     options = parser.parse_args(arguments)
-    from emerald_jax.run.directory import read_config
-
     read_config(options.run)
     from emerald_jax.run.run import Run
 
@@ -161,26 +133,19 @@ def _table(points: list[Point]) -> str:
 def run_export(arguments: list[str]) -> int:
     """Write only the weights of a run."""
     parser = Parser("export")
-    parser.add_run()
-    parser.add_argument("--to", required=True, metavar="DIR", help="directory to create")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="type of the weights; bfloat16 halves the size (%(default)s)",
-    )
-    parser.add_checkpoint()
+    parser.add_run(checkpoint=True)
+    add = parser.add_argument
+    add("--to", required=True, metavar="DIR", help="directory to create")
+    about = "type of the weights; bfloat16 halves the size (%(default)s)"
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=about)
     options = parser.parse_args(arguments)
-    from emerald_jax.run.directory import read_config
-
     config = read_config(options.run)
     if Path(options.to).exists():
         raise ConfigError(f"{options.to} exists: choose another --to")
     from emerald_jax.run.weights import export_weights
 
-    content = export_weights(
-        options.run, options.to, dtype=options.dtype, checkpoint=options.checkpoint
-    )
+    chosen = {"dtype": options.dtype, "checkpoint": options.checkpoint}
+    content = export_weights(options.run, options.to, **chosen)
     size = sum(path.stat().st_size for path in Path(options.to).rglob("*") if path.is_file())
     return write_out(
         f"{len(content['leaves'])} arrays of checkpoint {content['step']:,} as "
@@ -192,18 +157,11 @@ def run_export(arguments: list[str]) -> int:
 def run_report(arguments: list[str]) -> int:
     """Compare runs with the published numbers, one table and figure per benchmark."""
     parser = Parser("report")
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
-    parser.add_argument(
-        "--out", default="report", metavar="DIR", help="directory of report.md (%(default)s)"
-    )
-    parser.add_argument(
-        "--random",
-        type=number(0),
-        default=0,
-        metavar="N",
-        help="without published numbers, compare with N random episodes; 0 uses the runs' own "
-        "episodes before their first update (%(default)s)",
-    )
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", help="run directories")
+    add("--out", default="report", metavar="DIR", help="directory of report.md (%(default)s)")
+    about = "without published numbers, compare with N random episodes; 0: those of the prefill"
+    add("--random", type=number(0), default=0, metavar="N", help=about)
     options = parser.parse_args(arguments)
     out = Path(options.out)
     if out.exists() and not out.is_dir():

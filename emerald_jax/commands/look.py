@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import dataclasses
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emerald_jax.commands.shared import Parser, number, write_error, write_out
 from emerald_jax.config import ConfigError
+from emerald_jax.run.directory import read_config
 
 #: As in ``look.film``, which is too heavy to import before the arguments have been checked.
 _ENDINGS = (".mp4", ".gif", ".png")
-_MAX_HORIZON = 10_000
 
 
 def run_dream(arguments: list[str]) -> int:
     """Film the agent's dream next to reality."""
     options = _parse(arguments)
-    from emerald_jax.run.directory import read_config
-
     read_config(options.run)
-    from emerald_jax.look.film import FilmPlan, film_run, read_actions
+    from emerald_jax.look.film import FilmPlan, film_run, read_actions, save_film
     from emerald_jax.run.weights import load
 
     agent = load(options.run, options.checkpoint)
@@ -32,109 +33,82 @@ def run_dream(arguments: list[str]) -> int:
         actions = read_actions(actions, agent.spec)[: options.horizon]
     if options.steps is not None and options.steps > agent.config.tokens:
         raise ConfigError(f"--steps is {options.steps}: a latent has {agent.config.tokens} tokens")
-    plan = FilmPlan(
-        source=options.source,
-        actions=actions,
-        horizon=options.horizon,
-        context=options.context,
-        seed=options.seed,
-        steps=options.steps,
-        temperature=options.temperature,
-    )
-    film = film_run(agent, options.run, plan)
-    from emerald_jax.look.film import save_film
-
-    try:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(FilmPlan)}
+    film = film_run(agent, options.run, FilmPlan(**given | {"actions": actions}))
+    with _writing(options.out):
         path = save_film(film, options.out, fps=options.fps, tinted=not options.no_tint)
-    except OSError as error:
-        raise ConfigError(f"{options.out} cannot be written: {error.strerror or error}") from error
     dreamt = len(film.real) - film.context
     return write_out(f"{path}: {film.context} real frames, then {dreamt} dreamt frames\n")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("dream")
-    parser.add_run()
+    parser.add_run(checkpoint=True, seed="the dream")
     add = parser.add_argument
     add("--out", required=True, metavar="FILE", help="file to write: .mp4, .gif or .png")
-    add(
-        "--from",
-        dest="source",
-        choices=("real", "reset"),
-        default="real",
-        help="start from recorded frames of the run, or from a new episode (%(default)s)",
+    about = "start from recorded frames of the run, or from a new episode (%(default)s)"
+    add("--from", dest="source", choices=("real", "reset"), default="real", help=about)
+    about = (
+        "actions of the dream: the agent's, random, the recorded ones (only --from real), or from "
+        "a file with one per line or a JSON list (default: recorded, or policy from a reset)"
     )
-    add(
-        "--actions",
-        metavar="policy|random|recorded|FILE",
-        help="actions of the dream: the agent's, random, the recorded ones (only --from real), or "
-        "from a file with one action per line or a JSON list (default: recorded from real frames, "
-        "policy from a reset)",
-    )
-    add("--horizon", type=int, default=50, help="imagined steps (%(default)s)")
-    add("--context", type=int, default=4, help="real frames before the dream (%(default)s)")
-    parser.add_seed("the dream")
+    add("--actions", metavar="policy|random|recorded|FILE", help=about)
+    length = number(1, 10_000)
+    add("--horizon", type=length, default=50, help="imagined steps (%(default)s)")
+    add("--context", type=length, default=4, help="real frames before the dream (%(default)s)")
     add("--steps", type=number(0), help="decoding steps S; by default the run's own")
     add("--temperature", type=float, default=1.0, help="of the tokens (%(default)s)")
     add("--fps", type=float, default=8.0, help="steps per second in a film (%(default)s)")
     add("--no-tint", action="store_true", help="do not tint uncertain positions")
-    parser.add_checkpoint()
     options = parser.parse_args(arguments)
     if not str(options.out).lower().endswith(_ENDINGS):
         raise ConfigError(f"--out {options.out} must end in {', '.join(_ENDINGS)}")
-    if not 1 <= options.horizon <= _MAX_HORIZON or not 1 <= options.context <= _MAX_HORIZON:
-        raise ConfigError(f"--horizon and --context must lie in 1 … {_MAX_HORIZON}")
     if not options.temperature > 0 or not 0 < options.fps <= 100:
         raise ConfigError("--temperature must be above 0, --fps above 0 and at most 100")
     if options.actions == "recorded" and options.source == "reset":
         raise ConfigError("--actions recorded needs --from real: a new episode has no recording")
-    known = (None, "policy", "random", "recorded")
-    if options.actions not in known and not Path(options.actions).is_file():
-        raise ConfigError(
-            f"--actions takes policy, random, recorded or a file; there is no {options.actions!r}"
-        )
+    known, actions = (None, "policy", "random", "recorded"), options.actions
+    if actions not in known and not Path(actions).is_file():
+        raise ConfigError(f"--actions takes policy, random, recorded or a file, got {actions!r}")
     return options
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def run_inspect(arguments: list[str]) -> int:
     """Write the report of a run."""
     parser = Parser("inspect")
-    parser.add_run()
+    parser.add_run(checkpoint=True, seed="the samples shown")
     parser.add_argument("--out", metavar="FILE.html", help="file to write (RUN/report.html)")
-    parser.add_checkpoint()
-    parser.add_seed("the samples shown")
     options = parser.parse_args(arguments)
     out = Path(options.out or Path(options.run) / "report.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out} must end in .html")
-    from emerald_jax.run.directory import read_config
-
     read_config(options.run)
     from emerald_jax.look.inspect import inspect_run
 
-    try:
+    with _writing(out):
         inspect_run(options.run, out, checkpoint=options.checkpoint, seed=options.seed)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from error
     return write_out(f"{out} ({out.stat().st_size / 1e6:.1f} MB) opens in a browser\n")
 
 
 def run_play(arguments: list[str]) -> int:
     """Serve the page until Ctrl-C."""
     parser = Parser("play")
-    parser.add_run()
+    parser.add_run(checkpoint=True, seed="the dream")
     add = parser.add_argument
     port = number(0, 65535)
     add("--port", type=port, default=8050, help="on 127.0.0.1; 0 uses a free one (%(default)s)")
     add("--env-beside", action="store_true", help="also step the real environment")
-    add("--fps", type=float, default=10.0, help="initial frames per second (%(default)s)")
-    parser.add_seed("the dream")
-    parser.add_checkpoint()
+    fps = number(1, 60, float)
+    add("--fps", type=fps, default=10.0, help="initial frames per second (%(default)s)")
     options = parser.parse_args(arguments)
-    if not 1 <= options.fps <= 60:
-        raise ConfigError("--fps must lie in 1 … 60")
-    from emerald_jax.run.directory import read_config
-
     read_config(options.run)
     from emerald_jax.look.play_server import take_port
 
@@ -146,15 +120,8 @@ def run_play(arguments: list[str]) -> int:
 
         agent = load(options.run, options.checkpoint)
         session = DreamSession(agent, Recordings(options.run), seed=options.seed)
-        server = PlayServer(
-            session,
-            listening=listening,
-            title=options.run,
-            beside=options.env_beside,
-            fps=options.fps,
-            say=write_error,
-        )
-        asyncio.run(_serve(server))
+        shown = {"title": options.run, "beside": options.env_beside, "fps": options.fps}
+        asyncio.run(_serve(PlayServer(session, listening=listening, say=write_error, **shown)))
     return write_out("stopped\n")
 
 

@@ -43,24 +43,19 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^argument (\S+): is ", r"\1 is ", message)  # from number()
         raise ConfigError(f"{message} ({self.prog} --help)")
 
-    def add_run(self, **options: Any) -> None:
-        """Add the positional argument RUN."""
+    def add_run(self, *, checkpoint: bool = False, seed: str = "", **options: Any) -> None:
+        """Add the positional argument RUN, and on request ``--checkpoint STEP`` and ``--seed``."""
         self.add_argument("run", metavar="RUN", help="run directory; it is only read", **options)
-
-    def add_checkpoint(self) -> None:
-        """Add ``--checkpoint STEP``."""
-        self.add_argument(
-            "--checkpoint",
-            type=int,
-            metavar="STEP",
-            help="its number of updates; by default the newest intact one",
-        )
+        if checkpoint:
+            about = "its number of updates; by default the newest intact one"
+            self.add_argument("--checkpoint", type=int, metavar="STEP", help=about)
+        if seed:
+            self.add_seed(seed)
 
     def add_seed(self, of: str) -> None:
         """Add ``--seed``."""
-        self.add_argument(
-            "--seed", type=number(0, SEEDS - 1), default=0, help=f"seed of {of} (%(default)s)"
-        )
+        seed, about = number(0, SEEDS - 1), f"seed of {of} (%(default)s)"
+        self.add_argument("--seed", type=seed, default=0, help=about)
 
     def add_envs(self, prefix: str = "") -> None:
         """Add the settings of an environment, read by :func:`envs_from`; ``prefix`` each help."""

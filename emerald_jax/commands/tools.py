@@ -11,50 +11,40 @@ from pathlib import Path
 from emerald_jax import __version__
 from emerald_jax.commands.shared import Parser, envs_from, number, table, write_out
 from emerald_jax.config import Config, ConfigError, EnvsConfig
+from emerald_jax.run.directory import read_config
 
 
 def run_collect(arguments: list[str]) -> int:
     """Record play as a data set on which studies train."""
     parser = Parser("collect")
-    parser.add_argument("--env", default="", help="environment; with a run, the run's own")
-    parser.add_argument(
-        "--policy",
-        default="random",
-        metavar="random|RUN",
-        help="uniformly random actions, or the policy of a run (%(default)s)",
-    )
-    parser.add_argument(
-        "--steps", type=number(1), required=True, help="environment steps to record"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory of the data set")
+    add, size = parser.add_argument, number(0)
+    add("--env", default="", help="environment; with a run, the run's own")
+    about = "uniformly random actions, or the policy of a run (%(default)s)"
+    add("--policy", default="random", metavar="random|RUN", help=about)
+    add("--steps", type=number(1), required=True, help="environment steps to record")
+    add("--out", required=True, metavar="DIR", help="directory of the data set")
     parser.add_seed("the play")
-    parser.add_argument(
-        "--count", type=number(0), default=0, help="parallel environments (16, or the run's own)"
-    )
-    parser.add_argument(
-        "--image-size", type=number(0), default=0, help="pixels per side (64, or the run's own)"
-    )
+    add("--count", type=size, default=0, help="parallel environments (16, or the run's own)")
+    add("--image-size", type=size, default=0, help="pixels per side (64, or the run's own)")
     options = parser.parse_args(arguments)
     config = _collect_config(options)
     from emerald_jax.training import collect
 
     collect.refuse_dataset(Path(options.out))
     from emerald_jax.run.machine import prepare_jax
+    from emerald_jax.run.weights import load
+    from emerald_jax.types import key_of
 
     prepare_jax()
     policy = None
     if options.policy != "random":
-        from emerald_jax.run.weights import load
-        from emerald_jax.types import key_of
-
         agent = load(options.policy, config=config)
         policy = agent.player(config.envs.count, key_of(options.seed))
     replay = collect.record(config, options.steps, options.seed, policy)
     facts = collect.facts_of(config, options.policy, options.seed, options.steps)
     path = collect.write_dataset(options.out, replay, facts)
-    return write_out(
-        f"{len(replay):,} records of {config.env} by {options.policy}: {path.parent}\n"
-    )
+    found = f"{len(replay):,} records of {config.env} by {options.policy}"
+    return write_out(f"{found}: {path.parent}\n")
 
 
 def _collect_config(options: argparse.Namespace) -> Config:
@@ -64,8 +54,6 @@ def _collect_config(options: argparse.Namespace) -> Config:
         if not env:
             raise ConfigError("--env is missing: name an environment (emerald-jax envs)")
         return Config(env=env, envs=EnvsConfig(count=options.count or 16, image_size=size or 64))
-    from emerald_jax.run.directory import read_config
-
     config = read_config(run)
     if env and env != config.env:
         raise ConfigError(f"{run} was trained on {config.env}, not {env}: leave --env out")
@@ -80,11 +68,10 @@ def run_envs(arguments: list[str]) -> int:
     Parser("envs").parse_args(arguments)
     from emerald_jax.envs.registry import list_envs
 
+    write_out(table({e.name: "ready" if e.available else f"needs {e.pip}" for e in list_envs()}))
     return write_out(
-        table({e.name: "ready" if e.available else f"needs {e.pip}" for e in list_envs()})
-        + "\nemerald-jax train PRESET --env NAME trains in any of them. The games of atari are the "
-        "benchmark\nAtari 100k: emerald-jax train atari100k --env atari:GAME. Your own is "
-        "my_module:make_env, a function\nthat makes a Gymnasium environment; "
+        "\nemerald-jax train PRESET --env NAME trains in any of them (atari100k in those of atari)."
+        "\nYour own is my_module:make_env, a function that makes a Gymnasium environment;\n"
         "emerald-jax check-env NAME tests it.\n"
     )
 
@@ -103,9 +90,8 @@ def run_check_env(arguments: list[str]) -> int:
     envs = envs_from(options, DEFAULT)
     spec = spec_of(options.name, dataclasses.replace(envs, time_limit=options.time_limit or 0))
     height, width, _ = spec.image_shape
-    limit = "no time limit known"
-    if spec.time_limit:
-        limit = f"episodes of at most {spec.time_limit:,} steps"
+    limited = f"episodes of at most {spec.time_limit:,} steps" if spec.time_limit else ""
+    limit = limited or "no time limit known"
     write_out(f"{spec.name}: {height}x{width} RGB images, {spec.num_actions} actions, {limit}\n")
     findings = check_env(options.name, envs, steps=options.steps, seed=options.seed)
     if not findings:

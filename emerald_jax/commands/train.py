@@ -1,11 +1,12 @@
 """``emerald-jax train PRESET [--settings]`` and ``emerald-jax presets``.
 
-Settings are read against the dataclasses of ``config.py``: a wrong name or value is reported in one
-line. tyro prints the help. Nothing here imports JAX.
+Settings are read against the dataclasses of ``config.py``; tyro prints the help. Nothing here
+imports JAX.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -16,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from emerald_jax.commands.shared import Parser, preset_list, write_error, write_out
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS, get_preset
+from emerald_jax.run.directory import check_run_dir
 
 #: Short names of settings that are typed often.
 ALIASES = {"quiet": "log.quiet"}
@@ -31,8 +33,6 @@ def run_train(arguments: list[str]) -> int:
         return 2
     config = parse_train(arguments)
     config.validate(max(1, config.devices))
-    from emerald_jax.run.directory import check_run_dir
-
     check_run_dir(config)
     from emerald_jax.training.loop import train
 
@@ -43,8 +43,8 @@ def parse_train(arguments: Sequence[str]) -> Config:
     """The configuration described by the arguments of ``emerald-jax train``.
 
     Args:
-        arguments: a preset's name and settings in any order, such as
-            ``["crafter", "--model.width", "256", "--seed=3"]``. Hyphens and underscores are equal.
+        arguments: a preset's name and settings in any order, such as ``["crafter", "--model.width",
+            "256", "--seed=3"]``. Hyphens and underscores are equal.
 
     Raises:
         ConfigError: without a preset, for an unknown preset or setting, or for a wrong value.
@@ -52,9 +52,8 @@ def parse_train(arguments: Sequence[str]) -> Config:
     """
     positional, settings = _read([a for a in arguments if a not in _HELP])
     if len(positional) > 1:
-        raise ConfigError(
-            f"unexpected {positional[1]!r} after preset {positional[0]!r}: settings begin with --"
-        )
+        preset, extra = positional[:2]
+        raise ConfigError(f"unexpected {extra!r} after preset {preset!r}: settings begin with --")
     wants_help = bool(_HELP & set(arguments))
     if not positional and not wants_help:
         raise ConfigError(f"name a preset: {', '.join(PRESETS)}")
@@ -71,10 +70,9 @@ def parse_train(arguments: Sequence[str]) -> Config:
 
 def _read(arguments: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     """Separate positional arguments from settings; settings become (field name, value)."""
-    types = setting_types()
+    types, rest = setting_types(), iter(arguments)
     positional: list[str] = []
     settings: list[tuple[str, Any]] = []
-    rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("-"):
             positional.append(argument)
@@ -90,20 +88,16 @@ def _read(arguments: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
             group, dot, switch = name.rpartition(".")
             name, parsed = group + dot + switch.removeprefix("no-"), not switch.startswith("no-")
         else:
-            if not equals:
-                value = next(rest, "--")
-                if value.startswith("--"):
-                    raise ConfigError(f"--{name} takes {_kind(types[name])}, got nothing")
+            value = value if equals else next(rest, "--")
+            if not equals and value.startswith("--"):
+                raise ConfigError(f"--{name} takes {_kind(types[name])}, got nothing")
             parsed = _parse_value(name, types[name], value)
         settings.append((name.replace("-", "_"), parsed))
     return positional, settings
 
 
 def setting_types() -> dict[str, Any]:
-    """Every setting as typed, without its dashes, and the type of its value.
-
-    A switch has two entries, such as ``log.quiet`` and ``log.no-quiet``.
-    """
+    """Every setting as typed, without dashes, and its type; switches also as ``log.no-quiet``."""
     found: dict[str, Any] = {}
 
     def walk(cls: type, prefix: str) -> None:
@@ -134,17 +128,15 @@ def _unknown_setting(argument: str, names: Sequence[str]) -> str:
 
 def _parse_value(name: str, kind: Any, text: str) -> Any:
     """``text`` as int, float, str or one of a Literal's strings."""
-    try:
-        if get_origin(kind) is Literal:
-            valid, value = text in get_args(kind), text
-        else:
+    if get_origin(kind) is Literal:
+        if text in get_args(kind):
+            return text
+    else:
+        with contextlib.suppress(ValueError, OverflowError):
             value = kind(text)
-            valid = kind is str or math.isfinite(value)
-    except (ValueError, OverflowError):
-        valid = False
-    if not valid:
-        raise ConfigError(f"--{name} takes {_kind(kind)}, got {text!r}")
-    return value
+            if kind is str or math.isfinite(value):
+                return value
+    raise ConfigError(f"--{name} takes {_kind(kind)}, got {text!r}")
 
 
 def _kind(kind: Any) -> str:
@@ -158,16 +150,14 @@ def _print_help(config: Config, name: str = "PRESET") -> None:
     import tyro
 
     # The preset is a positional argument, not a setting.
-    hidden = tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    hidden = [("preset", tyro.conf.Suppress[tyro.conf.Fixed[str]])]
     settings = dataclasses.make_dataclass(
-        "Config", [("preset", hidden)], bases=(Config,), frozen=True, kw_only=True
+        "Config", hidden, bases=(Config,), frozen=True, kw_only=True
     )
+    about = f"Train PRESET, one of {', '.join(PRESETS)}."
+    defaults = "The defaults below are crafter's; PRESET --help shows those of a preset."
     if name in PRESETS:
-        about = f"Train {name}: {PRESETS[name][0]}."
-        defaults = "The defaults below are this preset's."
-    else:
-        about = f"Train PRESET, one of {', '.join(PRESETS)}."
-        defaults = "The defaults below are crafter's; PRESET --help shows those of a preset."
+        about, defaults = f"Train {name}: {PRESETS[name][0]}.", "The defaults are this preset's."
     sources = "Sources: (P) the paper, (R) the authors' release, (D) DreamerV3, (O) our own."
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     tyro.cli(

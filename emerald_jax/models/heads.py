@@ -7,7 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import variance_scaling
+from jax.nn.initializers import variance_scaling, zeros
 
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, compute_dtype
@@ -16,17 +16,12 @@ from emerald_jax.types import Array, Key, Params, State
 
 
 class Head(nn.Module):
-    """Trunk of section 2.6 and one linear layer.
+    """Trunk of section 2.6 and one linear layer of width ``outputs``.
 
     z_t -> 1x1 convolution, norm, SiLU -> flatten -> linear D, concatenated with h_t -> hidden
-    layers of width D (linear, norm, SiLU) -> linear.
-
-    Attributes:
-        config: sizes.
-        outputs: width of the last layer.
-        scale: variance scale of the last layer's initialiser; 0 initialises it to zero, so that an
-            untrained two-hot head predicts 0 (DreamerV3).
-        dtype: compute type of the trunk; the last layer and its outputs are float32.
+    layers of width D (linear, norm, SiLU) -> linear. ``scale`` is the variance scale of the last
+    layer's initialiser; 0 initialises it to zero, so that an untrained two-hot head predicts 0
+    (DreamerV3). ``dtype`` is the trunk's; the last layer is float32.
     """
 
     config: ModelConfig
@@ -36,14 +31,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, h: Array) -> Array:
-        """Logits of the head's distribution.
-
-        Args:
-            z: `[..., P, G]` int32 or `[..., P, G, K]` float.
-            h: `[..., D]`.
-
-        Returns:
-            `[..., outputs]` float32.
+        """z `[..., P, G]` int32 or `[..., P, G, K]`, h `[..., D]` -> logits `[..., outputs]`
+        float32.
         """
         c = self.config
         x = LatentProjection(c.groups, c.classes, c.latent_channels, self.dtype)(z)
@@ -52,11 +41,7 @@ class Head(nn.Module):
         x = jnp.concatenate([x, h.astype(self.dtype)], axis=-1)
         for _ in range(c.head_layers):
             x = NormSilu(dtype=self.dtype)(Dense(c.width, dtype=self.dtype)(x))
-        init = (
-            variance_scaling(self.scale, "fan_in", "truncated_normal")
-            if self.scale
-            else nn.initializers.zeros
-        )
+        init = variance_scaling(self.scale, "fan_in", "truncated_normal") if self.scale else zeros
         return Dense(self.outputs, kernel_init=init, dtype=jnp.float32)(x)
 
 
@@ -74,22 +59,12 @@ class ActorCritic(NamedTuple):
     unimix: float
 
     def policy(self, params: Params, state: State) -> Array:
-        """Log-probabilities `[..., A]` float32 of the actions, with the uniform share.
-
-        Args:
-            params: the actor's parameters.
-            state: :class:`State` with any leading dimensions.
-        """
+        """Log-probabilities `[..., A]` float32 of the actions, with the uniform share."""
         logits = self.actor.apply({"params": params}, state.z, state.h)
         return mixed_log_probs(logits, self.unimix)
 
     def value_logits(self, params: Params, state: State) -> Array:
-        """Two-hot logits `[..., bins]` float32 of the return.
-
-        Args:
-            params: the critic's (or the slow critic's) parameters.
-            state: :class:`State` with any leading dimensions.
-        """
+        """Two-hot logits `[..., bins]` float32 of the return."""
         return self.critic.apply({"params": params}, state.z, state.h)
 
 

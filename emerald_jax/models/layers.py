@@ -1,8 +1,7 @@
 """Building blocks: latent projection, attention over positions, feed-forward, norms.
 
-Conventions of all modules in ``models/``: parameters are float32; field ``dtype`` is the compute
-type, ``config`` holds the sizes. Modules accept any leading dimensions unless a docstring states
-otherwise.
+In all of ``models/``, parameters are float32; field ``dtype`` is the compute type, ``config`` holds
+the sizes. Modules accept any leading dimensions unless a docstring states otherwise.
 """
 
 from __future__ import annotations
@@ -31,10 +30,7 @@ learned_vector = normal(0.02)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O).
-
-    CPUs emulate bfloat16 products; accelerators double their rate with them.
-    """
+    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O)."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
@@ -43,39 +39,26 @@ def compute_dtype(name: str) -> jnp.dtype:
 def spread_rows(vector: Array, like: Array) -> Array:
     """Broadcast `[F]` to the shape `[..., F]` of ``like``; the gradient is a matrix product.
 
-    The gradient of a plain broadcast is a sum over all rows. XLA runs that sum on one CPU core at
-    12 ns per number: a seventh of the world model's gradient at the paper's sizes. A product with a
-    column of ones is the same sum at the speed of a matrix product. In the forward pass XLA turns
-    it back into a broadcast.
+    The gradient of a plain broadcast is a sum over all rows, which XLA runs on one CPU core: a
+    seventh of the world model's gradient at the paper's sizes. A product with a column of ones is
+    the same sum; in the forward pass XLA turns it back into a broadcast.
     """
     column = jnp.ones((math.prod(like.shape[:-1]), 1), vector.dtype)
     return (column @ vector[None]).reshape(like.shape)
 
 
 def recomputed(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
-    """Rematerialise ``function(module, x, index)``: only its inputs are stored.
+    """Rematerialise ``function(module, x, index)`` if ``wanted``: only its inputs are stored.
 
-    The backward pass recomputes the activations; parameter names do not change. Use it on small
-    blocks: one block around the complete loss saves nothing, since all of it is live during its own
-    backward pass. XLA for CPUs undoes rematerialisation: it drops the barriers before it eliminates
-    common subexpressions.
-
-    Args:
-        function: takes a module, an array, and an integer that is not traced.
-        wanted: ``model.remat``; False returns ``function`` itself.
+    Parameter names do not change. Use it on small blocks: one block around the complete loss saves
+    nothing, since all of it is live during its own backward pass. XLA for CPUs undoes
+    rematerialisation.
     """
     return nn.remat(function, static_argnums=(2,)) if wanted else function
 
 
 class Dense(nn.Module):
-    """Linear layer over the last axis: ``nn.Dense`` with a faster bias gradient.
-
-    Attributes:
-        features: output width F.
-        use_bias: add a learned bias.
-        dtype: compute type.
-        kernel_init: initialiser of the kernel `[input width, F]`.
-    """
+    """Linear layer over the last axis, `[..., F]`: ``nn.Dense`` with a faster bias gradient."""
 
     features: int
     use_bias: bool = True
@@ -84,7 +67,6 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[..., input width]`. Returns: `[..., F]`."""
         shape = (x.shape[-1], self.features)
         y = x.astype(self.dtype) @ self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         if self.use_bias:
@@ -94,16 +76,12 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer normalisation over the last axis, in float32: ``nn.LayerNorm`` with faster gradients.
-
-    The result has type ``dtype``.
-    """
+    """Layer norm over the last axis, in float32: ``nn.LayerNorm`` with faster gradients."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[..., F]`. Returns: the same shape."""
         scale = self.param("scale", ones, (x.shape[-1],))
         bias = self.param("bias", zeros, (x.shape[-1],))
         x = x.astype(jnp.float32)
@@ -128,18 +106,11 @@ _GATHER_ROWS = 512
 
 
 def embed_tokens(tokens: Array, table: Array) -> Array:
-    """Sum the table rows of each position's tokens: a one-hot product, or an equal gather.
+    """Sum the `[G, K, F]` table's rows of the tokens `[..., G]` of each position -> `[..., F]`.
 
-    On a CPU, large tables are gathered group by group. For 4096 positions of 32 tokens and the
-    predictor's table this takes 1.7 ms; the product takes 21.5 ms, and one gather followed by a sum
-    7.3 ms (two cores). The gradient is that of the product in both cases.
-
-    Args:
-        tokens: `[..., G]` int32 in [0, K).
-        table: `[G, K, F]`.
-
-    Returns:
-        `[..., F]`.
+    A one-hot product; on a CPU, large tables are gathered group by group. For 4096 positions of 32
+    tokens and the predictor's table this takes 1.7 ms; the product takes 21.5 ms, and one gather
+    followed by a sum 7.3 ms (two cores). The gradient is that of the product in both cases.
     """
     if jax.default_backend() == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_ROWS:
         return _gather_sum(tokens, table)
@@ -183,7 +154,7 @@ class LatentProjection(nn.Module):
     """Linear map of one-hot groups: the paper's 1x1 convolution over a latent's G * K channels.
 
     Accepts class indices, through which no gradient flows, or one-hot vectors with straight-through
-    gradients; both give the same result. ``features`` is the output width F.
+    gradients; both give the same result.
     """
 
     groups: int
@@ -193,7 +164,7 @@ class LatentProjection(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        """Args: z `[..., G]` int32, or `[..., G, K]` float. Returns: `[..., F]`."""
+        """z `[..., G]` int32, or `[..., G, K]` float -> `[..., F]`, F the field ``features``."""
         shape = (self.groups * self.classes, self.features)
         kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
@@ -205,10 +176,7 @@ class LatentProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Post-norm feed-forward layer: norm(x + dropout(W2 relu(W1 x))).
-
-    ``ratio`` is the hidden width as a multiple of the input width.
-    """
+    """Post-norm feed-forward layer, hidden width ``ratio`` D: norm(x + dropout(W2 relu(W1 x)))."""
 
     ratio: int
     dropout: float
@@ -216,7 +184,6 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        """Args: x `[..., D]`. Returns: the same shape."""
         width = x.shape[-1]
         y = nn.relu(Dense(self.ratio * width, dtype=self.dtype)(x))
         y = Dense(width, dtype=self.dtype)(y)
@@ -225,7 +192,7 @@ class FeedForward(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Post-norm bidirectional self-attention over the P latent positions; dropout on the output."""
+    """Post-norm bidirectional self-attention over the P positions; dropout on the output."""
 
     heads: int
     dropout: float
@@ -233,7 +200,7 @@ class PositionAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        """Args: x `[..., P, F]`. Returns: the same shape."""
+        """x `[..., P, F]` -> the same shape."""
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype)(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
@@ -247,15 +214,7 @@ class PositionAttention(nn.Module):
 
 
 def sinusoids(distances: Array, width: int) -> Array:
-    """Sines and cosines of relative distances (Transformer-XL, arXiv 1901.02860).
-
-    Args:
-        distances: `[M]` steps into the past.
-        width: even.
-
-    Returns:
-        `[M, width]` float32: sines, then cosines.
-    """
+    """Sines, then cosines `[M, width]` of distances `[M]` (Transformer-XL, arXiv 1901.02860)."""
     rates = 10000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angles = distances.astype(jnp.float32)[:, None] * rates[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

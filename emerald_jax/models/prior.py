@@ -1,8 +1,7 @@
-"""Priors p(z_t | h_t): dynamics head, spatial MaskGIT (section 3), autoregressive baseline.
+"""Priors p(z_t | h_t), on the features of :class:`Spread`.
 
-All start from the features of :class:`Spread`. :class:`DynamicsHead` is one linear layer.
-:class:`MaskGit` predicts masked tokens given the others. :class:`Autoregressive` predicts one
-position after another, for comparison in speed and quality.
+:class:`DynamicsHead` is one linear layer. :class:`MaskGit` (section 3) predicts masked tokens given
+the others. :class:`Autoregressive` predicts one position after another, for comparison.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class DynamicsHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        """Args: features `[..., P, F]`. Returns: logits `[..., P, G, K]`."""
+        """Features `[..., P, F]` -> logits `[..., P, G, K]`."""
         c = self.config
         logits = Dense(c.groups * c.classes, dtype=self.dtype)(features)
         return logits.reshape(*features.shape[:-1], c.groups, c.classes)
@@ -68,7 +67,7 @@ class TokenPredictor(nn.Module):
     embeddings), flattened and projected together with the position's features. Embedding and
     projection are both linear, so their product is a table with one row per (group, token),
     computed once per call. :func:`embed_tokens` sums its rows; a position of only extra tokens is
-    one constant row. Training and decoding use the same table.
+    one constant row.
     """
 
     config: ModelConfig
@@ -94,15 +93,10 @@ class TokenPredictor(nn.Module):
         return jnp.einsum("we,gef->gwf", self.words, kernel).astype(self.dtype)
 
     def enter(self, features: Array, tokens: Array | None, places: Array) -> Array:
-        """Input of the transformer.
+        """Input `[..., P, F]` of the transformer, F the predictor's width.
 
-        Args:
-            features: `[..., P, F]` from :class:`Spread`.
-            tokens: `[..., P, G]` int32 in [0, K]; None if all are the extra token K.
-            places: `[P, F]` embeddings of the positions.
-
-        Returns:
-            `[..., P, F]`, F the predictor's width.
+        features `[..., P, F]` from :class:`Spread`; tokens `[..., P, G]` int32 in [0, K], or None
+        if all are the extra token K; places `[P, F]` embeddings of the positions.
         """
         table, projected = self.table(), self.from_features(features)
         if tokens is None:
@@ -113,7 +107,7 @@ class TokenPredictor(nn.Module):
         return x + jnp.broadcast_to(places.astype(self.dtype), x.shape)
 
     def blocks(self, x: Array, deterministic: bool) -> Array:
-        """The transformer blocks, all positions at once. x `[..., P, F]` -> the same shape."""
+        """The transformer blocks, all positions at once: x `[..., P, F]` -> the same shape."""
 
         def run(predictor: TokenPredictor, x: Array, block: int) -> Array:
             x = predictor.attention[block](x, deterministic)
@@ -132,7 +126,7 @@ class TokenPredictor(nn.Module):
 class MaskGit(TokenPredictor):
     """p_mask(z_t | h_t, unmasked tokens): a small bidirectional transformer over the positions.
 
-    The extra token of :class:`TokenPredictor` is MASK.
+    The extra token is MASK.
     """
 
     def setup(self) -> None:
@@ -143,16 +137,9 @@ class MaskGit(TokenPredictor):
         ]
 
     def __call__(self, features: Array, tokens: Array | None, deterministic: bool = True) -> Array:
-        """Class logits of every token, masked or not.
+        """Logits `[..., P, G, K]` of every token, masked or not, in the compute type.
 
-        Args:
-            features: `[..., P, F]` from :class:`Spread`.
-            tokens: `[..., P, G]` int32 in [0, K], K meaning MASK; None if every token is MASK
-                (the embedding is then one constant vector).
-            deterministic: no dropout.
-
-        Returns:
-            `[..., P, G, K]` in the compute type.
+        features `[..., P, F]`; tokens `[..., P, G]` int32, K meaning MASK, or None if all are MASK.
         """
         return self.leave(self.blocks(self.enter(features, tokens, self.places), deterministic))
 
@@ -177,17 +164,10 @@ class CausalAttention(nn.Module):
         return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
 
     def attend(self, x: Array, visible: Array, query: Array, keys: Array, values: Array) -> Array:
-        """Attention and output projection; callers add dropout, residual and norm.
+        """Attention and output projection `[..., Q, F]`, without dropout, residual and norm.
 
-        Args:
-            x: `[..., Q, F]`; only its shape is used.
-            visible: `[Q, P]` bool.
-            query: `[..., Q, heads, F / heads]`.
-            keys: `[..., P, heads, F / heads]`.
-            values: `[..., P, heads, F / heads]`.
-
-        Returns:
-            `[..., Q, F]`.
+        Of x `[..., Q, F]` only the shape is used; visible `[Q, P]` bool; query `[..., Q, heads, F /
+        heads]`, keys and values `[..., P, heads, F / heads]`.
         """
         scores = jnp.einsum("...qhd,...khd->...hqk", query, keys).astype(jnp.float32)
         scores = scores * query.shape[-1] ** -0.5
@@ -196,21 +176,15 @@ class CausalAttention(nn.Module):
         return self.out(jnp.einsum("...hqk,...khd->...qhd", weights, values).reshape(x.shape))
 
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        """All positions at once. Args: x `[..., P, F]`. Returns: the same shape."""
+        """All positions at once: x `[..., P, F]` -> the same shape."""
         visible = jnp.tril(jnp.ones((x.shape[-2], x.shape[-2]), bool))
         mixed = self.attend(x, visible, *self.project(x))
         return self.norm(x + self.drop(mixed, deterministic=deterministic))
 
     def step(self, x: Array, cache: Array, place: Array) -> tuple[Array, Array]:
-        """One position after those in the cache.
+        """One position x `[..., 1, F]` -> `[..., 1, F]`, and the cache with this position's entry.
 
-        Args:
-            x: `[..., 1, F]`.
-            cache: `[2, ..., P, heads, F / heads]`, keys and values, filled up to ``place``.
-            place: `[]` int32.
-
-        Returns:
-            `[..., 1, F]` and the cache with this position's entry.
+        cache `[2, ..., P, heads, F / heads]`: keys and values, filled up to ``place`` `[]` int32.
         """
         query, key, value = self.project(x)
         new = jnp.stack([key, value])
@@ -223,9 +197,8 @@ class Autoregressive(TokenPredictor):
     """p_ar(z_t | h_t) = product over positions p of p(z_t[p] | z_t[<p], h_t), in raster order.
 
     The G tokens of a position are independent of each other. The input of position p embeds the
-    tokens of position p - 1; the extra token of :class:`TokenPredictor` precedes the first. Sizes
-    and embedding are those of :class:`MaskGit`. Causal attention lets decoding cache keys and
-    values and compute each position once.
+    tokens of position p - 1; the extra token precedes the first. Sizes and embedding are those of
+    :class:`MaskGit`. Decoding caches keys and values and computes each position once.
     """
 
     def setup(self) -> None:
@@ -237,15 +210,10 @@ class Autoregressive(TokenPredictor):
         ]
 
     def __call__(self, features: Array, tokens: Array, deterministic: bool = True) -> Array:
-        """Class logits of every position given the true tokens of the positions before it.
+        """Logits `[..., P, G, K]` of every position given the true tokens of the positions before
+        it.
 
-        Args:
-            features: `[..., P, F]` from :class:`Spread`.
-            tokens: `[..., P, G]` int32; those of the last position are unused.
-            deterministic: no dropout.
-
-        Returns:
-            `[..., P, G, K]` in the compute type.
+        features `[..., P, F]`; tokens `[..., P, G]` int32, those of the last position unused.
         """
         first = jnp.full_like(tokens[..., :1, :], self.config.classes)
         previous = jnp.concatenate([first, tokens[..., :-1, :]], axis=-2)
@@ -254,16 +222,10 @@ class Autoregressive(TokenPredictor):
     def step(
         self, features: Array, previous: Array, place: Array, cache: Array
     ) -> tuple[Array, Array]:
-        """Class logits of one position.
+        """Logits `[..., G, K]` of the position ``place`` `[]` int32, and the updated cache.
 
-        Args:
-            features: `[..., P, F]` of all positions.
-            previous: `[..., G]` int32, tokens of the position before; K before the first.
-            place: `[]` int32, index of the position.
-            cache: from :func:`empty_cache` or from the position before.
-
-        Returns:
-            `[..., G, K]` in the compute type, and the updated cache.
+        features `[..., P, F]` of all positions; previous `[..., G]` int32, tokens of the position
+        before, K before the first; cache from :func:`empty_cache` or the position before.
         """
         here = jax.lax.dynamic_slice_in_dim(features, place, 1, axis=features.ndim - 2)
         places = jax.lax.dynamic_slice_in_dim(self.places, place, 1)

@@ -1,7 +1,6 @@
 """Sequence models h_t = f(z_{1:t-1}, a_{1:t-1}): their interface, and DreamerV3's GRU.
 
-Two models share the interface :class:`SequenceModel`: the paper's transformer
-(``tssm.Tssm``) and DreamerV3's GRU (:class:`Rssm`). Both join the embedded z_{t-1} with the action;
+The paper's transformer is ``tssm.Tssm``. Both models join the embedded z_{t-1} with the action;
 after a reset a learned vector replaces the embedding.
 """
 
@@ -40,18 +39,10 @@ class SequenceModel(nn.Module):
         self.start = self.param("start", learned_vector, (c.width,))
 
     def joined(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
-        """Join z_{t-1} and the action that led into each step to one vector.
+        """Join z_{t-1} and the action `[T]` that led into each step: `[T, D]`.
 
-        Where ``reset`` is set, z_{t-1} is unknown: a learned vector replaces it, in training and in
-        acting. The action is a one-hot vector; all zeros if there was none (-1).
-
-        Args:
-            z_prev: `[T, P, G]` int32 or `[T, P, G, K]` float.
-            action: `[T]` int32.
-            reset: `[T]` bool, or None if no step is a reset.
-
-        Returns:
-            `[T, D]`.
+        Where ``reset`` `[T]` is set, z_{t-1} is unknown and a learned vector replaces it (None:
+        nowhere). The action is a one-hot vector; all zeros if there was none (-1).
         """
         z = self.latent_norm(self.latent(z_prev))
         z = self.flat(z.reshape(z.shape[0], -1))
@@ -81,7 +72,7 @@ class SequenceModel(nn.Module):
     def imagine(
         self, state: State, action: Array, step: Array, starts: Starts, own: Any
     ) -> tuple[Array, Any]:
-        """One imagined step of n rollouts.
+        """One imagined step of n rollouts: h `[n, D]` and the updated ``own``.
 
         Args:
             state: :class:`State` `[n]`, the newest of each rollout, class indices.
@@ -89,9 +80,6 @@ class SequenceModel(nn.Module):
             step: `[]` int32, imagined steps before this one.
             starts: :class:`Starts`; its ``past`` must come from this model.
             own: cache of the rollouts' imagined tokens, initially ``past.room(horizon)``.
-
-        Returns:
-            h `[n, D]` and the updated ``own``.
         """
         raise NotImplementedError
 
@@ -102,15 +90,13 @@ class SequenceModel(nn.Module):
 
 
 class NoPast(NamedTuple):
-    """Empty history and past of a GRU: h_t in the state is its complete memory."""
+    """Empty history and past of a GRU, whose h_t is its complete memory; nothing to cache."""
 
     def past(self, positions: Array) -> NoPast:
-        """Empty for all starts."""
         del positions
         return self
 
     def room(self, horizon: int) -> tuple:
-        """No cache: a rollout's state holds its h."""
         del horizon
         return ()
 
@@ -136,15 +122,10 @@ class Rssm(SequenceModel):
         self.gate_norm = Norm(dtype=self.dtype)
 
     def cell(self, h: Array, drive: Array, reset: Array | None = None) -> Array:
-        """One step of the GRU.
+        """One step of the GRU: h `[..., D]` and drive `[..., 3 D]`, W_x x of the input -> `[...,
+        D]`.
 
-        Args:
-            h: `[..., D]` the previous state.
-            drive: `[..., 3 D]` the input's contribution W_x x to the gates.
-            reset: `[...]` bool, begin from the learned state; None if no step is a reset.
-
-        Returns:
-            `[..., D]`.
+        Where ``reset`` `[...]` is set, begin from the learned state; None if no step is a reset.
         """
         if reset is not None:
             initial = jnp.broadcast_to(jnp.tanh(self.initial).astype(self.dtype), h.shape)
@@ -170,7 +151,7 @@ class Rssm(SequenceModel):
     ) -> tuple[Array, Recurrent, NoPast]:
         """See :meth:`SequenceModel.__call__`; only the recurrence itself runs step by step."""
         del deterministic  # no dropout, as in DreamerV3
-        reset = first_reset(reset, memory)
+        reset = first_reset(reset, memory.valid)
         drive = self.from_input(self.joined(z_prev, action, reset))
 
         def body(model: Rssm, h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -194,6 +175,6 @@ class Rssm(SequenceModel):
         return Recurrent(jnp.zeros((config.width,), dtype), jnp.zeros((), bool))
 
 
-def first_reset(reset: Array, memory: Recurrent) -> Array:
-    """``reset`` `[L]`, also True at the first step if the memory is empty."""
-    return reset | (~memory.valid & (jnp.arange(reset.shape[0]) == 0))
+def first_reset(reset: Array, valid: Array) -> Array:
+    """``reset`` `[L]`, also True at the first step unless the memory is ``valid`` `[]`."""
+    return reset | (~valid & (jnp.arange(reset.shape[0]) == 0))

@@ -2,13 +2,9 @@
 
 *Token* t holds z_{t-1} and the action stored at t. It attends to the tokens of its own episode at
 most C steps back. Positions enter only as distances (Transformer-XL, arXiv 1901.02860), so cached
-keys stay valid as the window slides.
-
-Two forward passes with the same parameters:
-
-* :meth:`Tssm.__call__`: L tokens at once, after C cached ones (training; acting has L = 1);
-* :meth:`Tssm.imagine`: one new token for each of n rollouts, which share one real past without
-  copying it.
+keys stay valid as the window slides. :meth:`Tssm.__call__` reads L tokens after C cached ones
+(acting has L = 1); :meth:`Tssm.imagine` adds one token to each of n rollouts, which share one real
+past without copying it.
 """
 
 from __future__ import annotations
@@ -29,22 +25,16 @@ from emerald_jax.models.layers import (
     recomputed,
     sinusoids,
 )
-from emerald_jax.models.sequence import SequenceModel
+from emerald_jax.models.sequence import SequenceModel, first_reset
 from emerald_jax.types import Array, Memory, Starts, State
 
 
 def skew(terms: Array, keys: int) -> Array:
-    """Shift row i right by i: reorder terms from one per distance to one per key.
+    """Shift row i right by i: terms `[heads, L, C + 1]` per distance -> `[heads, L, keys]` per key.
 
-    Row i holds one term per distance C, C-1, ..., 0; key j is C + i - j steps back. Padding and a
-    reshape do this without a gather.
-
-    Args:
-        terms: `[heads, L, C + 1]`, farthest first.
-        keys: C + L.
-
-    Returns:
-        `[heads, L, keys]`; entries outside the band are arbitrary and must be masked.
+    Row i holds one term per distance C, C-1, ..., 0; key j of C + L is C + i - j steps back.
+    Padding and a reshape do this without a gather. Entries outside the band are arbitrary and must
+    be masked.
     """
     heads, length, _ = terms.shape
     padded = jnp.pad(terms, ((0, 0), (0, 0), (0, keys + 1 - terms.shape[-1])))
@@ -145,16 +135,10 @@ class RelativeAttention(nn.Module):
     def chunk(
         self, x: Array, past: tuple[Array, Array], visible: Array, deterministic: bool
     ) -> tuple[Array, Array, Array]:
-        """L queries over C cached and L own keys.
+        """L queries x `[L, D]` over C cached and L own keys -> `[L, D]`, and keys and values.
 
-        Args:
-            x: `[L, D]`.
-            past: keys and values `[C, heads, D / heads]`.
-            visible: `[L, C + L]` bool.
-            deterministic: no dropout.
-
-        Returns:
-            `[L, D]`, and keys and values `[C + L, heads, D / heads]`.
+        past: keys and values `[C, heads, D / heads]`; visible `[L, C + L]` bool. The returned keys
+        and values are `[C + L, heads, D / heads]`.
         """
         query, key, value = self.project(x)
         keys = jnp.concatenate([past[0].astype(self.dtype), key])
@@ -191,13 +175,9 @@ class RelativeAttention(nn.Module):
         keys = jax.lax.dynamic_update_slice_in_dim(own[0], key[:, None], step, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(own[1], value[:, None], step, axis=1)
         content, positional = self.biased(query)
-        scores = jnp.concatenate(
-            [
-                jnp.einsum("nhd,thd->hnt", content, prefix[0]),
-                jnp.einsum("nhd,nkhd->hnk", content, keys),
-            ],
-            axis=-1,
-        )
+        shared = jnp.einsum("nhd,thd->hnt", content, prefix[0])
+        imagined = jnp.einsum("nhd,nkhd->hnk", content, keys)
+        scores = jnp.concatenate([shared, imagined], axis=-1)
         distances = jnp.concatenate(distance, axis=-1)
         context = self.config.context
         column = jnp.clip(context - distances, 0, context)
@@ -225,21 +205,15 @@ class Tssm(SequenceModel):
         ]
 
     def embed(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
-        """Tokens `[T, D]`; arguments as for :meth:`joined`."""
         return self.enter(self.joined(z_prev, action, reset))
 
     def __call__(
-        self,
-        z_prev: Array,
-        action: Array,
-        reset: Array,
-        memory: Memory,
-        deterministic: bool = True,
+        self, z_prev: Array, action: Array, reset: Array, memory: Memory, deterministic: bool = True
     ) -> tuple[Array, Memory, History]:
         """See :meth:`SequenceModel.__call__`; the memory is the newest C tokens."""
         c = self.config
         # Without a valid newest token z_{t-1} is unknown (an empty carry): the first step resets.
-        reset = reset | (~memory.valid[-1] & (jnp.arange(reset.shape[0]) == 0))
+        reset = first_reset(reset, memory.valid[-1])
         x = self.embed(z_prev, action, reset)
         same_episode = episode_mask(memory.valid, reset)
         length = x.shape[0]
@@ -257,15 +231,14 @@ class Tssm(SequenceModel):
             keys.append(k)
             values.append(v)
         everything = Memory(jnp.stack(keys), jnp.stack(values), same_episode[-1])
-        return x, trim_memory(everything, c.context), History(everything, same_episode)
+        m, newest = everything, slice(-c.context, None)
+        memory = Memory(m.keys[:, newest], m.values[:, newest], m.valid[newest])
+        return x, memory, History(everything, same_episode)
 
     def imagine(
         self, state: State, action: Array, step: Array, starts: Starts, own: OwnMemory
     ) -> tuple[Array, OwnMemory]:
-        """See :meth:`SequenceModel.imagine`; every rollout adds its own tokens to the shared ones.
-
-        Of the state only the latent is read; the keys and values replace h.
-        """
+        """See :meth:`SequenceModel.imagine`; the rollouts' keys and values replace ``state.h``."""
         c, past = self.config, starts.past
         horizon = own.keys.shape[2]
         # Distance from the new token, at start position + step + 1, back to every real token;
@@ -293,28 +266,16 @@ class Tssm(SequenceModel):
     def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Memory:
         """A memory of C invalid tokens."""
         shape = (config.blocks, config.context, config.heads, config.width // config.heads)
-        return Memory(
-            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((config.context,), bool)
-        )
+        return Memory(*jnp.zeros((2, *shape), dtype), jnp.zeros((config.context,), bool))
 
 
 def episode_mask(valid: Array, reset: Array) -> Array:
-    """Mask of the tokens that belong to a step's own episode and are not in its future.
+    """Mask `[L, C + L]` of the tokens of a step's own episode that are not in its future.
 
-    Args:
-        valid: `[C]` bool, cached tokens of the episode that was running before this chunk.
-        reset: `[L]` bool.
-
-    Returns:
-        `[L, C + L]` bool.
+    valid `[C]` bool: cached tokens of the episode running before this chunk; reset `[L]` bool.
     """
     segment = jnp.cumsum(reset.astype(jnp.int32))
     cached = (segment == 0)[:, None] & valid[None, :]
     own = segment[:, None] == segment[None, :]
     past = jnp.tril(jnp.ones((reset.shape[0], reset.shape[0]), bool))
     return jnp.concatenate([cached, own & past], axis=1)
-
-
-def trim_memory(memory: Memory, context: int) -> Memory:
-    """The newest ``context`` tokens of a memory."""
-    return Memory(memory.keys[:, -context:], memory.values[:, -context:], memory.valid[-context:])

@@ -1,14 +1,9 @@
 """Image encoder q(z_t | o_t), image decoder p(o_t | z_t, h_t), and their convolutions.
 
-Spatial latents use the grid of the encoder's last feature map directly. A vector latent
-(DreamerV3's) is one position: linear layers over the flattened grid connect it to the same encoder
-and decoder stages. A posterior that also depends on h_t (DreamerV3's) adds :class:`PosteriorHead`.
-
-Convolutions: XLA's CPU gradients of strided and transposed convolutions run at a quarter of the
-speed of plain ones. A 4x4 stride-2 convolution is therefore computed as the mathematically equal
-2x2 convolution over 2x2 pixel blocks, and its transpose likewise. Kernels have the same number of
-parameters as in the plain form; the transposed convolution has four times as many biases (one per
-sub-pixel).
+XLA's CPU gradients of strided and transposed convolutions run at a quarter of the speed of plain
+ones. A 4x4 stride-2 convolution is therefore computed as the equal 2x2 convolution over 2x2 pixel
+blocks, and its transpose likewise, with as many parameters (except four times the biases in the
+transposed one, one per sub-pixel).
 """
 
 from __future__ import annotations
@@ -44,7 +39,6 @@ def depth_to_space(x: Array) -> Array:
 
 
 def _pad_pixels(x: Array) -> Array:
-    """Pad `[..., h, w, c]` with one ring of zero pixels."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
 
 
@@ -57,9 +51,8 @@ def looped() -> Iterator[None]:
     """Context: trace convolution gradients for the body of a loop on a CPU.
 
     XLA's CPU back end reorders convolutions for its fast kernels only outside of loops. Inside a
-    loop, JAX's own gradients read their operands transposed and run at 0.3 instead of 40 GFLOP/s
-    (one core, 3x3 convolution of 32 channels). In this context operands are transposed first. That
-    is slower outside of loops and on accelerators.
+    loop, JAX's own gradients read transposed operands at 0.3 instead of 40 GFLOP/s (one core, 3x3,
+    32 channels). Here operands are transposed first: slower outside of loops and on accelerators.
     """
     token = _LOOPED.set(jax.default_backend() == "cpu")
     try:
@@ -69,18 +62,10 @@ def looped() -> Iterator[None]:
 
 
 def convolve(x: Array, kernel: Array, padding: int) -> Array:
-    """Stride-1 convolution.
+    """Stride-1 convolution of x `[T, h, w, c]` with a kernel `[size, size, c, features]`.
 
-    The convolution itself pads: if the image were padded before, the gradient would also be
-    computed for the ring and then dropped (36 positions instead of 16 at 4x4).
-
-    Args:
-        x: `[T, h, w, c]`.
-        kernel: `[size, size, c, features]`.
-        padding: rings of zero pixels.
-
-    Returns:
-        `[T, h + 2 padding - size + 1, ..., features]`.
+    ``padding`` rings of zero pixels belong to the convolution: with an image padded before, the
+    gradient would also be computed for the ring (36 positions instead of 16 at 4x4).
     """
     return (_looped_conv if _LOOPED.get() else _conv)(x, kernel, padding)
 
@@ -115,13 +100,8 @@ _looped_conv.defvjp(_looped_forward, _looped_backward)
 
 
 class Conv(nn.Module):
-    """Stride-1 convolution with a small square kernel.
-
-    Attributes:
-        features: output channels.
-        size: kernel height and width.
-        padding: rings of zero pixels around the image; 1 keeps the size with a 3x3 kernel.
-        dtype: compute type.
+    """Stride-1 convolution, x `[T, h, w, c]` -> `[T, h', w', features]`; 3x3 and padding 1 keep h,
+    w.
     """
 
     features: int
@@ -131,7 +111,6 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[T, h, w, c]`. Returns: `[T, h', w', features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
@@ -151,7 +130,7 @@ class DownConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[T, 2h, 2w, c]`. Returns: `[T, h, w, features]`."""
+        """x `[T, 2h, 2w, c]` -> `[T, h, w, features]`."""
         blocks = space_to_depth(_pad_pixels(x))
         return Conv(self.features, size=2, padding=0, dtype=self.dtype)(blocks)
 
@@ -160,9 +139,9 @@ class UpConv(nn.Module):
     """4x4 stride-2 transposed convolution, the mirror of :class:`DownConv`.
 
     A 2x2 convolution computes the four sub-pixels around every corner of the padded input; moving
-    them to space gives the doubled image plus one ring, which is cut off. The input is padded
-    before the convolution, not by it: on a CPU this halves the time of an update (7.0 instead of
-    15.2 core seconds for two of the paper's sequences).
+    them to space gives the doubled image plus one ring, which is cut off. Padding before the
+    convolution, not by it, halves the time of an update on a CPU (7.0 instead of 15.2 core seconds
+    for two of the paper's sequences).
     """
 
     features: int
@@ -170,7 +149,7 @@ class UpConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[T, h, w, c]`. Returns: `[T, 2h, 2w, features]`."""
+        """x `[T, h, w, c]` -> `[T, 2h, 2w, features]`."""
         corners = Conv(4 * self.features, size=2, padding=0, dtype=self.dtype)(_pad_pixels(x))
         return depth_to_space(corners)[:, 1:-1, 1:-1]
 
@@ -182,22 +161,19 @@ class NormSiluConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[T, h, w, c]`. Returns: the same shape."""
         return Conv(x.shape[-1], dtype=self.dtype)(NormSilu(dtype=self.dtype)(x))
 
 
 class ResidualConv(nn.Module):
     """Pre-activation residual block: (LayerNorm, SiLU, 3x3 convolution) twice, plus the input.
 
-    The backward pass recomputes norm and SiLU, which are cheap, instead of storing three arrays of
-    the input's size for each. The convolution itself is not repeated.
+    The backward pass recomputes norm and SiLU, which are cheap, but not the convolution.
     """
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Args: x `[T, h, w, c]`. Returns: the same shape."""
         y = x
         for _ in range(2):
             y = nn.remat(NormSiluConv)(dtype=self.dtype)(y)
@@ -207,8 +183,7 @@ class ResidualConv(nn.Module):
 class Encoder(nn.Module):
     """Stages of a 4x4 stride-2 convolution and a residual block, then a 3x3 convolution to logits.
 
-    Channels double at every stage. ``stages`` counts the halvings from image to grid: four from
-    64x64 to 4x4 (EMERALD appendix; stage layout R).
+    Channels double at each of the ``stages``: four from 64x64 to 4x4 (EMERALD appendix; layout R).
     """
 
     config: ModelConfig
@@ -234,8 +209,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """z_t through a 1x1 convolution, plus h_t projected to the grid, then the mirrored stages.
 
-    The first layer is 1x1, not 3x3 as at the encoder's end: this keeps the model at the paper's
-    30 M parameters (O), and the residual block behind it already mixes neighbours.
+    The first layer is 1x1, not 3x3 as at the encoder's end: this keeps the model at the paper's 30
+    M parameters (O), and the residual block behind it already mixes neighbours.
     """
 
     config: ModelConfig
@@ -244,14 +219,9 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, h: Array) -> Array:
-        """Predicted image.
+        """Predicted image `[T, height, width, 3]` float32: 0 is mid-grey, ±0.5 black and white.
 
-        Args:
-            z: `[T, P, G]` int32 or `[T, P, G, K]` float.
-            h: `[T, D]`.
-
-        Returns:
-            `[T, height, width, 3]` float32, 0 is mid-grey, ±0.5 black and white.
+        z `[T, P, G]` int32 or `[T, P, G, K]` float; h `[T, D]`.
         """
         c = self.config
         time, top = h.shape[0], c.channels * 2 ** (self.stages - 1)
@@ -276,9 +246,9 @@ class Decoder(nn.Module):
 class PosteriorHead(nn.Module):
     """Logits of q(z_t | o_t, h_t) from the encoder's features: linear, norm, SiLU, linear.
 
-    With a vector latent this is DreamerV3's posterior: one hidden layer of width D over the
-    concatenated features and h_t. With a spatial latent the hidden layer is the encoder's channels
-    at every position plus a linear projection of h_t.
+    With a vector latent this is DreamerV3's posterior: one hidden layer of width D over features
+    and h_t. With a spatial latent the hidden layer is the encoder's channels at every position plus
+    a linear projection of h_t.
     """
 
     config: ModelConfig
@@ -286,15 +256,7 @@ class PosteriorHead(nn.Module):
 
     @nn.compact
     def __call__(self, seen: Array, h: Array | None) -> Array:
-        """Posterior logits.
-
-        Args:
-            seen: `[..., P, F]` output of :class:`ImageFeatures`.
-            h: `[..., D]`, or None if the posterior depends on the image only.
-
-        Returns:
-            `[..., P, G, K]` in the compute type.
-        """
+        """seen `[..., P, F]`, h `[..., D]` or None (image only) -> logits `[..., P, G, K]`."""
         c = self.config
         if h is not None:
             added = Dense(seen.shape[-2] * seen.shape[-1], use_bias=False, dtype=self.dtype)(h)
@@ -312,7 +274,7 @@ class ImageFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        """Args: image `[T, height, width, 3]` uint8. Returns: `[T, P, F]`."""
+        """image `[T, height, width, 3]` uint8 -> `[T, P, F]`."""
         c = self.config
         # The encoder's logits serve as features: one group, one class per last-stage channel.
         plain = dataclasses.replace(c, groups=1, classes=c.channels * 2 ** (self.stages - 1))
@@ -331,7 +293,7 @@ class VectorDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, h: Array) -> Array:
-        """Predicted image; arguments and result as for :class:`Decoder`, with P = 1."""
+        """As :meth:`Decoder.__call__`, with P = 1."""
         c = self.config
         width = c.latent_width
         x = LatentProjection(c.groups, c.classes, c.grid**2 * width, self.dtype)(z)

@@ -1,8 +1,7 @@
 """The world model: encoder, sequence model, priors, decoder, reward and continue heads.
 
 Every method is one pass over arrays of ONE sequence (no batch dimension); ``jax.vmap`` adds the
-batch. Losses are in ``losses.py``, rollouts in ``imagination.py``. The configuration chooses the
-latent, the sequence model and the prior.
+batch. The configuration chooses the latent, the sequence model and the prior.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from emerald_jax.ops.distributions import (
     sample_categorical,
     straight_through,
 )
-from emerald_jax.types import Array, Batch, Carry, Key, Recurrent, Starts, State
+from emerald_jax.types import Array, Batch, Carry, Key, Recurrent, State
 
 SEQUENCES: dict[str, type[SequenceModel]] = {"tssm": Tssm, "rssm": Rssm}
 
@@ -109,9 +108,7 @@ class WorldModel(nn.Module):
         key: Key,
         deterministic: bool = True,
     ) -> Pass:
-        """Infer and sample the latents z_t of L real steps, and compute h_t.
-
-        Training reads L steps, acting one.
+        """Infer and sample the latents z_t of L real steps (acting: 1), and compute h_t.
 
         Args:
             image: `[L, height, width, 3]` uint8.
@@ -140,10 +137,8 @@ class WorldModel(nn.Module):
     def _filter(
         self, image: Array, action: Array, reset: Array, carry: Carry, before: Array, key: Key
     ) -> tuple[Array, Array, Array, Array]:
-        """:meth:`observe` if the posterior depends on h_t: compute h_t and z_t step by step.
-
-        Returns:
-            posterior, class indices, straight-through z and h of all steps.
+        """:meth:`observe` if the posterior depends on h_t, step by step: posterior, indices, z and
+        h.
         """
         seen = self.encoder(image)
         u = jax.random.uniform(key, (image.shape[0], *before.shape[:-1]))
@@ -157,14 +152,12 @@ class WorldModel(nn.Module):
             return (h, z), (posterior, index, z, h)
 
         scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
-        inputs = (seen, action, first_reset(reset, carry.memory), u)
+        inputs = (seen, action, first_reset(reset, carry.memory.valid), u)
         return scan(self, (carry.memory.h, before), inputs)[1]
 
     def encode(self, image: Array) -> Array:
-        """`[T, height, width, 3]` uint8 -> log-probabilities q(z_t | o_t) `[T, P, G, K]` float32.
-
-        Raises:
-            ValueError: if the posterior also depends on h_t; use :meth:`observe`.
+        """`[T, height, width, 3]` uint8 -> log q(z_t | o_t) `[T, P, G, K]`; ValueError if q depends
+        on h_t.
         """
         if self.config.posterior_sees_h:
             raise ValueError("the posterior also depends on h_t: use observe(), not encode()")
@@ -172,20 +165,6 @@ class WorldModel(nn.Module):
         if self.posterior_head is not None:
             logits = self.posterior_head(logits, None)
         return mixed_log_probs(logits, self.config.unimix)
-
-    def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
-        """h `[T, D]` of T steps given class indices z_{t-1} `[T, P, G]`, and the next memory.
-
-        Args: action `[T]` int32, reset `[T]` bool, memory of a :class:`Carry`.
-        """
-        h, memory, _ = self.sequence(z_prev, action, reset, memory)
-        return h, memory
-
-    def imagine_step(
-        self, state: State, action: Array, step: Array, starts: Starts, own: Any
-    ) -> tuple[Array, Any]:
-        """h `[n, D]` after one more imagined action; see :meth:`SequenceModel.imagine`."""
-        return self.sequence.imagine(state, action, step, starts, own)
 
     def prior_features(self, h: Array) -> Array:
         """h `[..., D]` -> `[..., P, F]`, input of all priors."""
@@ -222,12 +201,8 @@ class WorldModel(nn.Module):
     def everything(self, sequence: Batch, key: Key) -> Array:
         """Use every parameter once; only ``init`` calls it."""
         out = self(sequence, key)
-        parts = [
-            self.dynamics(out.features),
-            self.reconstruct(out.z, out.state.h),
-            self.reward(out.z, out.state.h),
-            self.cont(out.z, out.state.h),
-        ]
+        heads = (self.reconstruct, self.reward, self.cont)
+        parts = [self.dynamics(out.features), *(head(out.z, out.state.h) for head in heads)]
         if self.config.prior == "maskgit":
             parts.append(self.masked_prior(out.features, out.state.z))
         elif self.config.prior == "autoregressive":
@@ -253,13 +228,10 @@ def init_world_model(model: WorldModel, key: Key) -> dict:
     size = model.config.grid * 2**model.stages
     flags = jnp.zeros((2,), bool)
     sequence = Batch(
-        image=jnp.zeros((2, size, size, 3), jnp.uint8),
-        action=jnp.zeros((2,), jnp.int32),
-        reward=jnp.zeros((2,)),
-        is_first=flags,
-        is_last=flags,
-        is_terminal=flags,
-        reset=flags,
+        jnp.zeros((2, size, size, 3), jnp.uint8),
+        jnp.zeros((2,), jnp.int32),
+        jnp.zeros((2,)),
+        *(flags, flags, flags, flags),
         carry=empty_carry(model),
     )
     init_key, sample_key = jax.random.split(key)

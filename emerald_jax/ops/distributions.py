@@ -17,15 +17,7 @@ def mixed_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[Array
     """Probabilities of a categorical mixed with the uniform distribution.
 
     (1 - unimix) * softmax(logits) + unimix / K: no class has probability zero, so no KL is infinite
-    (DreamerV3, arXiv 2301.04104, "unimix"). Decoding samples from them; losses need the logarithm,
-    :func:`mixed_log_probs`.
-
-    Args:
-        logits: `[..., K]` of any float type.
-        unimix: share of the uniform distribution, in [0, 1).
-
-    Returns:
-        `[..., K]` float32.
+    (DreamerV3, arXiv 2301.04104, "unimix"). Losses need the logarithm, :func:`mixed_log_probs`.
     """
     probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     return probs if unimix == 0 else (1.0 - unimix) * probs + unimix / logits.shape[-1]
@@ -39,18 +31,11 @@ def mixed_log_probs(logits: Float[AnyArray, "*n K"], unimix: float) -> Float32[A
 
 
 def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
-    """Class indices by inverting the cumulative distribution at ``u``.
+    """Class indices in [0, K) by inverting the cumulative distribution at ``u`` in [0, 1).
 
     This needs one uniform number per sample where ``jax.random.categorical`` needs K Gumbel
     numbers: 512 instead of 16 384 for each decoding step of an imagined state (O). The cumulative
     sum is a product with a triangular matrix, which is fast on every back end.
-
-    Args:
-        u: `[...]` float32 uniform in [0, 1).
-        probs: `[..., K]` float32, normalised up to rounding.
-
-    Returns:
-        `[...]` int32 in [0, K).
     """
     classes = probs.shape[-1]
     upper = jnp.triu(jnp.ones((classes, classes), jnp.float32))
@@ -61,24 +46,12 @@ def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int3
 
 
 def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
-    """Sample class indices; see :func:`choose`.
-
-    Args:
-        key: consumed.
-        log_probs: `[..., K]` float32, normalised.
-
-    Returns:
-        `[...]` int32 in [0, K).
-    """
+    """Sample class indices of normalised ``log_probs``; see :func:`choose`. ``key`` is consumed."""
     return choose(jax.random.uniform(key, log_probs.shape[:-1]), jnp.exp(log_probs))
 
 
 def gumbel(u: Array) -> Array:
-    """Standard Gumbel noise from uniform numbers: -log(-log u).
-
-    Args:
-        u: `[...]` float32 in [0, 1); 0 is moved to the smallest normal number.
-    """
+    """Standard Gumbel noise -log(-log u) of u in [0, 1); 0 becomes the smallest normal number."""
     return -jnp.log(-jnp.log(jnp.maximum(u, jnp.finfo(jnp.float32).tiny)))
 
 
@@ -88,13 +61,6 @@ def straight_through(
     """One-hot sample whose gradient is that of the probabilities.
 
     Forward: one_hot(index); backward: d probs (DreamerV2, arXiv 2010.02193, algorithm 1).
-
-    Args:
-        index: `[...]` int32.
-        log_probs: `[..., K]` float32.
-
-    Returns:
-        `[..., K]` float32.
     """
     probs = jnp.exp(log_probs)
     hard = jax.nn.one_hot(index, log_probs.shape[-1], dtype=probs.dtype)
@@ -104,32 +70,17 @@ def straight_through(
 def take_class(
     values: Float32[AnyArray, "*n K"], index: Int32[AnyArray, "*n"]
 ) -> Float32[Array, "*n"]:
-    """Select the entry of each given class: values `[..., K]`, index `[...]` -> `[...]`."""
+    """Select the entry of each given class."""
     return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
 
 
 def kl_divergence(
     log_p: Float32[AnyArray, "*n K"], log_q: Float32[AnyArray, "*n K"]
 ) -> Float32[Array, "*n"]:
-    """KL(p || q) = sum_k p_k (log p_k - log q_k), in nats.
-
-    Args:
-        log_p: `[..., K]` normalised log-probabilities.
-        log_q: `[..., K]` normalised log-probabilities.
-
-    Returns:
-        `[...]`.
-    """
+    """KL(p || q) = sum_k p_k (log p_k - log q_k), in nats, of normalised log-probabilities."""
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def entropy(log_probs: Float32[AnyArray, "*n K"]) -> Float32[Array, "*n"]:
-    """Entropy -sum_k p_k log p_k, in nats.
-
-    Args:
-        log_probs: `[..., K]` normalised.
-
-    Returns:
-        `[...]`.
-    """
+    """Entropy -sum_k p_k log p_k, in nats, of normalised log-probabilities."""
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)

@@ -15,17 +15,11 @@ from emerald_jax.types import Array, Key
 
 
 def mask_counts(num_tokens: int, steps: int) -> tuple[int, ...]:
-    """Number of MASK tokens at the start of each decoding step.
+    """Number of MASK tokens at the start of each of S >= 1 steps: (512, 443, 256) for N = 512, S =
+    3.
 
     n_0 = N; n_s = max(1, floor(cos(pi/2 * s/S) * N)), computed at trace time in float64: float32
     would give 255 instead of 256. Counts never increase, even if N is smaller than S.
-
-    Args:
-        num_tokens: N.
-        steps: S >= 1.
-
-    Returns:
-        S counts, the first N; for N = 512, S = 3: (512, 443, 256).
     """
     counts = [num_tokens]
     for s in range(1, steps):
@@ -35,14 +29,7 @@ def mask_counts(num_tokens: int, steps: int) -> tuple[int, ...]:
 
 
 def distinct_keys(bits: Array) -> Array:
-    """Replace the lowest bits of each integer by its index on the last axis.
-
-    Args:
-        bits: `[..., N]` uint32.
-
-    Returns:
-        `[..., N]` uint32, all different along the last axis; same order up to the lowest bits.
-    """
+    """Replace the lowest bits of uint32 `[..., N]` by the index on the last axis: all differ."""
     num_tokens = bits.shape[-1]
     low = jnp.uint32((1 << max(1, (num_tokens - 1).bit_length())) - 1)
     index = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.uint32), bits.shape)
@@ -50,29 +37,16 @@ def distinct_keys(bits: Array) -> Array:
 
 
 def order_bits(x: Array) -> Array:
-    """Map floats to integers that sort the same way.
-
-    Args:
-        x: `[...]` float32, no NaN; infinities are fine.
-
-    Returns:
-        `[...]` uint32.
-    """
+    """Map float32 `[...]` (no NaN; infinities are fine) to uint32 that sort the same way."""
     raw = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(0x80000000)
     return jnp.where(raw & sign, ~raw, raw | sign)
 
 
 def random_mask(key: Key, num_tokens: int, u: Array) -> Array:
-    """Training mask: n = max(1, floor(cos(pi u / 2) N)) tokens chosen uniformly at random.
+    """Training masks `[..., N]` bool, True = MASK, one for each u `[...]` in [0, 1).
 
-    Args:
-        key: consumed.
-        num_tokens: N.
-        u: `[...]` uniform numbers in [0, 1), one per mask.
-
-    Returns:
-        `[..., N]` bool, True = MASK.
+    n = max(1, floor(cos(pi u / 2) N)) tokens are chosen uniformly at random; ``key`` is consumed.
     """
     n = jnp.floor(jnp.cos(jnp.pi / 2 * u) * num_tokens).astype(jnp.int32)
     n = jnp.clip(n, 1, num_tokens)
@@ -82,15 +56,9 @@ def random_mask(key: Key, num_tokens: int, u: Array) -> Array:
 
 
 def lowest_confidence(confidence: Array, masked: Array, count: int) -> Array:
-    """The ``count`` least confident tokens among those still masked.
+    """`[..., N]` bool: the ``count`` least confident of the tokens still ``masked`` `[..., N]`.
 
-    Args:
-        confidence: `[..., N]` float32, higher is more confident.
-        masked: `[..., N]` bool, the tokens predicted in this step; all others are kept.
-        count: number of tokens to mask again; at most the number of True in ``masked``.
-
-    Returns:
-        `[..., N]` bool with exactly ``count`` True, a subset of ``masked``.
+    ``count`` is at most the number of True in ``masked``; all other tokens are kept.
     """
     keys = jnp.where(masked, distinct_keys(order_bits(confidence)), jnp.uint32(0xFFFFFFFF))
     threshold = jnp.sort(keys, axis=-1)[..., count - 1 : count]

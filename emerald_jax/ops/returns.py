@@ -48,16 +48,9 @@ def lambda_returns(
 
 
 def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: float) -> Float[Array, "T *n"]:
-    """Weight of each imagined state: w_0 = c_0, w_k = w_{k-1} gamma c_k.
+    """Weight `[H + 1, ...]` of each imagined state: w_0 = c_0, w_k = w_{k-1} gamma c_k.
 
     c_0 is the real continuation of the start: a rollout from a real terminal state has weight 0.
-
-    Args:
-        c_t: `[H + 1, ...]` continuation of states 0 .. H.
-        gamma: discount per step.
-
-    Returns:
-        `[H + 1, ...]`.
     """
     factors = jnp.concatenate([c_t[:1], gamma * c_t[1:]], axis=0)
     return jnp.cumprod(factors, axis=0)
@@ -66,18 +59,10 @@ def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: float) -> Float[Arr
 def percentile_range(
     x: Array, low: float = 5.0, high: float = 95.0, *, axis_name: str | None = None
 ) -> Array:
-    """Difference of two percentiles over the values of all devices.
+    """Difference `[]` float32 of two percentiles over the values of all devices.
 
-    The values themselves are gathered: a mean of per-device percentiles would be wrong.
-
-    Args:
-        x: `[...]` any shape.
-        low: lower percentile, 0 to 100.
-        high: upper percentile, 0 to 100.
-        axis_name: the pmap axis; None on one device.
-
-    Returns:
-        `[]` float32.
+    The values themselves are gathered over ``axis_name``: a mean of per-device percentiles would be
+    wrong.
     """
     flat = x.astype(jnp.float32).reshape(-1)
     if axis_name is not None:

@@ -28,14 +28,9 @@ def bin_centers(bins: int) -> Float[Array, " {bins}"]:
 
 
 def two_hot(x: Float[AnyArray, "*n"], bins: int) -> Float[Array, "*n {bins}"]:
-    """Weights on the two bins around symlog(x), so that their mean is symlog(x).
+    """Weights `[..., bins]` on the two bins around symlog(x), so that their mean is symlog(x).
 
-    Args:
-        x: `[...]` scalars in reward units; clipped to the outermost bins.
-        bins: number of bins.
-
-    Returns:
-        `[..., bins]` float32, sums to 1.
+    x `[...]` is in reward units, clipped to the outermost bins.
     """
     place = (symlog(x.astype(jnp.float32)) + LIMIT) * ((bins - 1) / (2 * LIMIT))
     place = jnp.clip(place, 0.0, bins - 1.0)
@@ -47,30 +42,13 @@ def two_hot(x: Float[AnyArray, "*n"], bins: int) -> Float[Array, "*n {bins}"]:
 def two_hot_loss(
     logits: Float[AnyArray, "*n bins"], target: Float[AnyArray, "*n"]
 ) -> Float[Array, "*n"]:
-    """Cross-entropy between predicted bins and the two-hot target.
-
-    Args:
-        logits: `[..., bins]`.
-        target: `[...]` scalars in reward units.
-
-    Returns:
-        `[...]` float32, nats.
-    """
+    """Cross-entropy `[...]` in nats between logits `[..., bins]` and the two-hot target `[...]`."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.sum(two_hot(target, logits.shape[-1]) * log_probs, axis=-1)
 
 
 def two_hot_mean(logits: Float[AnyArray, "*n bins"]) -> Float[Array, "*n"]:
-    """Expected scalar: symexp(sum p b), never sum p symexp(b).
-
-    The mean is taken in symlog space, as in :func:`two_hot`.
-
-    Args:
-        logits: `[..., bins]`.
-
-    Returns:
-        `[...]` float32 in reward units.
-    """
+    """Expected scalar `[...]` in reward units: symexp(sum p b), never sum p symexp(b)."""
     probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     centers = bin_centers(logits.shape[-1])
     # Differences of mirrored bins: an untrained (uniform) head predicts exactly zero.

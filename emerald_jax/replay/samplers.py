@@ -16,13 +16,10 @@ from emerald_jax.types import Batch
 
 
 class Sampler:
-    """Base of both samplers: sizes, random generator, and saved state.
+    """Base of both samplers: batches of B sequences of L steps; ``rng`` draws, and is saved.
 
     Attributes:
         replay: the store to read; it may still be empty.
-        batch: sequences per batch, B.
-        length: steps per sequence, L.
-        rng: generator of every draw, saved with the sampler.
     """
 
     def __init__(self, replay: Replay, batch: int, length: int, seed: int) -> None:
@@ -32,29 +29,25 @@ class Sampler:
         self.rng = np.random.Generator(np.random.PCG64(seed))
 
     def sample(self) -> Batch:
-        """One newly allocated batch of numpy arrays `[B, L, ...]`.
-
-        Raises:
-            ReplayError: if the store holds too few records.
-        """
+        """One new batch of numpy arrays `[B, L, ...]`; ReplayError if too few records are held."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state that determines the next batches, JSON-compatible."""
-        return {"kind": type(self).__name__, "rng": _rng_to_json(self.rng)}
+        rng = self.rng.bit_generator.state
+        # 128-bit words as hex, since JSON readers may round them.
+        words = {name: hex(word) for name, word in rng["state"].items()}
+        return {"kind": type(self).__name__, "rng": rng | {"state": words}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a :meth:`state_dict` of the same kind of sampler and batch size.
-
-        Raises:
-            ReplayError: if kind or batch size differ.
-        """
+        """Continue from a :meth:`state_dict`; ReplayError if kind or batch size differ."""
         if state.get("kind") != type(self).__name__:
             raise ReplayError(
                 f"the saved sampler is a {state.get('kind')}, this run's a {type(self).__name__}: "
                 "keep --replay.sampler as it was"
             )
-        self.rng = _rng_from_json(state["rng"])
+        words = {name: int(word, 16) for name, word in state["rng"]["state"].items()}
+        self.rng.bit_generator.state = state["rng"] | {"state": words}
 
     def _empty(self) -> Batch:
         """An uninitialised batch to fill in place; ``reset`` is all False."""
@@ -75,17 +68,15 @@ class StreamSampler(Sampler):
     overwritten an episode's head, it is read from its oldest record held, with ``is_first`` False
     and the record's real action.
 
-    A slot enters its very first episode at a uniformly random record, not at its start. Otherwise,
-    with few long episodes, all slots would read near-copies of one window for thousands of updates.
-    A slot whose next record has been overwritten draws an episode and enters it in the same way:
-    a slot that reads more slowly than the ring is written would otherwise return to the oldest
-    record each time, and most records would never be read.
+    A slot enters its very first episode at a uniformly random record: with few long episodes all
+    slots would otherwise read near-copies of one window for thousands of updates. A slot whose next
+    record has been overwritten enters an episode in the same way: at the oldest record each time, a
+    slow slot would never read most records.
 
     ``best_of``: every fourth slot draws this many episodes and reads the one with the highest
-    return. The paper has 1; larger values are our own, for games where progress begins with a lucky
-    episode. If all slots do it, the model forgets how games are lost: its dreams become too
-    optimistic, and Breakout fell from 5.4 to 1.4 within 150 updates (one run, which also had raised
-    learning rates).
+    return (the paper has 1). If all slots do it, the model forgets how games are lost: its dreams
+    become too optimistic, and Breakout fell from 5.4 to 1.4 within 150 updates (one run, which also
+    had raised learning rates).
     """
 
     def __init__(
@@ -131,10 +122,10 @@ class StreamSampler(Sampler):
         env, row = int(self._env[slot]), int(self._row[slot])
         if self.replay.continues_at(env, row):
             return False
-        env, start = self.replay.draw_episode(self.rng)
-        if self.best_of > 1 and slot % 4 == 0:
-            others = [self.replay.draw_episode(self.rng) for _ in range(self.best_of - 1)]
-            drawn = [(env, start), *others]
+        draws = 1 if slot % 4 else self.best_of
+        drawn = [self.replay.draw_episode(self.rng) for _ in range(draws)]
+        env, start = drawn[0]
+        if draws > 1:
             env, start = max(drawn, key=lambda episode: self.replay.episode_return(*episode))
         if row < self.replay.oldest:  # a new slot (-1), or its next record was overwritten
             start += int(self.rng.integers(self.replay.run(env, start, self.replay.rows)))
@@ -145,8 +136,8 @@ class StreamSampler(Sampler):
 class WindowSampler(Sampler):
     """Independent windows of L records, uniform over all windows of all environments.
 
-    A window may contain an episode boundary (``is_first`` and ``reset`` True there), but never
-    crosses the ring's cursor or rows lost on disk. ``reset`` is True at its start.
+    A window may contain an episode boundary, but never crosses the ring's cursor or rows lost on
+    disk. ``reset`` is True at its start and at boundaries.
     """
 
     def sample(self) -> Batch:
@@ -179,25 +170,16 @@ def make_sampler(
     seed: int,
     best_of: int = 1,
 ) -> Sampler:
-    """The sampler named by ``--replay.sampler``; arguments as for :class:`StreamSampler`.
+    """The sampler named by ``--replay.sampler``.
 
-    Windows ignore ``best_of``; the configuration refuses both together.
+    Args:
+        kind: ``streams`` or ``windows``; windows ignore ``best_of``.
+        replay: the store to read.
+        batch: sequences per batch, B.
+        length: steps per sequence, L.
+        seed: of all draws.
+        best_of: episodes that every fourth slot chooses from.
     """
     if kind == "windows":
         return WindowSampler(replay, batch, length, seed)
     return StreamSampler(replay, batch, length, seed, best_of)
-
-
-def _rng_to_json(rng: np.random.Generator) -> dict[str, Any]:
-    """State of a PCG64 generator; 128-bit words as hex, since JSON readers may round them."""
-    state = rng.bit_generator.state
-    words = {name: hex(word) for name, word in state["state"].items()}
-    return state | {"state": words}
-
-
-def _rng_from_json(state: dict[str, Any]) -> np.random.Generator:
-    """The inverse of :func:`_rng_to_json`."""
-    bits = np.random.PCG64()
-    words = {name: int(word, 16) for name, word in state["state"].items()}
-    bits.state = dict(state) | {"state": words}
-    return np.random.Generator(bits)

@@ -4,13 +4,11 @@ One *row* is one vector step: a record of each of E environments. Rows are numbe
 the life of a run; row t is stored at index ``t % rows``, so the newest ``rows`` rows are kept. Row
 numbers stay valid after the oldest rows have been overwritten, also on disk.
 
-Alignment, for all columns: action, reward, ``is_last`` and ``is_terminal`` of a record are those
-that *led into* its image; ``is_first`` marks an episode's first frame, with action -1 and reward 0.
-An episode of n steps is therefore n + 1 records, its final frame has its own record, and a time
-limit (``is_last`` only) differs from termination (``is_terminal``).
+Columns are aligned as in ``types.py``: action, reward and flags *led into* the image. An episode of
+n steps is therefore n + 1 records, and its final frame has its own record.
 
-Episode boundary: a record *continues* the record of the row before it unless it is ``is_first``,
-is in the first row of the run, or follows rows that were lost on disk (a hole). The records between
+Episode boundary: a record *continues* the record of the row before it unless it is ``is_first``, is
+in the first row of the run, or follows rows that were lost on disk (a hole). The records between
 two boundaries that are still held form one episode. ``Batch.reset`` is True at every record of a
 sampled sequence that does not continue the record before it.
 
@@ -19,14 +17,15 @@ Not thread-safe: append and sample from one thread.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import psutil
 
+from emerald_jax.envs.base import VectorStep
 from emerald_jax.types import Batch
 
 #: Columns of a record, in the order of ``Batch``, with the type of one value.
@@ -45,17 +44,6 @@ _RAM_SHARE = 0.9
 
 class ReplayError(RuntimeError):
     """The store cannot be created or used in this way; the message names the remedy."""
-
-
-class Record(Protocol):
-    """One row: ``envs.base.VectorStep``, or anything with these arrays, each `[E, ...]`."""
-
-    image: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    is_first: np.ndarray
-    is_last: np.ndarray
-    is_terminal: np.ndarray
 
 
 class Replay:
@@ -113,15 +101,8 @@ class Replay:
         """Episodes held, over all environments, including open and partly overwritten ones."""
         return int(self._counts.sum())
 
-    def append(self, step: Record) -> None:
-        """Write one row over the oldest.
-
-        Args:
-            step: :class:`Record` of each environment, typically ``envs.base.VectorStep``.
-
-        Raises:
-            ReplayError: if the image is not `[E, height, width, 3]` uint8.
-        """
+    def append(self, step: VectorStep) -> None:
+        """Write one row over the oldest; ReplayError if its image has another shape or type."""
         if step.image.shape != (self.num_envs, *self.image_shape) or step.image.dtype != np.uint8:
             raise ReplayError(
                 f"the replay expects images {(self.num_envs, *self.image_shape)} uint8, "
@@ -148,12 +129,8 @@ class Replay:
     def restore(self, *, written: int, oldest: int, holes: Sequence[tuple[int, int]]) -> None:
         """Index rows that were copied into :attr:`columns` directly, as a load from disk does.
 
-        Rows ``[oldest, written)``, except those of ``holes``, must already be at their index.
-
-        Args:
-            written: as the attribute.
-            oldest: oldest row that was saved; rows beyond the capacity are dropped.
-            holes: `(start, stop)` rows to exclude, in order.
+        Rows ``[oldest, written)``, except those of ``holes`` (`(start, stop)` rows, in order), must
+        already be at their index; rows beyond the capacity are dropped.
         """
         self.written = written
         self.oldest = max(oldest, written - self.rows, 0)
@@ -185,16 +162,9 @@ class Replay:
         return [(start, stop) for start, stop in pairs if stop > start]
 
     def draw_episode(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw one of the episodes held, each with equal probability.
+        """Draw one of the episodes held, each with equal probability; ReplayError if there is none.
 
-        Args:
-            rng: consumed once.
-
-        Returns:
-            The environment and the episode's first row that is still held.
-
-        Raises:
-            ReplayError: if the store is empty.
+        Returns the environment and the episode's first row that is still held.
         """
         ends = np.cumsum(self._counts)
         if not ends[-1]:
@@ -230,16 +200,7 @@ class Replay:
         return self._begins[np.arange(start, stop) % self.rows, env]
 
     def copy(self, env: int, start: int, out: Batch, sequence: int, at: int, count: int) -> None:
-        """Copy ``count`` records of one environment to ``out[sequence, at:]``, except ``reset``.
-
-        Args:
-            env: environment.
-            start: first row; all rows must be held.
-            out: :class:`Batch` of numpy arrays, written in place.
-            sequence: index into the batch.
-            at: step of the sequence to begin at.
-            count: records to copy.
-        """
+        """Copy ``count`` held records from row ``start`` on to ``out[sequence, at:]``."""
         while count:
             index = start % self.rows
             piece = min(count, self.rows - index)
@@ -284,14 +245,11 @@ def _check_fits(capacity: int, num_envs: int, image_shape: Sequence[int]) -> Non
     )
 
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-
-
 def available_bytes() -> int:
     """Bytes of RAM that this process can use without swapping or being killed. Never negative.
 
-    In a container the kernel's figure is that of the complete machine, while the control group
-    sets the limit. The result is the minimum of both, over our control group and its parents.
+    In a container the kernel's figure is that of the complete machine, while the control group sets
+    the limit. The result is the minimum of both, over our control group and its parents.
     """
     left = [psutil.virtual_memory().available]
     left += [room for group in _our_groups() if (room := _room(group)) is not None]
@@ -307,37 +265,22 @@ def _our_groups() -> list[Path]:
     groups: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root = _CGROUP_ROOT
-        elif "memory" in controllers.split(","):
-            root = _CGROUP_ROOT / "memory"
-        else:
-            continue
-        here = root / path.lstrip("/")
-        groups += [here, *(p for p in here.parents if p.is_relative_to(root))]
+        if controllers == "" or "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup", "memory" if controllers else "")
+            here = root / path.lstrip("/")
+            groups += [here, *(p for p in here.parents if p.is_relative_to(root))]
     return groups
 
 
 def _room(group: Path) -> int | None:
     """Bytes left under one group's limit; None without a limit, or if it cannot be read."""
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            allowed = int((group / limit).read_text())
-            used = int((group / usage).read_text())
-        except (OSError, ValueError):  # absent, unreadable, or the word "max"
-            continue
-        return allowed - used + _reclaimable(group)
-    return None
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes of cached files that the kernel drops first when the group needs memory."""
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    stat = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    left = None
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for limit, usage in (("memory.max", "memory.current"), v1):
+        # Absent, unreadable, or the word "max".
+        with contextlib.suppress(OSError, ValueError):
+            left = int((group / limit).read_text()) - int((group / usage).read_text())
+            stat = dict(x.split(" ", 1) for x in (group / "memory.stat").read_text().splitlines())
+            # Cached files, which the kernel drops first when the group needs memory.
+            return left + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return left

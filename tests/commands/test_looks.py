@@ -71,7 +71,7 @@ def test_dream(
     ("arguments", "line"),
     [
         ("--out x.avi", "--out x.avi must end in .mp4, .gif, .png"),
-        ("--out x.gif --horizon 0", "--horizon and --context must lie in"),
+        ("--out x.gif --horizon 0", "--horizon is 0: it must be in 1 … 10000"),
         ("--out x.gif --temperature 0", "--temperature must be above 0"),
         ("--out x.gif --actions nofile", "--actions takes policy, random, recorded or a file"),
         ("--out x.gif --actions recorded --from reset", "--actions recorded needs --from real"),
@@ -235,7 +235,7 @@ def test_play_serves_until_it_is_stopped(run: Path) -> None:
     ("arguments", "line"),
     [
         ("--port 70000", "--port is 70000"),
-        ("--fps 0", "--fps must lie in 1 … 60"),
+        ("--fps 0", "--fps is 0.0: it must be in 1 … 60"),
         ("--speed 3", "unrecognized arguments: --speed 3"),
     ],
 )
