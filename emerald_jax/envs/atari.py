@@ -54,18 +54,7 @@ class AtariGames(VectorEnv):
     """
 
     def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
-        """Load the game into every environment.
-
-        Args:
-            name: as the user wrote it, such as ``atari:Breakout``.
-            game: the part after the colon.
-            envs: count, image size, frame skip and time limit.
-            seed: of all environments.
-            generation: how often the run has been resumed.
-
-        Raises:
-            EnvError: when there is no such game.
-        """
+        """Load the game into every environment; EnvError if there is no such game."""
         self._pool = _make_pool(name, game, envs, envs.count)
         super().__init__(_spec(name, envs, self._pool), envs.count)
         self._seeds: np.ndarray | None = np.array(env_seeds(seed, envs.count, generation))
@@ -103,7 +92,7 @@ make_env = AtariGames
 
 
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of a game; arguments and errors as in :class:`AtariGames`."""
+    """Spec of a game; see :class:`AtariGames`."""
     return _spec(name, envs, _make_pool(name, game, envs, 1))
 
 

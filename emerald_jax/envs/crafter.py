@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
@@ -99,16 +100,11 @@ class CrafterEnv(gymnasium.Env):
             render_mode: None or ``rgb_array``.
             ahead: make the next world in :meth:`work_ahead` while this one is played. One world
                 takes as long as fifty steps; the other environments of a group would wait.
-
-        Raises:
-            EnvError: when the image is too small to draw the inventory.
         """
-        check_size(size)
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(crafter.constants.actions))
-        self._size = size
-        self._length = length
+        self._size, self._length = size, length
         self._seed, self._episode = 0, 0
         self._ahead = ahead
         self._world: _World | None = None
@@ -171,32 +167,20 @@ class CrafterEnv(gymnasium.Env):
         return self._world.render() if self.render_mode else None
 
 
-def check_size(size: int) -> None:
-    """Refuse images in which Crafter cannot draw the inventory.
-
-    Raises:
-        EnvError: when ``size`` (pixels) is below 18.
-    """
+def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
+    """Spec of Crafter; EnvError if the image is too small to draw the inventory."""
+    del game
+    size, actions = envs.image_size, tuple(crafter.constants.actions)
     if size < SMALLEST_IMAGE:
         raise EnvError(
             f"crafter cannot be drawn in {size} pixels: "
             f"choose envs.image_size of at least {SMALLEST_IMAGE}"
         )
-
-
-def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of Crafter with the image size and time limit of ``envs``.
-
-    Raises:
-        EnvError: when the image is too small.
-    """
-    del game
-    check_size(envs.image_size)
     return EnvSpec(
         name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=len(crafter.constants.actions),
-        action_names=tuple(crafter.constants.actions),
+        image_shape=(size, size, 3),
+        num_actions=len(actions),
+        action_names=actions,
         time_limit=envs.time_limit or TIME_LIMIT,
     )
 
@@ -208,7 +192,12 @@ def make_env(
     spec = make_spec(name, game, envs)
     ahead = not runs_inline(envs)
     factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
-    preload = ["emerald_jax.envs.crafter_warm"]
     return make_host_vector_env(
-        spec, factory, envs, seed=seed, generation=generation, preload=preload
+        spec, factory, envs, seed=seed, generation=generation, preload=[__name__]
     )
+
+
+if "emerald_jax.envs.fork_server" in sys.modules:
+    # In the fork server: load Crafter's compiled noise, which takes numba half a second, for all
+    # workers.
+    CrafterEnv().reset(seed=0)
