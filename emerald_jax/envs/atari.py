@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
+from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv, square_spec
 from emerald_jax.envs.host import env_seeds
 
 FRAME_SKIP = 4
@@ -130,13 +130,9 @@ def _make_pool(name: str, game: str, envs: EnvsConfig, count: int) -> ale_py.Ata
 
 
 def _spec(name: str, envs: EnvsConfig, pool: ale_py.AtariVectorEnv) -> EnvSpec:
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(pool.single_action_space.n),
-        action_names=tuple(action.name.lower() for action in pool.ale.get_action_set()),
-        time_limit=envs.time_limit or -(-MAX_FRAMES // (envs.frame_skip or FRAME_SKIP)),
-    )
+    limit = -(-MAX_FRAMES // (envs.frame_skip or FRAME_SKIP))
+    names = (action.name.lower() for action in pool.ale.get_action_set())
+    return square_spec(name, envs, pool.single_action_space.n, limit, names)
 
 
 def _rom_name(game: str) -> str:

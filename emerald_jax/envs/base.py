@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emerald_jax.config import EnvsConfig
+
 _PREFIX = "record."
 MAX_REWARD = float(np.finfo(np.float32).max)
 FINITE = "rewards must be finite float32 numbers"
@@ -54,6 +56,19 @@ class EnvSpec:
     num_actions: int
     action_names: tuple[str, ...] = ()
     time_limit: int = 0
+
+
+def square_spec(
+    name: str, envs: EnvsConfig, actions: int, limit: int, action_names: Iterable[str] = ()
+) -> EnvSpec:
+    """Spec with the image size of ``envs``, and its time limit or else the environment's own."""
+    return EnvSpec(
+        name=name,
+        image_shape=(envs.image_size, envs.image_size, 3),
+        num_actions=int(actions),
+        action_names=tuple(action_names),
+        time_limit=envs.time_limit or int(limit),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

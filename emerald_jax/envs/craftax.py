@@ -11,7 +11,7 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvSpec, Outcome
+from emerald_jax.envs.base import EnvSpec, Outcome, square_spec
 from emerald_jax.envs.device import DeviceVectorEnv
 from emerald_jax.envs.gym import area_weights
 
@@ -76,14 +76,8 @@ make_env = CraftaxVectorEnv
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
     """Spec of a game; see :class:`CraftaxVectorEnv`."""
     made = make_craftax_env_from_name(game, auto_reset=False)
-    actions = importlib.import_module(_CONSTANTS[game]).Action
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(made.num_actions),
-        action_names=tuple(action.name.lower() for action in actions),
-        time_limit=envs.time_limit or int(made.default_params.max_timesteps),
-    )
+    names = (action.name.lower() for action in importlib.import_module(_CONSTANTS[game]).Action)
+    return square_spec(name, envs, made.num_actions, made.default_params.max_timesteps, names)
 
 
 def fit_image(pixels: jax.Array, size: int) -> jax.Array:

@@ -14,7 +14,7 @@ import opensimplex
 from crafter import objects, worldgen
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
 from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env, runs_inline
 
 TIME_LIMIT = 10_000
@@ -170,19 +170,13 @@ class CrafterEnv(gymnasium.Env):
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
     """Spec of Crafter; EnvError if the image is too small to draw the inventory."""
     del game
-    size, actions = envs.image_size, tuple(crafter.constants.actions)
-    if size < SMALLEST_IMAGE:
+    if envs.image_size < SMALLEST_IMAGE:
         raise EnvError(
-            f"crafter cannot be drawn in {size} pixels: "
+            f"crafter cannot be drawn in {envs.image_size} pixels: "
             f"choose envs.image_size of at least {SMALLEST_IMAGE}"
         )
-    return EnvSpec(
-        name=name,
-        image_shape=(size, size, 3),
-        num_actions=len(actions),
-        action_names=actions,
-        time_limit=envs.time_limit or TIME_LIMIT,
-    )
+    actions = crafter.constants.actions
+    return square_spec(name, envs, len(actions), TIME_LIMIT, actions)
 
 
 def make_env(

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
 from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code, with_notes
 from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
 from emerald_jax.envs.workers import EnvFactory
@@ -61,46 +61,27 @@ class ImageEnv(gymnasium.Wrapper):
     of their space and cut to them, with a warning; every image is resized by area, so its aspect
     ratio may change. Renders may also be PIL images, or lists of frames, of which the last counts.
     Actions: counted from 0, wherever the environment's own begin; given to it as ``np.int64``, and
-    repeated for ``frame_skip`` frames.
+    repeated for ``envs.frame_skip`` frames.
     Reward: the sum over the frames of an action.
     Terminated and info: the last frame's.
-    Truncated: the last frame's, or after ``time_limit`` steps of the agent.
+    Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent.
     Source: a Gymnasium id or a user's factory, https://gymnasium.farama.org.
     """
 
-    def __init__(
-        self,
-        env: gymnasium.Env,
-        name: str,
-        *,
-        size: int,
-        frame_skip: int = 1,
-        image_key: str = "",
-        time_limit: int = 0,
-    ):
-        """Check the spaces of ``env``; EnvError without an image or discrete actions.
-
-        Args:
-            env: the environment.
-            name: as the user wrote it, for messages.
-            size: height and width of the image in pixels.
-            frame_skip: frames per action.
-            image_key: entry of a dict observation; empty selects its only image, ``render`` the
-                result of ``env.render()``.
-            time_limit: steps of the agent after which an episode is cut; 0 sets no limit.
-        """
+    def __init__(self, env: gymnasium.Env, name: str, envs: EnvsConfig):
+        """Check the spaces of ``env``; EnvError without an image or discrete actions."""
         super().__init__(env)
         if not isinstance(env.action_space, Discrete):
             raise EnvError(
                 f"{name} takes {_short(env.action_space)}: only discrete actions are supported"
             )
         self._start = int(env.action_space.start)
-        self._key, self._image = _find_image(name, env, image_key)
-        self._size, self._skip, self._limit = size, frame_skip, time_limit
+        self._key, self._image = _find_image(name, env, envs.image_key)
+        self._size, self._skip, self._limit = envs.image_size, envs.frame_skip or 1, envs.time_limit
         self._steps = 0
         self._warnings: dict[str, str] = {}
         self._warned: set[str] = set()
-        self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = Box(0, 255, (self._size, self._size, 3), np.uint8)
         self.action_space = Discrete(env.action_space.n)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -228,17 +209,12 @@ def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     """
     with env_code():
         env = make_image_env(name, game, envs)
-        limit = envs.time_limit or math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
+        limit = 0 if envs.time_limit else math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
         try:
             env.close()
         except (Exception, SystemExit) as error:
             _warn_once(f"{name}: close() raised {describe(error)}; ignored")
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(env.action_space.n),
-        time_limit=limit,
-    )
+    return square_spec(name, envs, env.action_space.n, limit)
 
 
 def make_env(
@@ -262,14 +238,7 @@ def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> Image
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
     try:
-        return ImageEnv(
-            env,
-            name,
-            size=envs.image_size,
-            frame_skip=envs.frame_skip or 1,
-            image_key=envs.image_key,
-            time_limit=envs.time_limit,
-        )
+        return ImageEnv(env, name, envs)
     except Exception as error:
         with contextlib.suppress(Exception, SystemExit):
             env.close()

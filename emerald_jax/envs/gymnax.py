@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, Outcome
+from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, square_spec
 from emerald_jax.envs.device import DeviceVectorEnv
 
 
@@ -145,12 +145,7 @@ def _spec(name: str, game: Any, params: Any, envs: EnvsConfig) -> EnvSpec:
     check_grid(name, tuple(getattr(observation, "shape", ())), envs.image_size)
     if not hasattr(actions, "n"):
         raise EnvError(f"{name} has continuous actions: only discrete actions are supported")
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(actions.n),
-        time_limit=envs.time_limit or int(params.max_steps_in_episode),
-    )
+    return square_spec(name, envs, actions.n, params.max_steps_in_episode)
 
 
 def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:

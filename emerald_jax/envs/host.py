@@ -14,20 +14,14 @@ import os
 import time
 from collections.abc import Sequence
 
+import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
 from emerald_jax.envs.guards import FaultError, with_notes
-from emerald_jax.envs.workers import (
-    Command,
-    EnvFactory,
-    InlineGroup,
-    Reply,
-    Spaces,
-    WorkerGroup,
-)
+from emerald_jax.envs.workers import Command, EnvFactory, InlineGroup, Reply, WorkerGroup
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_SECONDS = 3.0
@@ -120,7 +114,7 @@ class HostVectorEnv(VectorEnv):
                     if isinstance(answer, FaultError):
                         lost = range(env, env + 1)
                         raise answer
-                    _check_spaces(self.spec, answer)
+                    _check_spaces(self.spec, *answer)
         except FaultError as fault:
             reason = str(fault).removeprefix("failed: ")
             raise self._error(f"{_called(lost)} could not start: {reason}", fault) from fault
@@ -313,13 +307,11 @@ def _called(envs: range) -> str:
     return one if len(envs) == 1 else f"environments {envs[0]} to {envs[-1]}"
 
 
-def _check_spaces(spec: EnvSpec, spaces: Spaces) -> None:
+def _check_spaces(spec: EnvSpec, space: gymnasium.Space, actions: gymnasium.Space) -> None:
     """Refuse spaces other than the spec's."""
-    space, actions = spaces
     if not isinstance(space, Box) or space.shape != spec.image_shape or space.dtype != np.uint8:
-        raise EnvError(
-            f"{spec.name} observes {space}, not a uint8 image of {list(spec.image_shape)}"
-        )
+        wanted = list(spec.image_shape)
+        raise EnvError(f"{spec.name} observes {space}, not a uint8 image of {wanted}")
     if not isinstance(actions, Discrete) or actions.start != 0:
         raise EnvError(f"{spec.name} takes {actions}: only discrete actions from 0 are supported")
     if actions.n != spec.num_actions:

@@ -48,21 +48,13 @@ class Command(NamedTuple):
 
     Attributes:
         index: of the environment in its group.
-        name: ``make``, ``reset`` or ``step``. A reset makes the environment first if there is none:
-            at the start, and after a fault.
+        name: ``make``, ``reset`` (which makes the environment if a fault removed it) or ``step``.
         value: the seed of a reset, or None; the action of a step.
     """
 
     index: int
     name: str
     value: int | None = None
-
-
-class Spaces(NamedTuple):
-    """Reply to ``make``: the environment's spaces."""
-
-    observation: gymnasium.Space
-    action: gymnasium.Space
 
 
 class Reply(NamedTuple):
@@ -88,7 +80,8 @@ class Reply(NamedTuple):
         return self.terminated or self.truncated
 
 
-Answer = Spaces | Reply | FaultError
+#: The spaces after ``make``, or a reply.
+Answer = tuple[gymnasium.Space, gymnasium.Space] | Reply | FaultError
 
 
 class InlineGroup:
@@ -167,7 +160,7 @@ class InlineGroup:
             self._envs[index] = self._factories[index]()
         env = self._envs[index]
         if name == "make":
-            return Spaces(env.observation_space, env.action_space)
+            return env.observation_space, env.action_space
         if name == "reset":
             image, reply = env.reset(seed=value)[0], Reply()
         else:
@@ -269,11 +262,7 @@ class WorkerGroup:
         except (EOFError, OSError) as error:
             self.process.join(1.0)
             code = self.process.exitcode
-            how = (
-                f"killed by signal {-code}"
-                if code is not None and code < 0
-                else f"exit code {code}"
-            )
+            how = f"killed by signal {-code}" if (code or 0) < 0 else f"exit code {code}"
             raise FaultError(f"died ({how})") from error
 
     def _left(self, seconds: float, since: float) -> float:
