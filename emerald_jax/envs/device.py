@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -179,15 +179,21 @@ class DeviceVectorEnv(VectorEnv):
         image, state = self._new(reset_key)
         return Carry(self._settle(state), next_key, jnp.int32(0), jnp.bool_(False)), image
 
-    def _step_one(self, carry: Carry, action: jax.Array) -> tuple[Carry, Outcome]:
-        """One step of one environment in the middle of its episode."""
-        return self._stepped(carry, action, *jax.random.split(carry.key))
+    def _step_one(
+        self, carry: Carry, action: jax.Array, keys: Iterable[jax.Array] | None = None
+    ) -> tuple[Carry, Outcome]:
+        """One step of one environment in the middle of its episode; keys for later and for now."""
+        key, step_key = jax.random.split(carry.key) if keys is None else keys
+        steps = carry.steps + 1
+        state, outcome = self._next(step_key, carry.env, action, steps)
+        done = outcome.terminated | outcome.truncated
+        return Carry(self._settle(state), key, steps, done), outcome
 
     def _step_or_begin_one(self, carry: Carry, action: jax.Array) -> tuple[Carry, Outcome]:
         """One record of one environment: a step, or the first frame after a last one."""
         key, step_key, begin_key = jax.random.split(carry.key, 3)
         begun, image = self._begin_one(begin_key)
-        stepped, outcome = self._stepped(carry, action, key, step_key)
+        stepped, outcome = self._step_one(carry, action, (key, step_key))
         false = jnp.bool_(False)
         first = Outcome(image, jnp.float32(0), false, false, outcome.extra)
         return jax.tree.map(
@@ -195,15 +201,6 @@ class DeviceVectorEnv(VectorEnv):
             (begun, first),
             (stepped, outcome),
         )
-
-    def _stepped(
-        self, carry: Carry, action: jax.Array, key: jax.Array, step_key: jax.Array
-    ) -> tuple[Carry, Outcome]:
-        """:meth:`_step_one` with given keys."""
-        steps = carry.steps + 1
-        state, outcome = self._next(step_key, carry.env, action, steps)
-        done = outcome.terminated | outcome.truncated
-        return Carry(self._settle(state), key, steps, done), outcome
 
 
 def _place(

@@ -53,13 +53,8 @@ class HostVectorEnv(VectorEnv):
     ):
         """Start every environment; EnvError if one cannot start or has other spaces than ``spec``.
 
-        Args:
-            spec: of each environment.
-            groups: of environments, which are numbered through.
-            seed: of all environments; see :func:`env_seed`.
-            generation: how often the run has been resumed.
-            timeout: seconds an environment may take to start, reset or step.
-            max_faults: faults before the run ends.
+        ``groups`` of environments are numbered through. ``timeout`` is in seconds, for a start, a
+        reset or a step of one environment. See :func:`env_seed`.
         """
         ends = np.cumsum([len(group.frames) for group in groups]).tolist()
         super().__init__(spec, ends[-1])
@@ -248,13 +243,8 @@ def make_host_vector_env(
     ``auto`` uses worker processes for more than one environment: host environments are slow, and
     one Python process steps only one at a time.
 
-    Args:
-        spec: of each environment; EnvError if one cannot start or has other spaces.
-        factory: makes one environment; cloudpickle must be able to pickle it.
-        envs: count, workers, and how faults are treated.
-        seed: of all environments; see :func:`env_seed`.
-        generation: how often the run has been resumed.
-        preload: modules to import once for all workers.
+    cloudpickle must be able to pickle ``factory``; ``preload`` names modules to import once for all
+    workers. EnvError if an environment cannot start or has other spaces than ``spec``.
     """
     shape = spec.image_shape
     groups: list[Group]

@@ -2,9 +2,7 @@
 
 Names: ``crafter``; ``family:game``, such as ``gymnax:Catch-bsuite``; a name given to
 :func:`register`; ``my_module:make_env``, an importable factory of a Gymnasium environment.
-
-A family's module, and with it the package that it adapts, is imported when one of its names is
-used.
+A family's module, and the package that it adapts, are imported when one of its names is used.
 """
 
 from __future__ import annotations
@@ -153,7 +151,7 @@ def list_envs() -> tuple[EnvEntry, ...]:
     entries = []
     for prefix, family in FAMILIES.items():
         available = importlib.util.find_spec(family.package) is not None
-        names = _names(prefix, family)
+        names = [f"{prefix}:{game}" for game in family.games] or [prefix]
         entries += [EnvEntry(name, available, f"pip install {family.pip}") for name in names]
     return (*entries, *(EnvEntry(name, True, "") for name in _OWN))
 
@@ -249,18 +247,13 @@ def _near_in(holder: Any, name: str, module: str) -> str:
 def _nearest(name: str) -> str:
     """``; nearest: …``, compared in lower case with full names and with bare game names."""
     candidates = {own.lower(): own for own in _OWN}
-    for prefix, family in FAMILIES.items():
-        for full in _names(prefix, family) if family.games != _ANY else ():
-            game = full.partition(":")[2].lower()
-            for alias in (full.lower(), game, game.partition("-")[0]):
-                candidates.setdefault(alias, full)
+    for full in (entry.name for entry in list_envs() if entry.name != "gym:ANY-ID"):
+        game = full.partition(":")[2].lower()
+        for alias in (full.lower(), game, game.partition("-")[0]):
+            candidates.setdefault(alias, full)
     candidates.pop("", None)
     near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
     if near:
         return f"; nearest: {candidates[near[0]]}"
     known = [f"{prefix}:GAME" if family.games else prefix for prefix, family in FAMILIES.items()]
     return f"; known: {', '.join([*sorted(known), *_OWN, 'my_module:make_env'])}"
-
-
-def _names(prefix: str, family: Family) -> list[str]:
-    return [f"{prefix}:{game}" for game in family.games] or [prefix]

@@ -202,7 +202,7 @@ class EvalReport:
         capped = [e.extra["capped"] for e in self.episodes if "capped" in e.extra]
         if capped:
             lines.append(
-                f"{len(capped)} of them did not end and were cut after {max(capped):,} steps"
+                f"{len(capped)} of these episodes did not end within {max(capped):,} steps"
             )
         if self.left_out:
             lines.append(f"{self.left_out} more were cut short by a fault and do not count")

@@ -40,7 +40,7 @@ def test_capped_episodes_are_mentioned():
     cut = [Episode(env=i, length=30_000, extra={"capped": 30_000}, **ends) for i in range(2)]
     found = report_of("mine", 7, "sample", (Episode(env=2, length=9, **ends), *cut), {})
     lines = str(found).splitlines()
-    assert "2 of them did not end and were cut after 30,000 steps" in lines
+    assert "2 of these episodes did not end within 30,000 steps" in lines
     assert lines[0] == "mine after 7 updates, 3 episodes, actions by sample"
     assert "did not end" not in str(report(1.0))
 
