@@ -128,8 +128,7 @@ def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -
     findings = [line for record in records for line in _check_arrays(spec, record, count)]
     if findings:
         return findings
-    begin = records[0]
-    if not begin.is_first.all() or begin.is_last.any():
+    if not records[0].is_first.all() or records[0].is_last.any():
         findings.append("reset: not every record is a first frame and nothing else")
     for before, record, action in zip(records, records[1:], actions, strict=False):
         findings += _check_step(before, record, action)

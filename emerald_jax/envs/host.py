@@ -80,7 +80,7 @@ class HostVectorEnv(VectorEnv):
         """See :class:`VectorEnv`. Workers are asked to end, and killed after three seconds."""
         self._pending = None
         for group in self._groups:
-            group.ask_to_close()
+            group.send(())
         deadline = time.monotonic() + _CLOSE_SECONDS
         for group in self._groups:
             group.close(deadline)

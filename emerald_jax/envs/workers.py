@@ -122,9 +122,6 @@ class InlineGroup:
         del seconds, since
         return [self.obey(command) for command in self._todo]
 
-    def ask_to_close(self) -> None:
-        """Do nothing: :meth:`close` does not wait."""
-
     def close(self, deadline: float) -> None:
         """Close every environment; safe to call twice."""
         del deadline
@@ -223,12 +220,8 @@ class WorkerGroup:
         self.close(0)
         self._pipe, theirs = self._context.Pipe()
         with contextlib.nullcontext() if again else _single_threaded(), _hidden_main():
-            self.process = self._context.Process(
-                target=_work,
-                args=(theirs, self._buffer, self._shape, self._began),
-                name="emerald_jax environments",
-                daemon=True,
-            )
+            arguments = theirs, self._buffer, self._shape, self._began
+            self.process = self._context.Process(target=_work, args=arguments, daemon=True)
             self.process.start()
         theirs.close()
         try:
@@ -241,9 +234,10 @@ class WorkerGroup:
             raise FaultError(f"cannot be sent to a worker: {fault}; {INLINE_HINT}") from error
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Send commands and return at once; :meth:`receive` reports a dead worker."""
-        with contextlib.suppress(OSError):
-            self._pipe.send(commands)
+        """Send commands and return at once; an empty list ends the worker."""
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):  # receive() reports a dead worker
+                self._pipe.send(commands)
 
     def receive(self, seconds: float, since: float) -> list[Answer]:
         """Answers to the last commands, in their order.
@@ -268,11 +262,6 @@ class WorkerGroup:
     def _left(self, seconds: float, since: float) -> float:
         """Seconds left for the running command; both processes share the monotonic clock."""
         return max(max(since, self._began.value) + seconds - time.monotonic(), 0.0)
-
-    def ask_to_close(self) -> None:
-        """Begin to close and return at once."""
-        if self._pipe is not None:
-            self.send(())
 
     def close(self, deadline: float) -> None:
         """End the process, by force after ``deadline`` on the monotonic clock."""
