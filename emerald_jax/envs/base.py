@@ -1,14 +1,10 @@
-"""The interface of every environment in this package: a spec, vector steps, episode records.
+"""The interface of every environment: a spec, vector steps, episode records.
 
-A vector environment returns exactly one *record* per environment and vector step:
-
-* after a record with ``is_last``, the environment ignores the next action and returns the first
-  frame of its next episode (``is_first``, action -1, reward 0). Neither the last nor the first
-  frame of an episode is lost, and all environments stay in step;
-* action, reward, ``is_last`` and ``is_terminal`` are those that *led to* the record's image;
-* ``is_terminal`` means that the world ended; a time limit sets ``is_last`` alone.
-
-First frames are records but not environment steps: ``VectorStep.env_steps`` does not count them.
+Each vector step returns one *record* per environment. After a record with ``is_last``, the
+environment ignores the next action and returns the first frame of its next episode (``is_first``,
+action -1, reward 0; not an environment step). So no frame is lost, and all environments stay in
+step. Action, reward, ``is_last`` and ``is_terminal`` are those that *led to* the record's image.
+``is_terminal`` means that the world ended; a time limit sets ``is_last`` alone.
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ def _make(env: Any, envs: EnvsConfig, seed: int) -> VectorEnv:
     if isinstance(env, str):
         return make_vector_env(env, envs, seed=seed)
     if not callable(env):
-        raise EnvError(
-            f"{type(env).__name__} is neither a name, a factory nor a vector environment"
-        )
+        raise EnvError(f"{type(env).__name__} is not a name, a factory or a vector environment")
     return make_vector_env_of(getattr(env, "__name__", "factory"), env, envs, seed=seed)
 
 

@@ -1,8 +1,4 @@
-"""Guards against what other people's environments may do and return.
-
-Their code may raise, print, change the working directory or install signal handlers; their values
-may have any form.
-"""
+"""Guards against other people's environments: they may do anything and return anything."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Environments of the gymnax package, stepped on the device, with their grids drawn as images.
 
-Small games describe their board as numbers `[rows, columns]` or as one layer per kind of thing
-`[rows, columns, channels]`. The world model reads square images, so every channel gets a colour
-of its own and every cell becomes a rectangle of pixels.
+A grid is `[rows, columns]` numbers, or `[rows, columns, channels]` with one layer per kind of
+thing. Every channel gets a colour of its own, every cell becomes a rectangle of pixels.
 """
 
 from __future__ import annotations
@@ -52,10 +51,8 @@ class GymnaxVectorEnv(DeviceVectorEnv):
         observation, state, reward, terminated, _ = self._game.step_env(
             key, state, action, self._params
         )
-        if self._limit:
-            truncated = steps >= self._limit
-        else:
-            truncated = self._game.is_truncated(state, self._params)
+        own = self._limit == 0
+        truncated = self._game.is_truncated(state, self._params) if own else steps >= self._limit
         ends = jnp.bool_(terminated), jnp.bool_(truncated)
         return state, Outcome(self._draw(observation), jnp.float32(reward), *ends)
 
@@ -115,8 +112,8 @@ def render_grid(grid: jax.Array, size: int) -> jax.Array:
     few pieces count in the image loss. A cell with several channels shows the mean of their
     colours, so no channel hides another.
 
-    ``grid``: `[rows, columns]` or `[rows, columns, channels]` in [0, 1]. Result: `[size, size, 3]`
-    uint8.
+    ``grid`` is `[rows, columns]` or `[rows, columns, channels]` in [0, 1], the image
+    `[size, size, 3]` uint8.
     """
     grid = grid if grid.ndim == 3 else grid[..., None]
     rows, columns, channels = grid.shape

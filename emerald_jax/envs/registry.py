@@ -30,10 +30,8 @@ ATARI_100K = (
     *("Jamesbond", "Kangaroo", "Krull", "KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert"),
     *("RoadRunner", "Seaquest", "UpNDown"),
 )
-_GYMNAX = (
-    *("Catch-bsuite", "DeepSea-bsuite", "Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar"),
-    *("Seaquest-MinAtar", "SpaceInvaders-MinAtar"),
-)
+_MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+_GYMNAX = ("Catch-bsuite", "DeepSea-bsuite", *(f"{game}-MinAtar" for game in _MINATAR))
 _CRAFTAX = ("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1")
 #: Stands in the list of environments for games that cannot be listed.
 _ANY = ("ANY-ID",)
