@@ -58,12 +58,10 @@ class AtariGames(VectorEnv):
         self._pool = _make_pool(name, game, envs, envs.count)
         super().__init__(_spec(name, envs, self._pool), envs.count)
         self._seeds: np.ndarray | None = np.array(env_seeds(seed, envs.count, generation))
-        self._steps = np.zeros(envs.count, np.int64)
 
     def _begin(self) -> np.ndarray:
         image, _ = self._pool.reset(seed=self._seeds)
         self._seeds = None
-        self._steps[:] = 0
         return image[:, 0]
 
     def _send(self, actions: np.ndarray) -> None:
@@ -77,9 +75,8 @@ class AtariGames(VectorEnv):
             # We cut these episodes; ale_py does not know and has played on for one action.
             begun, _ = self._pool.reset(options={"reset_mask": cut})
             image[cut] = begun
-        self._steps = np.where(newest.is_last, 0, self._steps + 1)
-        truncated = truncated | (self._steps >= self.spec.time_limit)
-        return Outcome(image[:, 0], reward, terminated, truncated)
+        over = ~newest.is_last & (self._tracker.length + 1 >= self.spec.time_limit)
+        return Outcome(image[:, 0], reward, terminated, truncated | over)
 
     def close(self) -> None:
         """See :class:`VectorEnv`."""

@@ -255,13 +255,14 @@ class EpisodeTracker:
 
     Attributes:
         newest: the last :class:`VectorStep` returned, or None before the first reset.
+        length: `[E]` int64, agent steps of each running episode.
     """
 
     def __init__(self, num_envs: int, num_actions: int):
         self.newest: VectorStep | None = None
         self._num_envs, self._num_actions = num_envs, num_actions
         self._score = np.zeros(num_envs, np.float64)
-        self._length = np.zeros(num_envs, np.int64)
+        self.length = np.zeros(num_envs, np.int64)
 
     def check(self, actions: np.ndarray) -> np.ndarray:
         """Actions as `[E]` int32; any value is allowed where the newest record is ``is_last``.
@@ -287,7 +288,7 @@ class EpisodeTracker:
         """Records of a reset with this first image `[E, height, width, 3]`, which is copied."""
         false = np.zeros(self._num_envs, bool)
         self._score[:] = 0
-        self._length[:] = 0
+        self.length[:] = 0
         self.newest = VectorStep(
             image=np.array(image, np.uint8),
             action=np.full(self._num_envs, -1, np.int32),
@@ -309,7 +310,7 @@ class EpisodeTracker:
         last = (terminal | np.asarray(outcome.truncated, bool)) & ~first
         reward = np.where(first, 0, outcome.reward)
         self._score = np.where(first, 0, self._score + reward)
-        self._length = np.where(first, 0, self._length + 1)
+        self.length = np.where(first, 0, self.length + 1)
         extra = outcome.extra or {}
         self.newest = VectorStep(
             image=np.array(outcome.image, np.uint8),
@@ -322,7 +323,7 @@ class EpisodeTracker:
                 Episode(
                     env=env,
                     score=float(self._score[env]),
-                    length=int(self._length[env]),
+                    length=int(self.length[env]),
                     terminal=bool(terminal[env]),
                     extra=extra.get(env, {}),
                 )
@@ -335,7 +336,7 @@ class EpisodeTracker:
         """The newest record and the running sums as plain arrays; EnvError before a reset."""
         if self.newest is None:
             raise EnvError("nothing to save before reset(): call reset() first")
-        state = self.newest._asdict() | {"score": self._score, "length": self._length}
+        state = self.newest._asdict() | {"score": self._score, "length": self.length}
         del state["episodes"]
         return {_PREFIX + name: value.copy() for name, value in state.items()}
 
@@ -353,6 +354,6 @@ class EpisodeTracker:
                     f"this state is not of {self._num_envs} environments: {_PREFIX}{name} {found}"
                 )
             values[name] = np.array(value)
-        self._score, self._length = values.pop("score"), values.pop("length")
+        self._score, self.length = values.pop("score"), values.pop("length")
         self.newest = VectorStep(**values)
         return self.newest

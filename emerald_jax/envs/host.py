@@ -302,7 +302,6 @@ def _check_spaces(spec: EnvSpec, space: gymnasium.Space, actions: gymnasium.Spac
     if not isinstance(space, Box) or space.shape != spec.image_shape or space.dtype != np.uint8:
         wanted = list(spec.image_shape)
         raise EnvError(f"{spec.name} observes {space}, not a uint8 image of {wanted}")
-    if not isinstance(actions, Discrete) or actions.start != 0:
-        raise EnvError(f"{spec.name} takes {actions}: only discrete actions from 0 are supported")
-    if actions.n != spec.num_actions:
-        raise EnvError(f"{spec.name} takes {actions.n} actions, its spec says {spec.num_actions}")
+    form = (actions.n, actions.start) if isinstance(actions, Discrete) else None
+    if form != (spec.num_actions, 0):
+        raise EnvError(f"{spec.name} takes {actions}, not {spec.num_actions} actions from 0")
