@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import crafter
 import gymnasium
@@ -82,31 +82,16 @@ class CrafterEnv(gymnasium.Env):
     Source: crafter 1.8, https://github.com/danijar/crafter.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
-
-    def __init__(
-        self,
-        size: int = 64,
-        length: int = TIME_LIMIT,
-        render_mode: str | None = None,
-        *,
-        ahead: bool = False,
-    ):
+    def __init__(self, size: int = 64, length: int = TIME_LIMIT, *, ahead: bool = False):
         """The first world is made by the first reset.
 
-        Args:
-            size: height and width of the image in pixels.
-            length: steps after which an episode is cut.
-            render_mode: None or ``rgb_array``.
-            ahead: make the next world in :meth:`work_ahead` while this one is played. One world
-                takes as long as fifty steps; the other environments of a group would wait.
+        ``ahead`` makes the next world in :meth:`work_ahead` while this one is played. One world
+        takes as long as fifty steps; the other environments of a group would wait.
         """
-        self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(crafter.constants.actions))
         self._size, self._length = size, length
-        self._seed, self._episode = 0, 0
-        self._ahead = ahead
+        self._seed, self._episode, self._ahead = 0, 0, ahead
         self._world: _World | None = None
         # The next world, and the iterator that makes it.
         self._next: _World | None = None
@@ -161,10 +146,6 @@ class CrafterEnv(gymnasium.Env):
         if over:
             info["extra"] = {"achievements": dict(info["achievements"])}
         return image, float(reward), bool(terminated), truncated, info
-
-    def render(self) -> np.ndarray | None:
-        """The current frame, or None without ``render_mode``."""
-        return self._world.render() if self.render_mode else None
 
 
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
