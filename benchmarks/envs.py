@@ -121,7 +121,8 @@ def add_hiding(row: Row, config: Config, options: Options) -> Row:
 def plain_row(count: int, budget: Budget) -> Row:
     """Steps per second of ``count`` Crafter worlds in processes without communication."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emerald_jax.envs.crafter_warm"])
+    modules = [f"emerald_jax.envs.{name}" for name in ("fork_server", "crafter")]
+    context.set_forkserver_preload(modules)
     gate, queue = context.Barrier(count), context.Queue()
     actions = random_actions(_CRAFTER_ACTIONS, count)
     workers = []

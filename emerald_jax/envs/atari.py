@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
+from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv, square_spec
 from emerald_jax.envs.host import env_seeds
 
 FRAME_SKIP = 4
@@ -54,27 +54,14 @@ class AtariGames(VectorEnv):
     """
 
     def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
-        """Load the game into every environment.
-
-        Args:
-            name: as the user wrote it, such as ``atari:Breakout``.
-            game: the part after the colon.
-            envs: count, image size, frame skip and time limit.
-            seed: of all environments.
-            generation: how often the run has been resumed.
-
-        Raises:
-            EnvError: when there is no such game.
-        """
+        """Load the game into every environment; EnvError if there is no such game."""
         self._pool = _make_pool(name, game, envs, envs.count)
         super().__init__(_spec(name, envs, self._pool), envs.count)
         self._seeds: np.ndarray | None = np.array(env_seeds(seed, envs.count, generation))
-        self._steps = np.zeros(envs.count, np.int64)
 
     def _begin(self) -> np.ndarray:
         image, _ = self._pool.reset(seed=self._seeds)
         self._seeds = None
-        self._steps[:] = 0
         return image[:, 0]
 
     def _send(self, actions: np.ndarray) -> None:
@@ -88,9 +75,8 @@ class AtariGames(VectorEnv):
             # We cut these episodes; ale_py does not know and has played on for one action.
             begun, _ = self._pool.reset(options={"reset_mask": cut})
             image[cut] = begun
-        self._steps = np.where(newest.is_last, 0, self._steps + 1)
-        truncated = truncated | (self._steps >= self.spec.time_limit)
-        return Outcome(image[:, 0], reward, terminated, truncated)
+        over = ~newest.is_last & (self._tracker.length + 1 >= self.spec.time_limit)
+        return Outcome(image[:, 0], reward, terminated, truncated | over)
 
     def close(self) -> None:
         """See :class:`VectorEnv`."""
@@ -103,7 +89,7 @@ make_env = AtariGames
 
 
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of a game; arguments and errors as in :class:`AtariGames`."""
+    """Spec of a game; see :class:`AtariGames`."""
     return _spec(name, envs, _make_pool(name, game, envs, 1))
 
 
@@ -141,13 +127,9 @@ def _make_pool(name: str, game: str, envs: EnvsConfig, count: int) -> ale_py.Ata
 
 
 def _spec(name: str, envs: EnvsConfig, pool: ale_py.AtariVectorEnv) -> EnvSpec:
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(pool.single_action_space.n),
-        action_names=tuple(action.name.lower() for action in pool.ale.get_action_set()),
-        time_limit=envs.time_limit or -(-MAX_FRAMES // (envs.frame_skip or FRAME_SKIP)),
-    )
+    limit = -(-MAX_FRAMES // (envs.frame_skip or FRAME_SKIP))
+    names = (action.name.lower() for action in pool.ale.get_action_set())
+    return square_spec(name, envs, pool.single_action_space.n, limit, names)
 
 
 def _rom_name(game: str) -> str:

@@ -1,14 +1,10 @@
-"""The interface of every environment in this package: a spec, vector steps, episode records.
+"""The interface of every environment: a spec, vector steps, episode records.
 
-A vector environment returns exactly one *record* per environment and vector step:
-
-* after a record with ``is_last``, the environment ignores the next action and returns the first
-  frame of its next episode (``is_first``, action -1, reward 0). Neither the last nor the first
-  frame of an episode is lost, and all environments stay in step;
-* action, reward, ``is_last`` and ``is_terminal`` are those that *led to* the record's image;
-* ``is_terminal`` means that the world ended; a time limit sets ``is_last`` alone.
-
-First frames are records but not environment steps: ``VectorStep.env_steps`` does not count them.
+Each vector step returns one *record* per environment. After a record with ``is_last``, the
+environment ignores the next action and returns the first frame of its next episode (``is_first``,
+action -1, reward 0; not an environment step). So no frame is lost, and all environments stay in
+step. Action, reward, ``is_last`` and ``is_terminal`` are those that *led to* the record's image.
+``is_terminal`` means that the world ended; a time limit sets ``is_last`` alone.
 """
 
 from __future__ import annotations
@@ -18,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from emerald_jax.config import EnvsConfig
 
 _PREFIX = "record."
 MAX_REWARD = float(np.finfo(np.float32).max)
@@ -56,6 +54,19 @@ class EnvSpec:
     time_limit: int = 0
 
 
+def square_spec(
+    name: str, envs: EnvsConfig, actions: int, limit: int, action_names: Iterable[str] = ()
+) -> EnvSpec:
+    """Spec with the image size of ``envs``, and its time limit or else the environment's own."""
+    return EnvSpec(
+        name=name,
+        image_shape=(envs.image_size, envs.image_size, 3),
+        num_actions=int(actions),
+        action_names=tuple(action_names),
+        time_limit=envs.time_limit or int(limit),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Episode:
     """Record of one finished episode.
@@ -67,7 +78,7 @@ class Episode:
         terminal: the world ended; False when a limit or a fault cut the episode.
         extra: plain JSON values under four keys, each of them optional: ``fault`` (why the episode
             was cut), ``achievements`` (name -> times unlocked), ``capped`` (the evaluation stopped
-            after this many steps), and ``info``, what else ``info["extra"]`` held at its end.
+            after this many steps), and ``info``, the rest of the final ``info["extra"]``.
     """
 
     env: int
@@ -121,36 +132,20 @@ def achievement_names(episodes: Iterable[Episode]) -> list[str]:
 
 
 def is_crafter_like(env: str, names: Iterable[str]) -> bool:
-    """Whether the Crafter score is defined for an environment.
-
-    Args:
-        env: its name; the families ``crafter`` and ``craftax`` are Crafter-like.
-        names: its achievements; so is an environment that has Crafter's 22.
-    """
+    """Whether the Crafter score is defined: for both Crafter families, and for its 22 ``names``."""
     return env.partition(":")[0] in ("crafter", "craftax") or set(names) >= CRAFTER_ACHIEVEMENTS
 
 
 def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
-    """Refuse to continue a run in an environment of another shape.
-
-    Args:
-        before: spec with which the run was trained.
-        now: spec of its environment today.
-
-    Raises:
-        EnvError: when the number of actions or the image shape differs; it names both.
-    """
-    if before.num_actions != now.num_actions:
-        raise EnvError(
-            f"{now.name} has {now.num_actions} actions, this run was trained with "
-            f"{before.num_actions}: continue it with the same environment, or start a new run"
-        )
-    shapes = ["x".join(map(str, spec.image_shape)) for spec in (now, before)]
-    if shapes[0] != shapes[1]:
-        raise EnvError(
-            f"{now.name} has {shapes[0]} images, this run was trained with {shapes[1]}: continue "
-            "it with the same environment, or start a new run"
-        )
+    """Refuse to continue a run in an environment with other actions or images (EnvError)."""
+    shapes = ["x".join(map(str, spec.image_shape)) for spec in (before, now)]
+    pairs = {"actions": (before.num_actions, now.num_actions), "images": shapes}
+    for things, (old, new) in pairs.items():
+        if old != new:
+            raise EnvError(
+                f"{now.name} has {new} {things}, this run was trained with {old}: continue it "
+                "with the same environment, or start a new run"
+            )
 
 
 class Outcome(NamedTuple):
@@ -178,24 +173,14 @@ class VectorEnv:
     A subclass implements :meth:`_begin`, :meth:`_send`, :meth:`_receive` and :meth:`close`.
 
     Attributes:
-        spec: of each environment.
-        num_envs: E.
         faults: environments that failed and were replaced so far; their episodes ended with
-            ``is_last`` alone, with the reason under ``fault`` in :attr:`Episode.extra`. Only host
-            environments are supervised.
-        warnings: kind -> a line about something that the environments did wrong, but that does not
-            end an episode.
+            ``is_last`` alone and a ``fault`` in :attr:`Episode.extra`. Only on the host.
+        warnings: kind -> a line about something wrong that does not end an episode.
     """
 
     faults = 0
 
     def __init__(self, spec: EnvSpec, num_envs: int):
-        """Nothing has been recorded yet.
-
-        Args:
-            spec: of each environment.
-            num_envs: environments E.
-        """
         self.spec, self.num_envs = spec, num_envs
         self.warnings: dict[str, str] = {}
         self._tracker = EpisodeTracker(num_envs, spec.num_actions)
@@ -218,20 +203,13 @@ class VectorEnv:
         raise NotImplementedError
 
     def reset(self) -> VectorStep:
-        """Begin a new episode in every environment; every record is a first frame.
-
-        The first call seeds the environments, later calls begin further episodes.
-        """
+        """Begin a new episode everywhere; the first call seeds the environments."""
         if self._pending is not None:
             self.step_wait()
         return self._tracker.first(self._begin())
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Send one action `[E]` int32 to each environment and return at once.
-
-        Raises:
-            EnvError: on a wrong action, or out of order.
-        """
+        """Send actions `[E]` int32 and return at once; EnvError on a wrong one, or out of order."""
         if self._pending is not None:
             raise EnvError("step_async twice in a row: call step_wait in between")
         checked = self._tracker.check(actions)
@@ -241,8 +219,7 @@ class VectorEnv:
     def step_wait(self) -> VectorStep:
         """Return the records that the last :meth:`step_async` led to.
 
-        Raises:
-            EnvError: out of order, after too many faults, or on a reward that is not finite.
+        EnvError: out of order, after too many faults, or on a reward that is not finite.
         """
         if self._pending is None:
             raise EnvError("step_wait without step_async: no step is pending")
@@ -267,8 +244,7 @@ class VectorEnv:
     def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
         """Continue from :meth:`get_state`; returns the newest record again.
 
-        Raises:
-            EnvError: when the state is of other environments, or cannot be restored at all.
+        EnvError: the state is of other environments, or cannot be restored at all.
         """
         del state
         raise EnvError(f"{self.spec.name} cannot be restored: call reset() instead")
@@ -279,29 +255,19 @@ class EpisodeTracker:
 
     Attributes:
         newest: the last :class:`VectorStep` returned, or None before the first reset.
+        length: `[E]` int64, agent steps of each running episode.
     """
 
     def __init__(self, num_envs: int, num_actions: int):
-        """Nothing has been recorded yet.
-
-        Args:
-            num_envs: environments E.
-            num_actions: size of the action space, against which actions are checked.
-        """
         self.newest: VectorStep | None = None
-        self._num_envs = num_envs
-        self._num_actions = num_actions
+        self._num_envs, self._num_actions = num_envs, num_actions
         self._score = np.zeros(num_envs, np.float64)
-        self._length = np.zeros(num_envs, np.int64)
+        self.length = np.zeros(num_envs, np.int64)
 
     def check(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as `[E]` int32; those that an environment would misread are refused.
+        """Actions as `[E]` int32; any value is allowed where the newest record is ``is_last``.
 
-        Args:
-            actions: `[E]` integers; any value is allowed where the newest record is ``is_last``.
-
-        Raises:
-            EnvError: before the first reset, on another shape, or on an action out of range.
+        EnvError: before the first reset, on another shape, or on an action out of range.
         """
         if self.newest is None:
             raise EnvError("step before reset: call reset() or set_state() first")
@@ -319,14 +285,10 @@ class EpisodeTracker:
         return np.where(self.newest.is_last, 0, actions).astype(np.int32)
 
     def first(self, image: np.ndarray) -> VectorStep:
-        """Records of a reset: every environment begins an episode, running ones are dropped.
-
-        Args:
-            image: `[E, height, width, 3]` uint8; copied.
-        """
+        """Records of a reset with this first image `[E, height, width, 3]`, which is copied."""
         false = np.zeros(self._num_envs, bool)
         self._score[:] = 0
-        self._length[:] = 0
+        self.length[:] = 0
         self.newest = VectorStep(
             image=np.array(image, np.uint8),
             action=np.full(self._num_envs, -1, np.int32),
@@ -338,21 +300,17 @@ class EpisodeTracker:
         return self.newest
 
     def step(self, actions: np.ndarray, outcome: Outcome) -> VectorStep:
-        """Records that ``actions`` led to.
+        """Records that checked ``actions`` led to; the outcome holds numpy arrays, copied here.
 
         Where the newest record was ``is_last`` the action was ignored: the new record is a first
         frame with action -1 and reward 0, and ends nothing.
-
-        Args:
-            actions: `[E]` as :meth:`check` returned it.
-            outcome: of the environments, as numpy arrays; the image is copied.
         """
         first = self.newest.is_last
         terminal = np.asarray(outcome.terminated, bool) & ~first
         last = (terminal | np.asarray(outcome.truncated, bool)) & ~first
         reward = np.where(first, 0, outcome.reward)
         self._score = np.where(first, 0, self._score + reward)
-        self._length = np.where(first, 0, self._length + 1)
+        self.length = np.where(first, 0, self.length + 1)
         extra = outcome.extra or {}
         self.newest = VectorStep(
             image=np.array(outcome.image, np.uint8),
@@ -363,38 +321,32 @@ class EpisodeTracker:
             is_terminal=terminal,
             episodes=tuple(
                 Episode(
-                    env=int(env),
+                    env=env,
                     score=float(self._score[env]),
-                    length=int(self._length[env]),
+                    length=int(self.length[env]),
                     terminal=bool(terminal[env]),
-                    extra=extra.get(int(env), {}),
+                    extra=extra.get(env, {}),
                 )
-                for env in np.flatnonzero(last)
+                for env in np.flatnonzero(last).tolist()
             ),
         )
         return self.newest
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The newest record and the running sums as plain arrays.
-
-        Raises:
-            EnvError: before the first reset.
-        """
+        """The newest record and the running sums as plain arrays; EnvError before a reset."""
         if self.newest is None:
             raise EnvError("nothing to save before reset(): call reset() first")
-        record = {k: v for k, v in self.newest._asdict().items() if k != "episodes"}
-        record |= {"score": self._score, "length": self._length}
-        return {_PREFIX + name: value.copy() for name, value in record.items()}
+        state = self.newest._asdict() | {"score": self._score, "length": self.length}
+        del state["episodes"]
+        return {_PREFIX + name: value.copy() for name, value in state.items()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
         """Restore :meth:`get_state`; returns the newest record, without its ``episodes``.
 
-        Raises:
-            EnvError: when an array is missing or belongs to another number of environments.
+        EnvError: an array is missing or belongs to another number of environments.
         """
-        names = [name for name in VectorStep._fields if name != "episodes"]
         values = {}
-        for name in [*names, "score", "length"]:
+        for name in [*VectorStep._fields[:-1], "score", "length"]:
             value = state.get(_PREFIX + name)
             if value is None or len(value) != self._num_envs:
                 found = "is missing" if value is None else f"holds {len(value)} environments"
@@ -402,6 +354,6 @@ class EpisodeTracker:
                     f"this state is not of {self._num_envs} environments: {_PREFIX}{name} {found}"
                 )
             values[name] = np.array(value)
-        self._score, self._length = values.pop("score"), values.pop("length")
+        self._score, self.length = values.pop("score"), values.pop("length")
         self.newest = VectorStep(**values)
         return self.newest

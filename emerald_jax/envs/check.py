@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ def check_env(
         One line per finding; empty for a correct environment.
     """
     if hasattr(env, "step_async"):
-        return tuple(_unique(_play(env, steps, seed)[1]))
+        return tuple(dict.fromkeys(_play(env, steps, seed)[1]))
     findings, runs = [], []
     for settings in (envs, dataclasses.replace(envs, workers="inline")):
         try:
@@ -67,16 +66,14 @@ def check_env(
             break
     if len(runs) == 2 and not findings:
         findings += _compare(*runs, what=f"two runs with seed {seed}")
-    return tuple(_unique(findings))
+    return tuple(dict.fromkeys(findings))
 
 
 def _make(env: Any, envs: EnvsConfig, seed: int) -> VectorEnv:
     if isinstance(env, str):
         return make_vector_env(env, envs, seed=seed)
     if not callable(env):
-        raise EnvError(
-            f"{type(env).__name__} is neither a name, a factory nor a vector environment"
-        )
+        raise EnvError(f"{type(env).__name__} is not a name, a factory or a vector environment")
     return make_vector_env_of(getattr(env, "__name__", "factory"), env, envs, seed=seed)
 
 
@@ -85,27 +82,27 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
     findings = list(_check_spec(env.spec, env.num_envs))
     if findings:
         return [], findings
-    rng = np.random.default_rng(seed)
-    actions = rng.integers(env.spec.num_actions, size=(steps, env.num_envs))
-    half, failed = steps // 2, env.faults
-    parts = [
-        [env.reset(), *(env.step(a) for a in part)] for part in (actions[:half], actions[half:])
-    ]
-    for part, played in zip(parts, (actions[:half], actions[half:]), strict=True):
+    actions, failed, records = _actions(env, steps, seed), env.faults, []
+    halves = actions[: steps // 2], actions[steps // 2 :]
+    parts = [[env.reset(), *(env.step(a) for a in half)] for half in halves]
+    for part, played in zip(parts, halves, strict=True):
         findings += _check_part(env.spec, part, played)
-    records = list(itertools.chain(*parts))
+        records += part
     if env.faults > failed:
-        findings.append(f"it fails while it is played{_reasons(records)}")
+        cut = [e for record in records for e in record.episodes if e.fault]
+        faults = sorted({f"environment {e.env} {e.fault}" for e in cut})  # none of failed resets
+        reasons = f": {'; '.join(faults)}" if faults else ""
+        findings.append(f"it fails while it is played{reasons}")
     findings += getattr(env, "warnings", {}).values()
     if not findings:
         findings += _check_images(records)
     return records, findings
 
 
-def _reasons(records: list[VectorStep]) -> str:
-    """The faults of the episodes that were cut; a failed reset has no episode."""
-    faults = {f"environment {e.env} {e.fault}" for r in records for e in r.episodes if e.fault}
-    return ": " + "; ".join(sorted(faults)) if faults else ""
+def _actions(env: VectorEnv, steps: int, seed: int) -> np.ndarray:
+    """Random actions `[steps, E]`."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(env.spec.num_actions, size=(steps, env.num_envs))
 
 
 def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
@@ -125,32 +122,23 @@ def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
 
 def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -> list[str]:
     """Findings in the records that follow one reset."""
-    findings = []
-    for record in records:
-        findings += _check_arrays(spec, record, actions.shape[1])
+    count = actions.shape[1]
+    findings = [line for record in records for line in _check_arrays(spec, record, count)]
     if findings:
         return findings
-    begin = records[0]
-    if not begin.is_first.all() or begin.is_last.any():
+    if not records[0].is_first.all() or records[0].is_last.any():
         findings.append("reset: not every record is a first frame and nothing else")
     for before, record, action in zip(records, records[1:], actions, strict=False):
         findings += _check_step(before, record, action)
-    findings += _check_episodes(spec, records)
-    return findings
+    return findings + list(_check_episodes(spec, records))
 
 
 def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str]:
     """Findings in the shapes, types and numbers of one record."""
-    wanted = {
-        "image": (np.uint8, (count, *spec.image_shape)),
-        "action": (np.int32, (count,)),
-        "reward": (np.float32, (count,)),
-        "is_first": (np.bool_, (count,)),
-        "is_last": (np.bool_, (count,)),
-        "is_terminal": (np.bool_, (count,)),
-    }
-    for name, (dtype, shape) in wanted.items():
-        value = getattr(record, name)
+    dtypes = {"image": np.uint8, "action": np.int32, "reward": np.float32}
+    for name in VectorStep._fields[:-1]:
+        value, dtype = getattr(record, name), dtypes.get(name, np.bool_)
+        shape = (count, *spec.image_shape) if name == "image" else (count,)
         if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
             found = f"{getattr(value, 'dtype', type(value))} {getattr(value, 'shape', '')}"
             yield f"{name} is {found}, not {np.dtype(dtype)} {shape}"
@@ -214,9 +202,7 @@ def _check_images(records: list[VectorStep]) -> Iterator[str]:
 def _moves(env: Any, envs: EnvsConfig, seed: int) -> bool:
     """Whether the image changes in longer episodes."""
     with contextlib.closing(_make(env, dataclasses.replace(envs, time_limit=0), seed)) as made:
-        rng = np.random.default_rng(seed)
-        first = made.reset().image
-        actions = rng.integers(made.spec.num_actions, size=(_PATIENCE, made.num_envs))
+        first, actions = made.reset().image, _actions(made, _PATIENCE, seed)
         return any((made.step(action).image != first).any() for action in actions)
 
 
@@ -225,12 +211,10 @@ def _check_state(env: VectorEnv, seed: int) -> list[str]:
     state = env.get_state()
     if state is None:
         return []
-    rng = np.random.default_rng(seed)
-    actions = rng.integers(env.spec.num_actions, size=(10, env.num_envs))
     runs = []
     for _ in range(2):
         runs.append([env.set_state({k: v.copy() for k, v in state.items()})])
-        runs[-1] += [env.step(a) for a in actions]
+        runs[-1] += [env.step(a) for a in _actions(env, 10, seed)]
     return list(_compare(*runs, what="two runs from one saved state"))
 
 
@@ -241,7 +225,3 @@ def _compare(one: list[VectorStep], other: list[VectorStep], what: str) -> Itera
             if not np.array_equal(getattr(a, name), getattr(b, name)):
                 yield f"{what} differ in {name} at record {t}"
                 return
-
-
-def _unique(findings: list[str]) -> list[str]:
-    return list(dict.fromkeys(findings))

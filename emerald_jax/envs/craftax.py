@@ -11,7 +11,7 @@ import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvSpec, Outcome
+from emerald_jax.envs.base import EnvSpec, Outcome, square_spec
 from emerald_jax.envs.device import DeviceVectorEnv
 from emerald_jax.envs.gym import area_weights
 
@@ -41,15 +41,7 @@ class CraftaxVectorEnv(DeviceVectorEnv):
     costly_worlds = True
 
     def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
-        """Build the game; its programs compile, in about a minute, on the first reset and step.
-
-        Args:
-            name: as the user wrote it, such as ``craftax:Craftax-Pixels-v1``.
-            game: the part after the colon.
-            envs: count, image size and time limit.
-            seed: of all randomness in the worlds.
-            generation: how often the run has been resumed.
-        """
+        """Programs compile, in about a minute, on the first reset and the first step."""
         self._game = make_craftax_env_from_name(game, auto_reset=False)
         # We count the limit, so the game sets `done` only when the world ended.
         self._params = self._game.default_params.replace(max_timesteps=_NEVER)
@@ -82,27 +74,16 @@ make_env = CraftaxVectorEnv
 
 
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of a game; arguments as in :class:`CraftaxVectorEnv`."""
+    """Spec of a game; see :class:`CraftaxVectorEnv`."""
     made = make_craftax_env_from_name(game, auto_reset=False)
-    actions = importlib.import_module(_CONSTANTS[game]).Action
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(made.num_actions),
-        action_names=tuple(action.name.lower() for action in actions),
-        time_limit=envs.time_limit or int(made.default_params.max_timesteps),
-    )
+    names = (action.name.lower() for action in importlib.import_module(_CONSTANTS[game]).Action)
+    return square_spec(name, envs, made.num_actions, made.default_params.max_timesteps, names)
 
 
 def fit_image(pixels: jax.Array, size: int) -> jax.Array:
-    """Pixels as a square image: centred on black where they fit, or else resized by area.
+    """A square image `[size, size, 3]` uint8 of pixels `[height, width, 3]` in [0, 1].
 
-    Args:
-        pixels: `[height, width, 3]` floats in [0, 1].
-        size: height and width wanted.
-
-    Returns:
-        `[size, size, 3]` uint8.
+    They are centred on black where they fit, or else resized by area.
     """
     height, width, _ = pixels.shape
     if max(height, width) <= size:
@@ -110,11 +91,7 @@ def fit_image(pixels: jax.Array, size: int) -> jax.Array:
         rows, columns = (top, size - height - top), (left, size - width - left)
         pixels = jnp.pad(pixels, (rows, columns, (0, 0)))
     else:
-        pixels = jnp.einsum(
-            "rh,hwc,kw->rkc",
-            area_weights(height, size),
-            pixels,
-            area_weights(width, size),
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        rows, columns = area_weights(height, size), area_weights(width, size)
+        exact = jax.lax.Precision.HIGHEST
+        pixels = jnp.einsum("rh,hwc,kw->rkc", rows, pixels, columns, precision=exact)
     return jnp.round(jnp.clip(pixels, 0, 1) * 255).astype(jnp.uint8)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import crafter
 import gymnasium
@@ -13,7 +14,7 @@ import opensimplex
 from crafter import objects, worldgen
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
 from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env, runs_inline
 
 TIME_LIMIT = 10_000
@@ -81,36 +82,16 @@ class CrafterEnv(gymnasium.Env):
     Source: crafter 1.8, https://github.com/danijar/crafter.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
-
-    def __init__(
-        self,
-        size: int = 64,
-        length: int = TIME_LIMIT,
-        render_mode: str | None = None,
-        *,
-        ahead: bool = False,
-    ):
+    def __init__(self, size: int = 64, length: int = TIME_LIMIT, *, ahead: bool = False):
         """The first world is made by the first reset.
 
-        Args:
-            size: height and width of the image in pixels.
-            length: steps after which an episode is cut.
-            render_mode: None or ``rgb_array``.
-            ahead: make the next world in :meth:`work_ahead` while this one is played. One world
-                takes as long as fifty steps; the other environments of a group would wait.
-
-        Raises:
-            EnvError: when the image is too small to draw the inventory.
+        ``ahead`` makes the next world in :meth:`work_ahead` while this one is played. One world
+        takes as long as fifty steps; the other environments of a group would wait.
         """
-        check_size(size)
-        self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(crafter.constants.actions))
-        self._size = size
-        self._length = length
-        self._seed, self._episode = 0, 0
-        self._ahead = ahead
+        self._size, self._length = size, length
+        self._seed, self._episode, self._ahead = 0, 0, ahead
         self._world: _World | None = None
         # The next world, and the iterator that makes it.
         self._next: _World | None = None
@@ -166,39 +147,17 @@ class CrafterEnv(gymnasium.Env):
             info["extra"] = {"achievements": dict(info["achievements"])}
         return image, float(reward), bool(terminated), truncated, info
 
-    def render(self) -> np.ndarray | None:
-        """The current frame, or None without ``render_mode``."""
-        return self._world.render() if self.render_mode else None
-
-
-def check_size(size: int) -> None:
-    """Refuse images in which Crafter cannot draw the inventory.
-
-    Raises:
-        EnvError: when ``size`` (pixels) is below 18.
-    """
-    if size < SMALLEST_IMAGE:
-        raise EnvError(
-            f"crafter cannot be drawn in {size} pixels: "
-            f"choose envs.image_size of at least {SMALLEST_IMAGE}"
-        )
-
 
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of Crafter with the image size and time limit of ``envs``.
-
-    Raises:
-        EnvError: when the image is too small.
-    """
+    """Spec of Crafter; EnvError if the image is too small to draw the inventory."""
     del game
-    check_size(envs.image_size)
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=len(crafter.constants.actions),
-        action_names=tuple(crafter.constants.actions),
-        time_limit=envs.time_limit or TIME_LIMIT,
-    )
+    if envs.image_size < SMALLEST_IMAGE:
+        raise EnvError(
+            f"crafter cannot be drawn in {envs.image_size} pixels: "
+            f"choose envs.image_size of at least {SMALLEST_IMAGE}"
+        )
+    actions = crafter.constants.actions
+    return square_spec(name, envs, len(actions), TIME_LIMIT, actions)
 
 
 def make_env(
@@ -208,7 +167,12 @@ def make_env(
     spec = make_spec(name, game, envs)
     ahead = not runs_inline(envs)
     factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
-    preload = ["emerald_jax.envs.crafter_warm"]
     return make_host_vector_env(
-        spec, factory, envs, seed=seed, generation=generation, preload=preload
+        spec, factory, envs, seed=seed, generation=generation, preload=[__name__]
     )
+
+
+if "emerald_jax.envs.fork_server" in sys.modules:
+    # In the fork server: load Crafter's compiled noise, which takes numba half a second, for all
+    # workers.
+    CrafterEnv().reset(seed=0)

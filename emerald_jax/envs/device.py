@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,11 +48,7 @@ class DeviceVectorEnv(VectorEnv):
     def __init__(self, spec: EnvSpec, count: int, seed: int, generation: int = 0):
         """Programs compile on the first reset and the first step.
 
-        Args:
-            spec: of each environment.
-            count: environments E.
-            seed: of all randomness in the environments.
-            generation: how often the run has been resumed; without effect on a restored state.
+        ``generation`` counts the resumes of the run; without effect on a restored state.
         """
         super().__init__(spec, count)
         key = key_of(seed)
@@ -117,8 +114,7 @@ class DeviceVectorEnv(VectorEnv):
     def get_state(self) -> dict[str, np.ndarray]:
         """The complete state as plain arrays; continuing from it is exact to the bit.
 
-        Raises:
-            EnvError: before the first reset, or while a step is pending.
+        EnvError: before the first reset, or while a step is pending.
         """
         if self._pending is not None:
             raise EnvError("get_state while a step is pending: call step_wait first")
@@ -130,8 +126,7 @@ class DeviceVectorEnv(VectorEnv):
     def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
         """Continue from :meth:`get_state`; returns the newest record again.
 
-        Raises:
-            EnvError: when the state is of another game or another number of environments.
+        EnvError: the state is of another game or another number of environments.
         """
         template, _ = jax.eval_shape(jax.vmap(self._begin_one), self._keys)
         leaves = []
@@ -159,9 +154,16 @@ class DeviceVectorEnv(VectorEnv):
         A new state may hold Python numbers where a later one holds arrays; different types would
         retrace the program, or ``select`` would refuse them.
         """
+
+        def common(reset: Any, stepped: Any) -> jax.Array:
+            if _is_key(reset):
+                return reset
+            both = jnp.promote_types(jnp.result_type(reset), stepped.dtype)
+            return jnp.asarray(reset).astype(both)  # not weakly typed
+
         _, state = self._new(key)
         stepped, _ = self._next(key, state, jnp.int32(0), jnp.int32(1))
-        return jax.tree.map(_common_type, state, stepped)
+        return jax.tree.map(common, state, stepped)
 
     def _settle(self, state: Any) -> Any:
         """``state`` in the types of :meth:`_settled_state`."""
@@ -177,16 +179,21 @@ class DeviceVectorEnv(VectorEnv):
         image, state = self._new(reset_key)
         return Carry(self._settle(state), next_key, jnp.int32(0), jnp.bool_(False)), image
 
-    def _step_one(self, carry: Carry, action: jax.Array) -> tuple[Carry, Outcome]:
-        """One step of one environment in the middle of its episode."""
-        key, step_key = jax.random.split(carry.key)
-        return self._stepped(carry, action, key, step_key)
+    def _step_one(
+        self, carry: Carry, action: jax.Array, keys: Iterable[jax.Array] | None = None
+    ) -> tuple[Carry, Outcome]:
+        """One step of one environment in the middle of its episode; keys for later and for now."""
+        key, step_key = jax.random.split(carry.key) if keys is None else keys
+        steps = carry.steps + 1
+        state, outcome = self._next(step_key, carry.env, action, steps)
+        done = outcome.terminated | outcome.truncated
+        return Carry(self._settle(state), key, steps, done), outcome
 
     def _step_or_begin_one(self, carry: Carry, action: jax.Array) -> tuple[Carry, Outcome]:
         """One record of one environment: a step, or the first frame after a last one."""
         key, step_key, begin_key = jax.random.split(carry.key, 3)
         begun, image = self._begin_one(begin_key)
-        stepped, outcome = self._stepped(carry, action, key, step_key)
+        stepped, outcome = self._step_one(carry, action, (key, step_key))
         false = jnp.bool_(False)
         first = Outcome(image, jnp.float32(0), false, false, outcome.extra)
         return jax.tree.map(
@@ -194,15 +201,6 @@ class DeviceVectorEnv(VectorEnv):
             (begun, first),
             (stepped, outcome),
         )
-
-    def _stepped(
-        self, carry: Carry, action: jax.Array, key: jax.Array, step_key: jax.Array
-    ) -> tuple[Carry, Outcome]:
-        """One step of one environment in the middle of its episode, with given keys."""
-        steps = carry.steps + 1
-        state, outcome = self._next(step_key, carry.env, action, steps)
-        done = outcome.terminated | outcome.truncated
-        return Carry(self._settle(state), key, steps, done), outcome
 
 
 def _place(
@@ -221,13 +219,6 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _common_type(reset: Any, stepped: Any) -> jax.Array:
-    """``reset`` in the type that holds both, not weakly typed."""
-    if _is_key(reset):
-        return reset
-    return jnp.asarray(reset).astype(jnp.promote_types(jnp.result_type(reset), stepped.dtype))
-
-
 def _plain(leaf: jax.Array) -> jax.Array:
     """``leaf`` without the key type, which numpy does not know."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
@@ -235,8 +226,6 @@ def _plain(leaf: jax.Array) -> jax.Array:
 
 def _named_leaves(carry: Carry) -> list[tuple[str, Any]]:
     """Leaves of a carry, and their names in a saved state."""
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     paths = jax.tree_util.tree_leaves_with_path(carry)
-    return [
-        (_PREFIX + jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in paths
-    ]
+    return [(_PREFIX + name(path), leaf) for path, leaf in paths]

@@ -1,8 +1,7 @@
 """Imported by the fork server before any worker starts: every worker inherits its session.
 
-A cluster's SIGTERM and a terminal's Ctrl-C reach the complete process group. The training process
-decides when workers end: it saves first, and needs them until then. So the fork server and its
-workers form a session of their own. If the training process is killed instead, they die with it
+A cluster's SIGTERM and a terminal's Ctrl-C reach the complete process group, but the training
+process saves first, and needs its workers until then. If it is killed, they die with it
 (``workers._die_with_parent``).
 """
 

@@ -1,8 +1,4 @@
-"""Guards against what other people's environments may do and return.
-
-Their code may raise, print, change the working directory or install signal handlers; their values
-may have any form.
-"""
+"""Guards against other people's environments: they may do anything and return anything."""
 
 from __future__ import annotations
 
@@ -14,13 +10,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from emerald_jax.envs.base import FINITE, MAX_REWARD, EnvError
 
 INLINE_HINT = "--envs.workers inline runs it in the training process"
+_Error = TypeVar("_Error", bound=BaseException)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: The working directory of environments in this process, once they have changed it.
 _CHANGED: list[str] = []
@@ -33,11 +30,17 @@ def describe(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def with_notes(error: _Error, other: BaseException) -> _Error:
+    """``error`` with the notes of ``other``, such as an environment's traceback."""
+    for note in getattr(other, "__notes__", ()):
+        error.add_note(note)
+    return error
+
+
 class FaultError(Exception):
     """An environment raised, hung, died or broke the interface.
 
-    The message is one line that continues "environment 3 ..."; a note holds the traceback of an
-    exception.
+    The message is one line that continues "environment 3 ..."; a note may hold a traceback.
 
     Attributes:
         hopeless: a new environment would do the same. It is tried all the same if environments of
@@ -51,13 +54,11 @@ class FaultError(Exception):
         """An exception in a form that can be sent to another process."""
         if isinstance(error, FaultError):
             return error
-        if isinstance(error, EnvError):  # its message and notes say everything
-            fault, notes = cls(f"failed: {error}"), getattr(error, "__notes__", [])
+        if isinstance(error, EnvError):  # its message and notes are complete
+            fault = with_notes(cls(f"failed: {error}"), error)
         else:
             fault = cls(f"raised {describe(error)}")
-            notes = ["".join(traceback.format_exception(error))]
-        for note in notes:
-            fault.add_note(note)
+            fault.add_note("".join(traceback.format_exception(error)))
         if "daemonic processes are not allowed" in str(fault):
             fault.hopeless = True
             if INLINE_HINT not in str(fault):
@@ -116,11 +117,7 @@ def _change_directory(directory: str) -> None:
 
 
 def checked_image(image: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """``image``; refused when it is not uint8 of ``shape``.
-
-    Raises:
-        FaultError: with the type and shape; ``what`` is the call that returned it.
-    """
+    """``image`` from the call ``what``; FaultError if it is not uint8 of ``shape``."""
     if not isinstance(image, np.ndarray) or image.shape != shape or image.dtype != np.uint8:
         raise FaultError.interface(
             f"gave {getattr(image, 'dtype', type(image).__name__)} "
@@ -130,11 +127,7 @@ def checked_image(image: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
 
 
 def checked_reward(reward: Any) -> float:
-    """``reward`` as a float; refused when it is not a finite float32 number.
-
-    Raises:
-        FaultError: with the value.
-    """
+    """``reward`` as a float; FaultError with the value if it is not a finite float32 number."""
     try:
         number = float(reward.item() if isinstance(reward, np.ndarray) else reward)
     except (TypeError, ValueError) as error:
@@ -146,16 +139,10 @@ def checked_reward(reward: Any) -> float:
 
 
 def plain_extra(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """Make :attr:`Episode.extra` from ``info["extra"]``.
+    """:attr:`Episode.extra` from ``info["extra"]`` of any form, and warnings (kind -> line).
 
     ``achievements`` must be a dict of names and counts; everything else is kept under ``info``,
     so that no name of the user's can replace one of ours.
-
-    Args:
-        value: of any form.
-
-    Returns:
-        The plain values, and warnings (kind -> line) about values that cannot be used as they are.
     """
     if value is None:
         return {}, {}
@@ -167,18 +154,13 @@ def plain_extra(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 class _Converter:
-    """Converts one ``info["extra"]`` to JSON's types.
-
-    Attributes:
-        warnings: kind -> line about values that were left out or changed.
-    """
+    """Converts one ``info["extra"]`` to JSON's types, with warnings about changed values."""
 
     def __init__(self):
         self.warnings: dict[str, str] = {}
         self._left = _MAX_VALUES
 
     def extra(self, value: Any) -> dict[str, Any]:
-        """See :func:`plain_extra`."""
         if not isinstance(value, Mapping):
             kind = type(value).__name__
             self.warnings["extra"] = f'info["extra"] is a {kind}, not a dict: kept under info.value'
@@ -187,13 +169,14 @@ class _Converter:
         if "achievements" in rest:
             counts = _counts(rest["achievements"])
             if counts is None:
+                short = " ".join(repr(rest["achievements"]).split())[:40]
                 self.warnings["achievements"] = (
-                    f'info["extra"]["achievements"] is {_short(rest["achievements"])}, not a dict '
-                    "of names and counts: kept under info, without success rates"
+                    f'info["extra"]["achievements"] is {short}, not a dict of names and counts: '
+                    "kept under info, without success rates"
                 )
             else:
                 del rest["achievements"]
-                extra |= {"achievements": counts} if counts else {}
+                extra = {"achievements": counts} if counts else {}
         info = self.plain(rest, 'info["extra"]')
         return extra | ({"info": info} if info else {})
 
@@ -218,9 +201,8 @@ class _Converter:
         if isinstance(value, set | frozenset):
             value = sorted(value, key=str)
         if isinstance(value, list | tuple):
-            return [
-                self.plain(entry, f"{path}[...]", depth + 1) for entry in value if self._left >= 0
-            ]
+            path = f"{path}[...]"
+            return [self.plain(entry, path, depth + 1) for entry in value if self._left >= 0]
         return self._scalar(value, path)
 
     def _scalar(self, value: Any, path: str) -> Any:
@@ -251,7 +233,3 @@ def _counts(value: Any) -> dict[str, int] | None:
             return None
         counts[str(name)] = int(times)
     return counts
-
-
-def _short(value: Any) -> str:
-    return " ".join(repr(value).split())[:40]

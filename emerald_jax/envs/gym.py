@@ -17,8 +17,8 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec
-from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code
+from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
+from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code, with_notes
 from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
 from emerald_jax.envs.workers import EnvFactory
 
@@ -40,21 +40,16 @@ def area_weights(old: int, new: int) -> np.ndarray:
 
 
 def resize_area(image: np.ndarray, size: int) -> np.ndarray:
-    """``image`` resized to a square; its aspect ratio is not kept.
-
-    Args:
-        image: `[height, width, channels]`, any number type.
-        size: height and width of the result.
-
-    Returns:
-        `[size, size, channels]` float32.
-    """
+    """`[height, width, channels]` numbers resized to `[size, size, channels]` float32."""
     height, width, channels = image.shape
     rows = area_weights(height, size) @ image.reshape(height, -1).astype(np.float32)
     return np.matmul(area_weights(width, size), rows.reshape(size, width, channels))
 
 
 RENDER = "render"
+_CORRECT = "correct the observation_space"
+_STEP = ("observation", "reward", "terminated", "truncated", "info")
+#: Errors of Gymnasium's own wrappers, and of Python, with an environment of the old kind.
 _OLD_SIGNS = ("values to unpack", "unexpected keyword argument 'seed'")
 
 
@@ -66,49 +61,27 @@ class ImageEnv(gymnasium.Wrapper):
     of their space and cut to them, with a warning; every image is resized by area, so its aspect
     ratio may change. Renders may also be PIL images, or lists of frames, of which the last counts.
     Actions: counted from 0, wherever the environment's own begin; given to it as ``np.int64``, and
-    repeated for ``frame_skip`` frames.
+    repeated for ``envs.frame_skip`` frames.
     Reward: the sum over the frames of an action.
     Terminated and info: the last frame's.
-    Truncated: the last frame's, or after ``time_limit`` steps of the agent.
+    Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent.
     Source: a Gymnasium id or a user's factory, https://gymnasium.farama.org.
     """
 
-    def __init__(
-        self,
-        env: gymnasium.Env,
-        name: str,
-        *,
-        size: int,
-        frame_skip: int = 1,
-        image_key: str = "",
-        time_limit: int = 0,
-    ):
-        """Check the spaces of ``env`` and wrap it.
-
-        Args:
-            env: the environment.
-            name: as the user wrote it, for messages.
-            size: height and width of the image in pixels.
-            frame_skip: frames per action.
-            image_key: entry of a dict observation; empty selects its only image, ``render`` the
-                result of ``env.render()``.
-            time_limit: steps of the agent after which an episode is cut; 0 sets no limit.
-
-        Raises:
-            EnvError: when there is no image, or actions are not discrete.
-        """
+    def __init__(self, env: gymnasium.Env, name: str, envs: EnvsConfig):
+        """Check the spaces of ``env``; EnvError without an image or discrete actions."""
         super().__init__(env)
         if not isinstance(env.action_space, Discrete):
             raise EnvError(
                 f"{name} takes {_short(env.action_space)}: only discrete actions are supported"
             )
         self._start = int(env.action_space.start)
-        self._key, self._image = _find_image(name, env, image_key)
-        self._size, self._skip, self._limit = size, frame_skip, time_limit
+        self._key, self._image = _find_image(name, env, envs.image_key)
+        self._size, self._skip, self._limit = envs.image_size, envs.frame_skip or 1, envs.time_limit
         self._steps = 0
         self._warnings: dict[str, str] = {}
         self._warned: set[str] = set()
-        self.observation_space = Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = Box(0, 255, (self._size, self._size, 3), np.uint8)
         self.action_space = Discrete(env.action_space.n)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -122,9 +95,7 @@ class ImageEnv(gymnasium.Wrapper):
         total = 0.0
         for _ in range(self._skip):
             observation, reward, terminated, truncated, info = self._ask(
-                "step",
-                ("observation", "reward", "terminated", "truncated", "info"),
-                np.int64(self._start + int(action)),
+                "step", _STEP, np.int64(self._start + int(action))
             )
             total += checked_reward(reward)
             if terminated or truncated:
@@ -141,7 +112,6 @@ class ImageEnv(gymnasium.Wrapper):
                 return answer
             found = f"returned {_form(answer)} from {method}"
         except (ValueError, TypeError) as error:
-            # What Gymnasium's own wrappers, and Python, raise for an environment of the old kind.
             if not any(sign in str(error) for sign in _OLD_SIGNS):
                 raise
             found = f"raised {describe(error)} in {method}"
@@ -169,47 +139,41 @@ class ImageEnv(gymnasium.Wrapper):
             image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
         return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
-    def _image_of(self, observation: Any) -> np.ndarray:
-        """`[height, width, 1 or 3]` numbers, whatever the form of the observation.
-
-        Raises:
-            FaultError: when it is not an image.
-        """
-        what = "the observation"
+    def _shown(self, observation: Any) -> Any:
+        """The newest rendered frame, or the observation's entry under the key."""
         if self._key == RENDER:
-            what, observation = "render()", self.env.render()
-            frames = observation if isinstance(observation, list) else []
-            if frames and hasattr(frames[-1], "__array_interface__"):  # not a list of rows
-                observation = frames[-1]
-        elif self._key:
-            try:
-                observation = observation[self._key]
-            except (KeyError, TypeError, IndexError) as error:
-                raise FaultError.interface(
-                    f"gave {_form(observation)} as the observation, without {self._key!r}"
-                ) from error
+            frame = self.env.render()
+            if isinstance(frame, list) and frame and hasattr(frame[-1], "__array_interface__"):
+                return frame[-1]  # of a list of frames, not of rows
+            return frame
         try:
-            image = np.asarray(observation)
-        except Exception as error:  # such as lists of different lengths
+            return observation[self._key] if self._key else observation
+        except (KeyError, TypeError, IndexError) as error:
             raise FaultError.interface(
-                f"gave {_form(observation)} as {what}, not an image"
+                f"gave {_form(observation)} as the observation, without {self._key!r}"
             ) from error
+
+    def _image_of(self, observation: Any) -> np.ndarray:
+        """`[height, width, 1 or 3]` numbers; FaultError if the observation is not an image."""
+        rendered, shown = self._key == RENDER, self._shown(observation)
+        what, channels = ("render()", (1, 3, 4)) if rendered else ("the observation", (1, 3))
+        try:
+            image = np.asarray(shown)
+        except Exception:  # such as lists of different lengths
+            image = np.empty(0)
         shape = image.shape
         if image.ndim == 2:
             image = image[:, :, None]
-        elif _channels_first(image.shape):
+        elif _channels_first(shape):
             image = np.moveaxis(image, 0, -1)
-        channels = (1, 3, 4) if self._key == RENDER else (1, 3)
         if image.ndim != 3 or image.shape[2] not in channels or image.dtype.kind not in "buif":
-            raise FaultError.interface(
-                f"gave {_form(observation)} as {what}, not a grey or RGB image"
-            )
-        if self._key == RENDER and image.dtype != np.uint8:
+            raise FaultError.interface(f"gave {_form(shown)} as {what}, not a grey or RGB image")
+        if not rendered and shape != self._image.shape:
+            self._warn("shape", f"{what} is {list(shape)}, its space {list(self._image.shape)}")
+        if rendered and image.dtype != np.uint8:
             if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
                 raise FaultError.interface(f"gave {image.dtype} numbers as {what}, not uint8")
             image = image.astype(np.uint8)
-        if self._key != RENDER and shape != self._image.shape:
-            self._warn("shape", f"{what} is {list(shape)}, its space {list(self._image.shape)}")
         return image[:, :, :3] if image.shape[2] == 4 else image
 
     def _bounds_of(self, image: np.ndarray) -> tuple[float, float]:
@@ -218,70 +182,52 @@ class ImageEnv(gymnasium.Wrapper):
         given, declared = image.dtype, self._image.dtype
         if given == declared == np.uint8:
             return low, high
+        form = f"the observation is {given}, its space {declared} from {low:g} to {high:g}"
         if given == np.uint8 and high <= 1:
-            line = f"the observation is uint8, its space {declared} from {low:g} to {high:g}"
-            self._warn("bounds", f"{line}: shown as uint8; correct the observation_space")
+            self._warn("bounds", f"{form}: shown as uint8; {_CORRECT}")
             return 0.0, 255.0
         if (given.kind == "f") != (declared.kind == "f"):
-            line = f"the observation is {given}, its space {declared} from {low:g} to {high:g}"
-            self._warn("type", f"{line}; correct the observation_space")
+            self._warn("type", f"{form}; {_CORRECT}")
         least, most = float(image.min()), float(image.max())
         if not math.isfinite(most - least):
             raise FaultError(f"gave an observation of {least:g} to {most:g}: not finite")
         slack = 1e-3 * (high - low)
         if least < low - slack or most > high + slack:
-            self._warn(
-                "bounds",
-                f"the observation holds {least:g} to {most:g}, outside the bounds {low:g} to "
-                f"{high:g} of its space: cut to them; correct the observation_space",
-            )
+            form = f"the observation holds {least:g} to {most:g}"
+            outside = f"outside the bounds {low:g} to {high:g} of its space"
+            self._warn("bounds", f"{form}, {outside}: cut to them; {_CORRECT}")
         return low, high
 
 
 def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     """Spec of an environment, which is made once to read its spaces.
 
-    Args:
-        name: as the user wrote it.
-        game: Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that registers it,
-            ``minigrid:MiniGrid-Empty-5x5-v0``; or a factory.
-        envs: image size and key, frame skip and time limit.
+    ``game`` is a factory or Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that
+    registers it, ``minigrid:MiniGrid-Empty-5x5-v0``.
 
-    Raises:
-        EnvError: when the environment cannot be made, shown or controlled.
+    EnvError: the environment cannot be made, shown or controlled.
     """
     with env_code():
         env = make_image_env(name, game, envs)
-        limit = envs.time_limit or math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
+        limit = 0 if envs.time_limit else math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
         try:
             env.close()
         except (Exception, SystemExit) as error:
             _warn_once(f"{name}: close() raised {describe(error)}; ignored")
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(env.action_space.n),
-        time_limit=limit,
-    )
+    return square_spec(name, envs, env.action_space.n, limit)
 
 
 def make_env(
     name: str, game: str | EnvFactory, envs: EnvsConfig, *, seed: int, generation: int = 0
 ) -> HostVectorEnv:
-    """Start the environments; arguments and errors as in :func:`make_spec`."""
+    """Start the environments; see :func:`make_spec`."""
     spec = make_spec(name, game, envs)
     factory = functools.partial(make_image_env, name, game, envs)
     return make_host_vector_env(spec, factory, envs, seed=seed, generation=generation)
 
 
-def knows(game: str) -> bool:
-    """True: only making a Gymnasium environment shows whether it exists."""
-    del game
-    return True
-
-
 def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
-    """One wrapped environment; arguments and errors as in :func:`make_spec`."""
+    """One wrapped environment; see :func:`make_spec`."""
     if isinstance(game, str):
         env = _make_registered(name, game, envs)
     else:
@@ -292,14 +238,7 @@ def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> Image
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
     try:
-        return ImageEnv(
-            env,
-            name,
-            size=envs.image_size,
-            frame_skip=envs.frame_skip or 1,
-            image_key=envs.image_key,
-            time_limit=envs.time_limit,
-        )
+        return ImageEnv(env, name, envs)
     except Exception as error:
         with contextlib.suppress(Exception, SystemExit):
             env.close()
@@ -316,10 +255,7 @@ def _warn_once(line: str) -> None:
 def _raised(what: str, error: BaseException) -> EnvError:
     """An exception of the user's code as an error in one line, its traceback in a note."""
     fault = FaultError.of(error)
-    found = EnvError(f"{what} {fault}")
-    for note in getattr(fault, "__notes__", ()):
-        found.add_note(note)
-    return found
+    return with_notes(EnvError(f"{what} {fault}"), fault)
 
 
 def _registered_limit(env: ImageEnv) -> int:
@@ -348,11 +284,7 @@ def _make_registered(name: str, game: str, envs: EnvsConfig) -> gymnasium.Env:
 
 
 def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
-    """Key of the image in an observation, and the image's space.
-
-    Raises:
-        EnvError: when there is none, or more than one to choose from.
-    """
+    """Key of the image in an observation, and the image's space; EnvError without exactly one."""
     space = env.observation_space
     if key == RENDER:
         if env.render_mode != "rgb_array":
@@ -362,10 +294,13 @@ def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:
         return key, Box(0, 255, (2, 2, 3), np.uint8)
     if isinstance(space, Dict):
         images = [k for k, entry in space.items() if _is_image(entry)]
-        if key not in ([*images, ""]):
-            raise EnvError(f"{name} has no image {key!r}: {_choices(images)}")
+        choices = f"set envs.image_key to one of {', '.join(images)}"
+        if not images:
+            choices = "it holds no grey or RGB image"
+        if key and key not in images:
+            raise EnvError(f"{name} has no image {key!r}: {choices}")
         if not key and len(images) != 1:
-            raise EnvError(f"{name} observes a dict: {_choices(images)}")
+            raise EnvError(f"{name} observes a dict: {choices}")
         key = key or images[0]
         space = space[key]
     elif key:
@@ -393,14 +328,12 @@ def _form(value: Any) -> str:
 
 def _is_image(space: gymnasium.Space) -> bool:
     """A grey or RGB image, its channels first, last, or none."""
-    if not isinstance(space, Box) or len(space.shape) not in (2, 3):
-        return False
-    shape = space.shape
+    shape = space.shape if isinstance(space, Box) else ()
     if len(shape) == 3:
-        shape = shape[1:] if _channels_first(shape) else shape
-        if len(shape) == 3 and shape[2] not in (1, 3):
+        *shape, channels = (*shape[1:], shape[0]) if _channels_first(shape) else shape
+        if channels not in (1, 3):
             return False
-    return min(shape[:2]) > 1
+    return len(shape) == 2 and min(shape) > 1
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool:
@@ -413,12 +346,6 @@ def _range(space: Box) -> tuple[float, float]:
         return 0.0, 255.0
     low, high = float(space.low.min()), float(space.high.max())
     return low, max(high, low + 1e-6)
-
-
-def _choices(images: list[str]) -> str:
-    if not images:
-        return "it holds no grey or RGB image"
-    return f"set envs.image_key to one of {', '.join(images)}"
 
 
 def _short(space: gymnasium.Space) -> str:

@@ -1,8 +1,7 @@
 """Environments of the gymnax package, stepped on the device, with their grids drawn as images.
 
-Small games describe their board as numbers `[rows, columns]` or as one layer per kind of thing
-`[rows, columns, channels]`. The world model reads square images, so every channel gets a colour
-of its own and every cell becomes a rectangle of pixels.
+A grid is `[rows, columns]` numbers, or `[rows, columns, channels]` with one layer per kind of
+thing. Every channel gets a colour of its own, every cell becomes a rectangle of pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, Outcome
+from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, square_spec
 from emerald_jax.envs.device import DeviceVectorEnv
 
 
@@ -32,17 +31,9 @@ class GymnaxVectorEnv(DeviceVectorEnv):
     """
 
     def __init__(self, name: str, game: str, envs: EnvsConfig, *, seed: int, generation: int = 0):
-        """Build the environment; its programs compile on the first reset and the first step.
+        """Programs compile on the first reset and the first step; ``game`` is the gymnax id.
 
-        Args:
-            name: as the user wrote it, such as ``gymnax:Catch-bsuite``.
-            game: the gymnax id, such as ``Catch-bsuite``.
-            envs: count, image size and time limit.
-            seed: of all randomness in the environments.
-            generation: how often the run has been resumed.
-
-        Raises:
-            EnvError: when gymnax cannot make the game, or it cannot be shown or controlled.
+        EnvError: gymnax cannot make the game, or it cannot be shown or controlled.
         """
         self._game, self._params = _load_game(name, game)
         spec = _spec(name, self._game, self._params, envs)
@@ -60,16 +51,10 @@ class GymnaxVectorEnv(DeviceVectorEnv):
         observation, state, reward, terminated, _ = self._game.step_env(
             key, state, action, self._params
         )
-        if self._limit:
-            truncated = steps >= self._limit
-        else:
-            truncated = self._game.is_truncated(state, self._params)
-        return state, Outcome(
-            self._draw(observation),
-            jnp.float32(reward),
-            jnp.bool_(terminated),
-            jnp.bool_(truncated),
-        )
+        own = self._limit == 0
+        truncated = self._game.is_truncated(state, self._params) if own else steps >= self._limit
+        ends = jnp.bool_(terminated), jnp.bool_(truncated)
+        return state, Outcome(self._draw(observation), jnp.float32(reward), *ends)
 
     def _draw(self, observation: jax.Array) -> jax.Array:
         """Image `[size, size, 3]` uint8 of one observation."""
@@ -82,7 +67,7 @@ make_env = GymnaxVectorEnv
 
 
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
-    """Spec of a game; compiles nothing. Arguments and errors as in :class:`GymnaxVectorEnv`."""
+    """Spec of a game, see :class:`GymnaxVectorEnv`; compiles nothing."""
     return _spec(name, *_load_game(name, game), envs)
 
 
@@ -94,16 +79,7 @@ def knows(game: str) -> bool:
 
 
 def check_grid(name: str, shape: tuple[int, ...], size: int) -> None:
-    """Refuse an observation that is not a grid, or larger than the image.
-
-    Args:
-        name: environment, for the message.
-        shape: of one observation.
-        size: height and width of the image in pixels.
-
-    Raises:
-        EnvError: when the observation cannot be drawn.
-    """
+    """EnvError if an observation of ``shape`` is not a grid that fits an image of ``size``."""
     if len(shape) not in (2, 3):
         raise EnvError(
             f"{name} observes {list(shape)}, not a grid [rows, columns] or [rows, columns, "
@@ -136,12 +112,8 @@ def render_grid(grid: jax.Array, size: int) -> jax.Array:
     few pieces count in the image loss. A cell with several channels shows the mean of their
     colours, so no channel hides another.
 
-    Args:
-        grid: `[rows, columns]` or `[rows, columns, channels]`, values in [0, 1].
-        size: height and width of the image in pixels, at least rows and columns.
-
-    Returns:
-        `[size, size, 3]` uint8.
+    ``grid`` is `[rows, columns]` or `[rows, columns, channels]` in [0, 1], the image
+    `[size, size, 3]` uint8.
     """
     grid = grid if grid.ndim == 3 else grid[..., None]
     rows, columns, channels = grid.shape
@@ -151,11 +123,8 @@ def render_grid(grid: jax.Array, size: int) -> jax.Array:
     cells = jnp.round(colour * 255).astype(jnp.uint8)
     image = cells.repeat(size // rows, axis=0).repeat(size // columns, axis=1)
     top, left = (size - image.shape[0]) // 2, (size - image.shape[1]) // 2
-    return (
-        jnp.zeros((size, size, 3), jnp.uint8)
-        .at[top : top + image.shape[0], left : left + image.shape[1]]
-        .set(image)
-    )
+    canvas = jnp.zeros((size, size, 3), jnp.uint8)
+    return canvas.at[top : top + image.shape[0], left : left + image.shape[1]].set(image)
 
 
 def _load_game(name: str, game: str) -> tuple[Any, Any]:
@@ -173,12 +142,7 @@ def _spec(name: str, game: Any, params: Any, envs: EnvsConfig) -> EnvSpec:
     check_grid(name, tuple(getattr(observation, "shape", ())), envs.image_size)
     if not hasattr(actions, "n"):
         raise EnvError(f"{name} has continuous actions: only discrete actions are supported")
-    return EnvSpec(
-        name=name,
-        image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(actions.n),
-        time_limit=envs.time_limit or int(params.max_steps_in_episode),
-    )
+    return square_spec(name, envs, actions.n, params.max_steps_in_episode)
 
 
 def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,10 @@
 """Environments stepped on the host, in worker processes or in this one, and supervised.
 
-A host environment is a ``gymnasium.Env`` whose observation is a `[height, width, 3]` uint8 image
-and whose actions are discrete. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`.
-
-A worker steps a group of environments one after another, so that a message and a context switch
-are paid once per group. An environment that raises is replaced by a new one. If a worker dies or
-one of its environments times out, all environments of that worker are replaced, since the healthy
-ones cannot be reached any more. Their episodes end at their last good frame: ``is_last``, not
-``is_terminal``, with the reason under ``fault`` in :attr:`Episode.extra`. Too many faults end the
-run.
-
-Gymnasium's ``AsyncVectorEnv`` is not used: it needs one process per environment, and after one
-failure it can only close them all.
+An environment that raises is replaced by a new one. If a worker dies or one of its environments
+times out, all environments of that worker are replaced, since the healthy ones cannot be reached
+any more. Their episodes end at their last good frame: ``is_last``, not ``is_terminal``, with the
+reason under ``fault`` in :attr:`Episode.extra`. Too many faults end the run. (Gymnasium's
+``AsyncVectorEnv`` needs a process per environment, and can only close them all after a failure.)
 """
 
 from __future__ import annotations
@@ -19,22 +12,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
+import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
-from emerald_jax.envs.guards import FaultError
-from emerald_jax.envs.workers import (
-    Command,
-    EnvFactory,
-    InlineGroup,
-    Reply,
-    Spaces,
-    WorkerGroup,
-)
+from emerald_jax.envs.guards import FaultError, with_notes
+from emerald_jax.envs.workers import Command, EnvFactory, InlineGroup, Reply, WorkerGroup
 
 _LOG = logging.getLogger(__name__)
 _CLOSE_SECONDS = 3.0
@@ -45,6 +32,9 @@ Group = InlineGroup | WorkerGroup
 
 class HostVectorEnv(VectorEnv):
     """E host environments in one or several groups; see :class:`VectorEnv`.
+
+    An environment is a ``gymnasium.Env`` that observes a `[height, width, 3]` uint8 image and takes
+    discrete actions. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`.
 
     Attributes:
         faults: failures so far. An environment that raised counts as one; so does a worker that
@@ -61,23 +51,16 @@ class HostVectorEnv(VectorEnv):
         timeout: float = EnvsConfig.worker_timeout,
         max_faults: int = EnvsConfig.max_worker_failures,
     ):
-        """Start every environment. A failure here is final.
+        """Start every environment; EnvError if one cannot start or has other spaces than ``spec``.
 
-        Args:
-            spec: of each environment.
-            groups: of environments, which are numbered through.
-            seed: of all environments; see :func:`env_seed`.
-            generation: how often the run has been resumed.
-            timeout: seconds an environment may take to start, reset or step.
-            max_faults: faults before the run ends.
-
-        Raises:
-            EnvError: when an environment cannot start, or its spaces do not match ``spec``.
+        ``groups`` of environments are numbered through. ``timeout`` is in seconds, for a start, a
+        reset or a step of one environment. See :func:`env_seed`.
         """
         ends = np.cumsum([len(group.frames) for group in groups]).tolist()
         super().__init__(spec, ends[-1])
         self._groups = groups
-        self._rows = [range(e - len(g.frames), e) for e, g in zip(ends, groups, strict=True)]
+        # Every group with the numbers of its environments.
+        self._pairs = [(g, range(e - len(g.frames), e)) for e, g in zip(ends, groups, strict=True)]
         self._timeout, self._max_faults = timeout, max_faults
         self._shown = self._frames()
         self.faults = 0
@@ -97,7 +80,7 @@ class HostVectorEnv(VectorEnv):
         """See :class:`VectorEnv`. Workers are asked to end, and killed after three seconds."""
         self._pending = None
         for group in self._groups:
-            group.ask_to_close()
+            group.send(())
         deadline = time.monotonic() + _CLOSE_SECONDS
         for group in self._groups:
             group.close(deadline)
@@ -116,50 +99,44 @@ class HostVectorEnv(VectorEnv):
 
     def _start(self) -> None:
         """Make every environment and check its spaces."""
-        for group, rows in self._pairs():
-            try:
+        try:
+            for group, lost in self._pairs:
                 group.start()
-            except FaultError as fault:
-                raise self._error(f"{_called(rows)} {fault}", fault) from fault
-            group.send([Command(index, "make") for index in range(len(rows))])
-        since = time.monotonic()
-        for group, rows in self._pairs():
-            try:
-                answers = group.receive(self._timeout, since)
-            except FaultError as fault:
-                what = f"{_called(rows)} could not start: {fault}"
-                raise self._error(what, fault) from fault
-            for env, answer in zip(rows, answers, strict=True):
-                if isinstance(answer, FaultError):
-                    reason = str(answer).removeprefix("failed: ")
-                    raise self._error(f"environment {env} could not start: {reason}", answer)
-                _check_spaces(self.spec, answer)
+                group.send([Command(index, "make") for index in range(len(lost))])
+            since = time.monotonic()
+            for group, lost in self._pairs:
+                for env, answer in zip(lost, group.receive(self._timeout, since), strict=True):
+                    if isinstance(answer, FaultError):
+                        lost = range(env, env + 1)
+                        raise answer
+                    _check_spaces(self.spec, *answer)
+        except FaultError as fault:
+            reason = str(fault).removeprefix("failed: ")
+            raise self._error(f"{_called(lost)} could not start: {reason}", fault) from fault
 
     def _send_all(self, begins: Sequence[bool], actions: Sequence[int]) -> None:
         """Reset the environments that ``begins`` marks, step the others; returns at once."""
-        for group, rows in self._pairs():
-            group.send(
-                [
-                    self._reset_command(rows, env)
-                    if begins[env]
-                    else Command(env - rows.start, "step", actions[env])
-                    for env in rows
-                ]
-            )
+        for group, rows in self._pairs:
+            wanted = [None if begins[env] else actions[env] for env in rows]
+            group.send([self._command(rows, env, a) for env, a in zip(rows, wanted, strict=True)])
+
+    def _command(self, rows: range, env: int, action: int | None = None) -> Command:
+        """A step with ``action``, or without one a reset with the environment's next seed."""
+        if action is not None:
+            return Command(env - rows.start, "step", action)
+        seed, self._seeds[env] = self._seeds[env], None
+        return Command(env - rows.start, "reset", seed)
 
     def _receive_all(self, begins: Sequence[bool]) -> Outcome:
         """Results of the last :meth:`_send_all`, after all faults have been handled.
 
         A failed reset is tried again until it works. A failed step ends its episode at the frame
         before it. If a worker is lost after a step was done (when a reset is tried again), the
-        episode ends with that step.
-
-        Raises:
-            EnvError: after too many faults.
+        episode ends with that step. EnvError after too many faults.
         """
         since = time.monotonic()
         replies: list[Reply] = []
-        for group, rows in self._pairs():
+        for group, rows in self._pairs:
             replies += self._replies_of(group, rows, begins, since)
         self._shown = self._frames()
         for env, reply in enumerate(replies):
@@ -175,16 +152,8 @@ class HostVectorEnv(VectorEnv):
             {env: reply.extra for env, reply in enumerate(replies) if reply.extra},
         )
 
-    def _pairs(self) -> Iterator[tuple[Group, range]]:
-        """Every group with the numbers of its environments."""
-        return zip(self._groups, self._rows, strict=True)
-
     def _frames(self) -> np.ndarray:
         return np.concatenate([group.frames for group in self._groups])
-
-    def _reset_command(self, rows: range, env: int) -> Command:
-        seed, self._seeds[env] = self._seeds[env], None
-        return Command(env - rows.start, "reset", seed)
 
     def _replies_of(
         self, group: Group, rows: range, begins: Sequence[bool], since: float
@@ -193,39 +162,33 @@ class HostVectorEnv(VectorEnv):
         replies: dict[int, Reply] = {}
         asked: Sequence[int] = rows
         while asked:
-            failed = self._collect(group, rows, asked, since, replies)
-            asked = [env for env in failed if begins[env]]
-            for env, fault in failed.items():
-                if not begins[env]:
-                    replies[env] = self._cut(group, rows, env, fault, replies.get(env))
+            answers, asked = self._answers(group, rows, asked, since), []
+            for env, answer in answers.items():
+                if not isinstance(answer, FaultError):
+                    replies[env] = answer
+                elif begins[env]:
+                    asked.append(env)
+                else:
+                    replies[env] = self._cut(group, rows, env, answer, replies.get(env))
             if asked:
-                group.send([self._reset_command(rows, env) for env in asked])
+                group.send([self._command(rows, env) for env in asked])
                 since = time.monotonic()
         return [replies[env] for env in rows]
 
-    def _collect(
-        self,
-        group: Group,
-        rows: range,
-        asked: Sequence[int],
-        since: float,
-        replies: dict[int, Reply],
-    ) -> Mapping[int, FaultError]:
-        """Collect replies into ``replies``; returns {env: fault} for those that failed."""
+    def _answers(
+        self, group: Group, rows: range, asked: Sequence[int], since: float
+    ) -> dict[int, Reply | FaultError]:
+        """Answers of the environments ``asked``, or of all ``rows`` if the group is lost."""
         try:
-            answers = group.receive(self._timeout, since)
+            answers = dict(zip(asked, group.receive(self._timeout, since), strict=True))
         except FaultError as fault:
             self._count(rows, fault)
             group.start()
             return dict.fromkeys(rows, fault)
-        failed = {}
-        for env, answer in zip(asked, answers, strict=True):
+        for env, answer in answers.items():
             if isinstance(answer, FaultError):
-                failed[env] = answer
                 self._count(range(env, env + 1), answer)
-            else:
-                replies[env] = answer
-        return failed
+        return answers
 
     def _cut(
         self, group: Group, rows: range, env: int, fault: FaultError, reply: Reply | None
@@ -239,11 +202,7 @@ class HostVectorEnv(VectorEnv):
         return reply._replace(truncated=True, extra={"fault": str(fault)})
 
     def _count(self, envs: range, fault: FaultError) -> None:
-        """Count and log a fault; choose new seeds for the replacements of ``envs``.
-
-        Raises:
-            EnvError: when there have been too many.
-        """
+        """Count and log a fault; choose new seeds for ``envs``. EnvError if it ends the run."""
         self.faults += 1
         what = f"{_called(envs)} {fault}"
         if fault.hopeless and not self._worked:
@@ -251,14 +210,14 @@ class HostVectorEnv(VectorEnv):
         if self.faults > self._max_faults:
             many = f"failure {self.faults}, envs.max_worker_failures is {self._max_faults}"
             raise self._error(f"{what} ({many})", fault) from fault
-        notes = getattr(fault, "__notes__", ())
+        notes = () if what in self._logged else getattr(fault, "__notes__", ())
         fate = "it is replaced and its episode cut"
         if len(envs) > 1:
             fate = "they are replaced and their episodes cut"
         _LOG.warning(
             "%s: %s; %s (failure %d of at most %d)%s",
             *(self.spec.name, what, fate, self.faults, self._max_faults),
-            "" if what in self._logged else "".join(f"\n{note}" for note in notes).rstrip(),
+            "".join(f"\n{note}" for note in notes).rstrip(),
         )
         self._logged.add(what)
         for env in envs:
@@ -267,10 +226,7 @@ class HostVectorEnv(VectorEnv):
 
     def _error(self, message: str, fault: FaultError) -> EnvError:
         """An error in one line, with the environment's traceback as a note."""
-        error = EnvError(f"{self.spec.name}: {message}")
-        for note in getattr(fault, "__notes__", ()):
-            error.add_note(note)
-        return error
+        return with_notes(EnvError(f"{self.spec.name}: {message}"), fault)
 
 
 def make_host_vector_env(
@@ -287,16 +243,8 @@ def make_host_vector_env(
     ``auto`` uses worker processes for more than one environment: host environments are slow, and
     one Python process steps only one at a time.
 
-    Args:
-        spec: of each environment.
-        factory: makes one environment; cloudpickle must be able to pickle it.
-        envs: count, workers, and how faults are treated.
-        seed: of all environments; see :func:`env_seed`.
-        generation: how often the run has been resumed.
-        preload: modules to import once for all workers.
-
-    Raises:
-        EnvError: when an environment cannot start, or its spaces do not match ``spec``.
+    cloudpickle must be able to pickle ``factory``; ``preload`` names modules to import once for all
+    workers. EnvError if an environment cannot start or has other spaces than ``spec``.
     """
     shape = spec.image_shape
     groups: list[Group]
@@ -305,24 +253,14 @@ def make_host_vector_env(
     else:
         sizes = group_sizes(envs.count, envs.processes or cores())
         groups = [WorkerGroup([factory] * size, shape, preload) for size in sizes]
-    return HostVectorEnv(
-        spec,
-        groups,
-        seed=seed,
-        generation=generation,
-        timeout=envs.worker_timeout,
-        max_faults=envs.max_worker_failures,
-    )
+    limits = {"timeout": envs.worker_timeout, "max_faults": envs.max_worker_failures}
+    return HostVectorEnv(spec, groups, seed=seed, generation=generation, **limits)
 
 
 def env_seed(seed: int, generation: int, env: int, replacement: int) -> int:
     """Seed below 2**31 of one environment; independent of the others and of the workers.
 
-    Args:
-        seed: of all environments.
-        generation: how often the run has been resumed.
-        env: number of the environment.
-        replacement: how often the environment has been replaced in this generation.
+    ``generation`` counts the resumes of the run, ``replacement`` those of the environment since.
     """
     if generation == replacement == 0:
         return int(np.random.SeedSequence(seed).generate_state(env + 1)[env]) >> 1
@@ -341,12 +279,7 @@ def runs_inline(envs: EnvsConfig) -> bool:
 
 
 def group_sizes(count: int, groups: int) -> list[int]:
-    """Environments per group: as even as possible, no group empty.
-
-    Args:
-        count: environments.
-        groups: wanted; fewer if there are fewer environments.
-    """
+    """Environments per group, at most ``groups``: as even as possible, no group empty."""
     groups = min(groups, count)
     return [count // groups + (group < count % groups) for group in range(groups)]
 
@@ -364,14 +297,11 @@ def _called(envs: range) -> str:
     return one if len(envs) == 1 else f"environments {envs[0]} to {envs[-1]}"
 
 
-def _check_spaces(spec: EnvSpec, spaces: Spaces) -> None:
+def _check_spaces(spec: EnvSpec, space: gymnasium.Space, actions: gymnasium.Space) -> None:
     """Refuse spaces other than the spec's."""
-    space, actions = spaces
     if not isinstance(space, Box) or space.shape != spec.image_shape or space.dtype != np.uint8:
-        raise EnvError(
-            f"{spec.name} observes {space}, not a uint8 image of {list(spec.image_shape)}"
-        )
-    if not isinstance(actions, Discrete) or actions.start != 0:
-        raise EnvError(f"{spec.name} takes {actions}: only discrete actions from 0 are supported")
-    if actions.n != spec.num_actions:
-        raise EnvError(f"{spec.name} takes {actions.n} actions, its spec says {spec.num_actions}")
+        wanted = list(spec.image_shape)
+        raise EnvError(f"{spec.name} observes {space}, not a uint8 image of {wanted}")
+    form = (actions.n, actions.start) if isinstance(actions, Discrete) else None
+    if form != (spec.num_actions, 0):
+        raise EnvError(f"{spec.name} takes {actions}, not {spec.num_actions} actions from 0")

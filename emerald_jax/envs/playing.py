@@ -6,6 +6,7 @@ a number of steps, or after the first N episodes to end, would count short episo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
@@ -86,12 +87,7 @@ def play_episodes(
 
 
 def endless_notice(spec: EnvSpec, max_steps: int | None = None) -> str:
-    """A line about an environment without a time limit; empty for one that has a limit.
-
-    Args:
-        spec: of the environment.
-        max_steps: of an episode in an evaluation; None takes :data:`MAX_STEPS`.
-    """
+    """A line about an environment without a time limit; empty for one that has a limit."""
     if spec.time_limit:
         return ""
     return (
@@ -119,24 +115,7 @@ def random_policy(num_actions: int, count: int, seed: int) -> Policy:
 def play_randomly(
     name: str, envs: EnvsConfig, episodes: int, seed: int = 0, *, max_steps: int | None = None
 ) -> tuple[EnvSpec, tuple[Episode, ...]]:
-    """Complete episodes of uniformly random play.
-
-    Args:
-        name: of the environment.
-        envs: its settings.
-        episodes: complete ones to play.
-        seed: of environments and actions.
-        max_steps: see :func:`play_episodes`.
-
-    Returns:
-        The environment's spec, and the episodes, those that a fault cut among them.
-
-    Raises:
-        EnvError: when the environment cannot be made, or fails too often.
-    """
-    env = make_vector_env(name, envs, seed=seed + FAR)
-    try:
+    """The spec of an environment, and episodes of random play; see :func:`play_episodes`."""
+    with contextlib.closing(make_vector_env(name, envs, seed=seed + FAR)) as env:
         policy = random_policy(env.spec.num_actions, env.num_envs, seed)
         return env.spec, tuple(play_episodes(env, episodes, policy, max_steps=max_steps))
-    finally:
-        env.close()

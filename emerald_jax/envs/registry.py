@@ -2,9 +2,7 @@
 
 Names: ``crafter``; ``family:game``, such as ``gymnax:Catch-bsuite``; a name given to
 :func:`register`; ``my_module:make_env``, an importable factory of a Gymnasium environment.
-
-A family's module, and with it the package that it adapts, is imported when one of its names is
-used.
+A family's module, and the package that it adapts, are imported when one of its names is used.
 """
 
 from __future__ import annotations
@@ -16,8 +14,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emerald_jax.config import EnvsConfig
@@ -33,83 +29,42 @@ ATARI_100K = (
     *("Jamesbond", "Kangaroo", "Krull", "KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert"),
     *("RoadRunner", "Seaquest", "UpNDown"),
 )
+_MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+_GYMNAX = ("Catch-bsuite", "DeepSea-bsuite", *(f"{game}-MinAtar" for game in _MINATAR))
+_CRAFTAX = ("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1")
+#: Stands in the list of environments for games that cannot be listed.
+_ANY = ("ANY-ID",)
 #: Settings that not every family supports.
 _OPTIONAL = ("frame_skip", "image_key")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Environments that one module of ``emerald_jax.envs`` adapts.
+class Family(NamedTuple):
+    """Environments that one module of ``emerald_jax.envs``, named like the family, adapts.
 
     The module has ``make_spec(name, game, envs)``, ``make_env(name, game, envs, seed=...,
     generation=...)`` and, where ``open_ended``, ``knows(game)``.
 
     Attributes:
-        module: its name.
         package: what must be importable.
-        pip: command that installs the package.
+        pip: what pip must install for it.
         games: listed names after the colon; empty for a family without a colon.
         open_ended: further games exist; the module's ``knows`` decides.
-        placeholder: stands in the list of environments for games that cannot be listed.
         settings: the optional settings of :class:`EnvsConfig` that it supports.
     """
 
-    module: str
     package: str
     pip: str
     games: tuple[str, ...] = ()
     open_ended: bool = False
-    placeholder: str = ""
     settings: tuple[str, ...] = ()
-
-    def load(self) -> ModuleType:
-        """Import the module.
-
-        Raises:
-            ModuleNotFoundError: when the package is not installed.
-        """
-        return importlib.import_module(f"emerald_jax.envs.{self.module}")
 
 
 FAMILIES = {
-    "atari": Family(
-        module="atari",
-        package="ale_py",
-        pip="pip install ale-py",
-        games=ATARI_100K,
-        open_ended=True,
-        settings=("frame_skip",),
-    ),
-    "crafter": Family(module="crafter", package="crafter", pip="pip install crafter numba"),
-    "craftax": Family(
-        module="craftax",
-        package="craftax",
-        pip="pip install 'emerald-jax[craftax]'",
-        games=("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1"),
-    ),
-    "gym": Family(
-        module="gym",
-        package="gymnasium",
-        pip="pip install gymnasium",
-        open_ended=True,
-        placeholder="gym:ANY-ID",
-        settings=_OPTIONAL,
-    ),
-    "gymnax": Family(
-        module="gymnax",
-        package="gymnax",
-        pip="pip install gymnax six",
-        games=(
-            "Catch-bsuite",
-            "DeepSea-bsuite",
-            "Asterix-MinAtar",
-            "Breakout-MinAtar",
-            "Freeway-MinAtar",
-            "Seaquest-MinAtar",
-            "SpaceInvaders-MinAtar",
-        ),
-        open_ended=True,
-    ),
+    "atari": Family("ale_py", "ale-py", ATARI_100K, open_ended=True, settings=("frame_skip",)),
+    "crafter": Family("crafter", "crafter numba"),
+    "craftax": Family("craftax", "'emerald-jax[craftax]'", _CRAFTAX),
+    "gym": Family("gymnasium", "gymnasium", _ANY, settings=_OPTIONAL),
+    "gymnax": Family("gymnax", "gymnax six", _GYMNAX, open_ended=True),
 }
 #: Factories given to :func:`register`.
 _OWN: dict[str, Callable[[], gymnasium.Env]] = {}
@@ -153,19 +108,12 @@ def make_vector_env_of(
     seed: int,
     generation: int = 0,
 ) -> VectorEnv:
-    """As :func:`make_vector_env`, from a factory instead of a name.
+    """As :func:`make_vector_env`, from a factory of a Gymnasium environment; see :func:`register`.
 
-    Args:
-        name: for messages.
-        factory: makes one Gymnasium environment with an image observation and discrete actions.
-        envs: count, image size and key, frame skip, time limit and where environments run.
-        seed: of all randomness in the environments.
-        generation: how often the run has been resumed: every resume plays other episodes.
-
-    Raises:
-        EnvError: when the environment cannot be made, shown or controlled.
+    The name appears in messages only.
     """
-    make_env = FAMILIES["gym"].load().make_env
+    from emerald_jax.envs.gym import make_env
+
     return make_env(name, factory, envs, seed=seed, generation=generation)
 
 
@@ -200,60 +148,63 @@ def list_envs() -> tuple[EnvEntry, ...]:
     entries = []
     for prefix, family in FAMILIES.items():
         available = importlib.util.find_spec(family.package) is not None
-        names = [family.placeholder] if family.placeholder else _names(prefix, family)
-        entries += [EnvEntry(name, available, family.pip) for name in names]
+        names = [f"{prefix}:{game}" for game in family.games] or [prefix]
+        entries += [EnvEntry(name, available, f"pip install {family.pip}") for name in names]
     return (*entries, *(EnvEntry(name, True, "") for name in _OWN))
 
 
 def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
     """Call ``make_spec`` or ``make_env`` of the family of ``name``; errors fit in one line."""
-    family, game = _find(name)
+    prefix, game = _find(name)
+    family = FAMILIES[prefix]
     for setting in _OPTIONAL:
         value, default = getattr(envs, setting), getattr(EnvsConfig, setting)
         if value != default and setting not in family.settings:
             raise EnvError(f"{name} does not support envs.{setting}: leave it at {default!r}")
     try:
-        return getattr(family.load(), function)(name, game, envs, **arguments)
+        return getattr(_module(prefix), function)(name, game, envs, **arguments)
     except ModuleNotFoundError as error:
         # It may be a dependency that the package does not declare.
         package = (error.name or family.package).partition(".")[0]
-        pip = family.pip if package == family.package else f"pip install {package}"
+        pip = family.pip if package == family.package else package
         raise EnvError(
-            f"{name} needs the package {package}, which is not installed: {pip}"
+            f"{name} needs the package {package}, which is not installed: pip install {pip}"
         ) from error
 
 
-def _find(name: str) -> tuple[Family, str | Callable[[], Any]]:
+def _module(family: str) -> Any:
+    return importlib.import_module(f"emerald_jax.envs.{family}")
+
+
+def _find(name: str) -> tuple[str, str | Callable[[], Any]]:
     """The family of ``name``, and the game or the factory."""
     if name in _OWN:
-        return FAMILIES["gym"], _OWN[name]
+        return "gym", _OWN[name]
     prefix, _, game = name.partition(":")
-    family = FAMILIES.get(prefix)
-    if family is None:
+    if prefix not in FAMILIES:
         factory = _import_factory(prefix, game)
         if factory is not None:
-            return FAMILIES["gym"], factory
-    elif _has(family, game):
-        return family, game
+            return "gym", factory
+    elif _has(prefix, game):
+        return prefix, game
     raise EnvError(f"unknown environment {name}{_nearest(name)}")
 
 
-def _has(family: Family, game: str) -> bool:
+def _has(prefix: str, game: str) -> bool:
     """Whether there is such a game; True as well when the package to ask is not installed."""
+    family = FAMILIES[prefix]
     if not game:
-        return not family.games and not family.open_ended
+        return not family.games
+    if game in family.games or family.games == _ANY:
+        return True
     try:
-        return game in family.games or (family.open_ended and family.load().knows(game))
+        return family.open_ended and _module(prefix).knows(game)
     except ModuleNotFoundError:
         return True
 
 
 def _import_factory(module: str, attribute: str) -> Callable[[], Any] | None:
-    """The object named by ``module:attribute``; None when there is no such module.
-
-    Raises:
-        EnvError: when the module fails to import, or has no callable of that name.
-    """
+    """The callable named by ``module:attribute``; None when there is no such module."""
     from emerald_jax.envs.guards import env_code
 
     names = [*module.split("."), *attribute.split(".")]
@@ -295,20 +246,13 @@ def _near_in(holder: Any, name: str, module: str) -> str:
 def _nearest(name: str) -> str:
     """``; nearest: …``, compared in lower case with full names and with bare game names."""
     candidates = {own.lower(): own for own in _OWN}
-    for prefix, family in FAMILIES.items():
-        for full in _names(prefix, family):
-            game = full.partition(":")[2].lower()
-            for alias in (full.lower(), game, game.partition("-")[0]):
-                candidates.setdefault(alias, full)
+    for full in (entry.name for entry in list_envs() if entry.name != "gym:ANY-ID"):
+        game = full.partition(":")[2].lower()
+        for alias in (full.lower(), game, game.partition("-")[0]):
+            candidates.setdefault(alias, full)
     candidates.pop("", None)
     near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
     if near:
         return f"; nearest: {candidates[near[0]]}"
-    known = [f"{p}:GAME" if f.games or f.open_ended else p for p, f in FAMILIES.items()]
+    known = [f"{prefix}:GAME" if family.games else prefix for prefix, family in FAMILIES.items()]
     return f"; known: {', '.join([*sorted(known), *_OWN, 'my_module:make_env'])}"
-
-
-def _names(prefix: str, family: Family) -> list[str]:
-    if family.placeholder:
-        return []
-    return [f"{prefix}:{game}" for game in family.games] or [prefix]

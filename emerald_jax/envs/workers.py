@@ -1,7 +1,4 @@
-"""Groups of host environments: in this process, or in a worker process.
-
-Both kinds of group play their environments with the same code, so an environment behaves the same
-in either. A group steps its environments one after another.
+"""Groups of host environments, stepped one after another: in this process, or in a worker process.
 
 Worker processes never import JAX (no import of theirs needs it), are never forked from a process
 with threads, use one thread each for arithmetic, and never outlive their parent.
@@ -40,13 +37,8 @@ from emerald_jax.envs.guards import (
 
 EnvFactory = Callable[[], gymnasium.Env]
 
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+_LIBRARIES = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "NUMBA_NUM", "VECLIB_MAXIMUM")
+_ONE_THREAD = {f"{library}_THREADS": "1" for library in _LIBRARIES}
 _PR_SET_PDEATHSIG = 1
 _FORK_SERVER = "emerald_jax.envs.fork_server"
 
@@ -56,21 +48,13 @@ class Command(NamedTuple):
 
     Attributes:
         index: of the environment in its group.
-        name: ``make``, ``reset`` or ``step``. A reset makes the environment first if there is none:
-            at the start, and after a fault.
+        name: ``make``, ``reset`` (which makes the environment if a fault removed it) or ``step``.
         value: the seed of a reset, or None; the action of a step.
     """
 
     index: int
     name: str
     value: int | None = None
-
-
-class Spaces(NamedTuple):
-    """Reply to ``make``: the environment's spaces."""
-
-    observation: gymnasium.Space
-    action: gymnasium.Space
 
 
 class Reply(NamedTuple):
@@ -96,7 +80,8 @@ class Reply(NamedTuple):
         return self.terminated or self.truncated
 
 
-Answer = Spaces | Reply | FaultError
+#: The spaces after ``make``, or a reply.
+Answer = tuple[gymnasium.Space, gymnasium.Space] | Reply | FaultError
 
 
 class InlineGroup:
@@ -115,11 +100,7 @@ class InlineGroup:
     ):
         """Environments are made by the first command.
 
-        Args:
-            factories: one per environment.
-            shape: of their images.
-            frames: array to write images to, in a worker process, which needs no protection from
-                its environments; None allocates it.
+        ``frames`` is given in a worker process, which needs no protection from its environments.
         """
         self.frames = np.zeros((len(factories), *shape), np.uint8) if frames is None else frames
         self._factories = factories
@@ -141,9 +122,6 @@ class InlineGroup:
         del seconds, since
         return [self.obey(command) for command in self._todo]
 
-    def ask_to_close(self) -> None:
-        """Do nothing: :meth:`close` does not wait."""
-
     def close(self, deadline: float) -> None:
         """Close every environment; safe to call twice."""
         del deadline
@@ -153,10 +131,9 @@ class InlineGroup:
 
     def obey(self, command: Command) -> Answer:
         """Carry out one command; an environment that raises is removed."""
+        if command.index in self._late:
+            return self._late.pop(command.index)
         try:
-            fault = self._late.pop(command.index, None)
-            if fault is not None:
-                return fault
             with self._scope():
                 return self._obey(*command)
         except (Exception, SystemExit) as error:
@@ -164,17 +141,14 @@ class InlineGroup:
             return FaultError.of(error)
 
     def work_ahead(self) -> bool:
-        """Let one environment do some work of later steps; False when none has any.
-
-        If it raises, its next command returns the fault.
-        """
+        """Let one environment do some work of later steps; False when none has any."""
         for index, env in enumerate(self._envs):
             try:
                 work = getattr(env, "work_ahead", None)
                 if work is not None and work():
                     return True
             except (Exception, SystemExit) as error:
-                self._late[index] = FaultError.of(error)
+                self._late[index] = FaultError.of(error)  # the answer to its next command
                 self._remove(index)
         return False
 
@@ -183,7 +157,7 @@ class InlineGroup:
             self._envs[index] = self._factories[index]()
         env = self._envs[index]
         if name == "make":
-            return Spaces(env.observation_space, env.action_space)
+            return env.observation_space, env.action_space
         if name == "reset":
             image, reply = env.reset(seed=value)[0], Reply()
         else:
@@ -193,23 +167,20 @@ class InlineGroup:
                 extra, warnings = plain_extra(info.get("extra"))
                 reply = reply._replace(extra=extra, warnings=warnings)
         self.frames[index] = checked_image(image, self.frames.shape[1:], name)
-        more = getattr(env, "take_warnings", dict)()
-        return reply._replace(warnings={**reply.warnings, **more})
+        return reply._replace(warnings=reply.warnings | getattr(env, "take_warnings", dict)())
 
     def _remove(self, index: int) -> None:
         env, self._envs[index] = self._envs[index], None
-        if env is not None:
-            # It may be broken: closing it is only an attempt.
+        if env is not None:  # it may be broken: closing it is only an attempt
             with contextlib.suppress(Exception, SystemExit), self._scope():
                 env.close()
 
 
 class WorkerGroup:
-    """Environments in a worker process, their images in shared memory.
+    """Environments in a worker process, their images in shared memory; see :class:`InlineGroup`.
 
-    The methods are those of :class:`InlineGroup`. A vector step costs one message and two context
-    switches per process, whatever the number of its environments. They share its fate: if one
-    hangs or crashes the process, all are lost. If one only raises, it alone is replaced.
+    A vector step costs one message and two context switches per process. If an environment hangs or
+    crashes the process, all are lost. If it only raises, it alone is replaced.
 
     Attributes:
         frames: see :class:`InlineGroup`.
@@ -219,12 +190,9 @@ class WorkerGroup:
     def __init__(
         self, factories: Sequence[EnvFactory], shape: tuple[int, ...], preload: Sequence[str] = ()
     ):
-        """The process starts with :meth:`start`.
+        """The process starts with :meth:`start`; cloudpickle must be able to pickle ``factories``.
 
-        Args:
-            factories: one per environment; cloudpickle must be able to pickle them.
-            shape: of their images.
-            preload: modules to import once for all workers, where the platform allows it.
+        ``preload`` names modules to import once for all workers, where the platform allows it.
         """
         methods = multiprocessing.get_all_start_methods()
         method = "forkserver" if "forkserver" in methods else "spawn"
@@ -244,8 +212,7 @@ class WorkerGroup:
     def start(self) -> None:
         """Start a new worker without environments; the old one is killed. Returns at once.
 
-        Raises:
-            FaultError: when the factories cannot be sent to another process.
+        FaultError: the factories cannot be sent to another process.
         """
         # The fork server got its variables at its first start. Changing them later, while a
         # training run has threads, is not safe.
@@ -253,12 +220,8 @@ class WorkerGroup:
         self.close(0)
         self._pipe, theirs = self._context.Pipe()
         with contextlib.nullcontext() if again else _single_threaded(), _hidden_main():
-            self.process = self._context.Process(
-                target=_work,
-                args=(theirs, self._buffer, self._shape, self._began),
-                name="emerald_jax environments",
-                daemon=True,
-            )
+            arguments = theirs, self._buffer, self._shape, self._began
+            self.process = self._context.Process(target=_work, args=arguments, daemon=True)
             self.process.start()
         theirs.close()
         try:
@@ -271,22 +234,19 @@ class WorkerGroup:
             raise FaultError(f"cannot be sent to a worker: {fault}; {INLINE_HINT}") from error
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Send commands and return at once; :meth:`receive` reports a dead worker."""
-        with contextlib.suppress(OSError):
-            self._pipe.send(commands)
+        """Send commands and return at once; an empty list ends the worker."""
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):  # receive() reports a dead worker
+                self._pipe.send(commands)
 
     def receive(self, seconds: float, since: float) -> list[Answer]:
         """Answers to the last commands, in their order.
 
         Each command has its own timeout, counted from the end of the one before. So slow
         environments may share a worker, and a hanging one is noticed as soon as if it were alone.
+        ``since`` is the start of the wait, on the monotonic clock.
 
-        Args:
-            seconds: timeout of each command.
-            since: start of the wait, on the monotonic clock.
-
-        Raises:
-            FaultError: all environments of the group are lost: the process died, or a command hung.
+        FaultError: all environments of the group are lost: the process died, or a command hung.
         """
         try:
             while not self._pipe.poll(self._left(seconds, since)):
@@ -295,16 +255,13 @@ class WorkerGroup:
             return self._pipe.recv()
         except (EOFError, OSError) as error:
             self.process.join(1.0)
-            raise FaultError(f"died ({_ending(self.process.exitcode)})") from error
+            code = self.process.exitcode
+            how = f"killed by signal {-code}" if (code or 0) < 0 else f"exit code {code}"
+            raise FaultError(f"died ({how})") from error
 
     def _left(self, seconds: float, since: float) -> float:
         """Seconds left for the running command; both processes share the monotonic clock."""
         return max(max(since, self._began.value) + seconds - time.monotonic(), 0.0)
-
-    def ask_to_close(self) -> None:
-        """Begin to close and return at once."""
-        if self._pipe is not None:
-            self.send(())
 
     def close(self, deadline: float) -> None:
         """End the process, by force after ``deadline`` on the monotonic clock."""
@@ -316,10 +273,6 @@ class WorkerGroup:
             self.process.join()
         self._pipe.close()
         self._pipe = None
-
-
-def _ending(code: int | None) -> str:
-    return f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
 def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> None:
@@ -342,8 +295,13 @@ def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> 
         began.value = time.monotonic()
         return group.obey(command)
 
+    def next_commands() -> Sequence[Command]:
+        while not pipe.poll(0) and group.work_ahead():
+            pass
+        return pipe.recv()
+
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        while commands := _next_message(pipe, group):
+        while commands := next_commands():
             pipe.send([obey(command) for command in commands])
     group.close(0)
 
@@ -363,45 +321,36 @@ def _receive_factories(pipe: Connection, count: int) -> list[EnvFactory]:
         return [fail] * count
 
 
-def _next_message(pipe: Connection, group: InlineGroup) -> Sequence[Command]:
-    """Wait for the next message; work ahead until it comes."""
-    while not pipe.poll(0) and group.work_ahead():
-        pass
-    return pipe.recv()
-
-
 def _die_with_parent() -> None:
     """End this process when its parent ends, for whatever reason.
 
     The thread works on every platform. On Linux, a signal from the kernel also ends a worker that
     hangs in C code; its sender is the fork server, which exits when the training process does.
     """
-    threading.Thread(target=_exit_after_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _exit_after_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
     """Processes started in this context use one thread each for BLAS, OpenMP and numba."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    before = {name: os.environ[name] for name in _ONE_THREAD if name in os.environ}
+    os.environ.update(_ONE_THREAD)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in _ONE_THREAD:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -411,14 +360,10 @@ def _hidden_main() -> Iterator[None]:
     It may import JAX, or lack the ``__main__`` guard. cloudpickle sends the script's own
     definitions by value, so nothing is missing.
     """
-    main = sys.modules["__main__"]
-    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    main.__spec__ = None
-    if path is not None:
-        del main.__file__
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
     try:
         yield
     finally:
-        main.__spec__ = spec
-        if path is not None:
-            main.__file__ = path
+        main.update(hidden)

@@ -166,6 +166,11 @@ class EvalReport:
             f"return {self.score:.3f} ± {self.error:.3f} (standard error), "
             f"from {min(scores):.2f} to {max(scores):.2f}, {lengths:.0f} steps long on average",
         ]
+        capped = [e.extra["capped"] for e in self.episodes if "capped" in e.extra]
+        if capped:
+            lines.append(
+                f"{len(capped)} of these episodes did not end within {max(capped):,} steps"
+            )
         if self.left_out:
             lines.append(f"{self.left_out} more were cut short by a fault and do not count")
         if (normalised := self.human_normalised) is not None:

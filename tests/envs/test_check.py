@@ -148,7 +148,7 @@ def test_a_failure_is_a_finding(scripted_env):
         "it fails while it is played: environment 0 raised ValueError: the cable is unplugged",
     )
     assert "unknown environment" in check_env("craffter")[0]
-    assert "neither a name" in check_env(scripted_env())[0]
+    assert "is not a name, a factory" in check_env(scripted_env())[0]
 
 
 def test_a_state_that_leads_elsewhere_is_found():

@@ -45,7 +45,7 @@ class Counter(gymnasium.Env):
 
 
 def wrapped(env=None, **settings):
-    return ImageEnv(env or Counter(), "mine", **{"size": 4} | settings)
+    return ImageEnv(env or Counter(), "mine", EnvsConfig(image_size=4, **settings))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,16 @@ def test_a_result_says_how_it_came_about(tmp_path):
     assert "2 more were cut short by a fault" in str(report(1.0, 3.0, broken=2))
 
 
+def test_capped_episodes_are_mentioned():
+    ends = {"score": 1.0, "terminal": False}
+    cut = [Episode(env=i, length=30_000, extra={"capped": 30_000}, **ends) for i in range(2)]
+    found = report_of("mine", 7, "sample", (Episode(env=2, length=9, **ends), *cut), {})
+    lines = str(found).splitlines()
+    assert "2 of these episodes did not end within 30,000 steps" in lines
+    assert lines[0] == "mine after 7 updates, 3 episodes, actions by sample"
+    assert "did not end" not in str(report(1.0))
+
+
 def test_every_kind_of_evaluation_has_a_directory_of_its_own(tmp_path):
     first = save_evaluation(tmp_path, report(1.0))
     assert save_evaluation(tmp_path, report(1.0)) == first
