@@ -279,12 +279,11 @@ def full(params):
     sequence = one_sequence(make_batch(small_learner()), 1)
 
     def h(params, z_prev, action, reset, memory):
-        def read(net, *inputs):
-            return net.sequence(*inputs, memory)[0]
+        def one(z_prev, action, reset):
+            variables = {"params": params}
+            return model.apply(variables, z_prev, action, reset, memory, method=WorldModel.advance)
 
-        return jax.vmap(partial(model.apply, {"params": params}, method=read))(
-            z_prev, action, reset
-        )
+        return jax.vmap(one)(z_prev, action, reset)[0]
 
     z_prev = np.zeros((LENGTH, LENGTH + HORIZON, *sequence.carry.z.shape), np.int32)
     flags = np.zeros(z_prev.shape[:2], bool)

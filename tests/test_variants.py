@@ -13,6 +13,7 @@ from emerald_jax.agent.state import build_learner
 from emerald_jax.config import LossConfig
 from emerald_jax.imagination import decode, imagine, ordered_decode, starts_from, world_model_step
 from emerald_jax.losses import latent_losses
+from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.distributions import take_class
 from emerald_jax.types import Recurrent
 from tests.model_cases import (
@@ -145,8 +146,10 @@ def test_a_recurrent_dream_continues_the_real_past(posterior):
 
         def read(h, z, action):
             memory = Recurrent(h, jnp.ones((), bool))
-            inputs = (z, action, jnp.zeros(H, bool), memory)
-            return model.apply({"params": params}, *inputs, method=lambda m, *x: m.sequence(*x))[0]
+            never = jnp.zeros(H, bool)
+            return model.apply(
+                {"params": params}, z, action, never, memory, method=WorldModel.advance
+            )[0]
 
         first = jax.tree.map(lambda x: x[:-1], dreamt.state)
         real = jax.vmap(partial(read), in_axes=(0, 1, 1), out_axes=1)(

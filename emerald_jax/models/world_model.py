@@ -166,6 +166,10 @@ class WorldModel(nn.Module):
             logits = self.posterior_head(logits, None)
         return mixed_log_probs(logits, self.config.unimix)
 
+    def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
+        """h `[T, D]` of T steps given z_{t-1} `[T, P, G]` and actions `[T]`, and the next memory."""
+        return self.sequence(z_prev, action, reset, memory)[:2]
+
     def prior_features(self, h: Array) -> Array:
         """h `[..., D]` -> `[..., P, F]`, input of all priors."""
         return self.spread(h)
