@@ -167,7 +167,7 @@ class WorldModel(nn.Module):
         return mixed_log_probs(logits, self.config.unimix)
 
     def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
-        """h `[T, D]` of T steps given z_{t-1} `[T, P, G]` and actions `[T]`, and the next memory."""
+        """h `[T, D]` of T steps from z_{t-1} `[T, P, G]` and actions `[T]`, and the next memory."""
         return self.sequence(z_prev, action, reset, memory)[:2]
 
     def prior_features(self, h: Array) -> Array:

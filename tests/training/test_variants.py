@@ -78,7 +78,7 @@ def test_only_the_configured_prior_is_built(case):
     assert (metrics["loss/mask"] == 0) == (prior == "linear")
     weights = {"image": 1, "reward": 1, "cont": 1, "dyn": 0.5, "rep": 0.1, "mask": 0.5}
     expected = sum(weight * float(metrics[f"loss/{name}"]) for name, weight in weights.items())
-    np.testing.assert_allclose(metrics["loss/model"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss/model"], expected, rtol=5e-5)
 
 
 def test_the_carry_goes_round(case):
