@@ -131,25 +131,36 @@ def update_flops(config: ej.Config, num_actions: int = harness.NUM_ACTIONS) -> d
     The agent's losses evaluate policy and critic a second time on the imagined states; these
     forward passes are not useful and are subtracted.
     """
-    # What rematerialisation and micro-batches compute again is not useful.
-    config = harness.with_changes(config, model={"remat": False}, optim={"micro_batch": 0})
-    learner = ej.build_learner(config, num_actions)
-    size = config.replay.batch
-    state = jax.eval_shape(partial(ej.init_state, learner), jax.random.key(0))
-    carry = jax.eval_shape(partial(harness.full_carry, learner, size))
-    batch = harness.random_batch(config, num_actions)._replace(carry=carry)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+    model, passed, state, keys, learner = _trace_model(config, num_actions)
 
     def trace(function: Callable, *arguments: Any) -> tuple[Flops, Any]:
         return trace_flops(partial(function, learner=learner), *arguments)
 
-    model, (_, passed) = trace(read, state.params["world_model"], batch, keys)
     starts = jax.eval_shape(partial(make_starts, learner=learner), passed)
     imagination, trajectory = trace(dream, state.params, starts, keys)
     behavior, _ = trace(learn, state.params, state.slow_critic, trajectory)
     again, _ = trace(judge_again, state.params, trajectory)
     parts = (model, imagination, behavior - again)
     return dict(zip(PARTS, parts, strict=False)) | {"whole": sum(parts, Flops())}
+
+
+def model_flops(config: ej.Config, num_actions: int = harness.NUM_ACTIONS) -> Flops:
+    """FLOPs of the world model's part of one update."""
+    return _trace_model(config, num_actions)[0]
+
+
+def _trace_model(config: ej.Config, num_actions: int) -> tuple:
+    """FLOPs of the world model's part; shapes of its pass, the state and keys; the learner."""
+    # What rematerialisation and micro-batches compute again is not useful.
+    config = harness.with_changes(config, model={"remat": False}, optim={"micro_batch": 0})
+    learner, size = ej.build_learner(config, num_actions), config.replay.batch
+    state = jax.eval_shape(partial(ej.init_state, learner), jax.random.key(0))
+    carry = jax.eval_shape(partial(harness.full_carry, learner, size))
+    batch = harness.random_batch(config, num_actions)._replace(carry=carry)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
+    arguments = (state.params["world_model"], batch, keys)
+    model, (_, passed) = trace_flops(partial(read, learner=learner), *arguments)
+    return model, passed, state, keys, learner
 
 
 def measure_parts(update: Update, work: dict[str, Flops], options: Options) -> dict[str, float]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from benchmarks.train import update_flops
+from benchmarks.train import model_flops
 from experiments.study.plan import DECODING, Scale, Study, Variant, config_of
 from experiments.study.run import main
 
@@ -23,7 +23,7 @@ def variants(scale: Scale) -> Sequence[Variant]:
     found, cost = [], []
     for prior in ("maskgit", "linear", "autoregressive"):
         variant = Variant(label=prior, changes={"model.prior": prior})
-        cost.append(update_flops(config_of(scale, variant))["world_model"].useful)
+        cost.append(model_flops(config_of(scale, variant)).useful)
         found.append(replace(variant, updates=round(scale.updates * cost[0] / cost[-1])))
     return found
 

@@ -228,4 +228,4 @@ def test_nothing_outlives_a_killed_run(tmp_path, number):
     run.send_signal(number)
     run.wait(timeout=60)
     run.stdout.close()
-    assert gone(family)
+    assert gone(family, 30)
