@@ -99,6 +99,10 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
     )
 
 
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def _labels(configs: Sequence[Config]) -> list[str]:
     """A label for each run; runs of different experiments get different labels."""
     changed = [changed_settings(config) for config in configs]
@@ -108,7 +112,7 @@ def _labels(configs: Sequence[Config]) -> list[str]:
     labels = []
     for config, settings in zip(configs, changed, strict=True):
         ordered = sorted(settings, key=lambda name: name in same)
-        shown = [f"{name} {settings[name]}" for name in ordered[:_SHOWN]]
+        shown = [f"{name} {_short(settings[name])}" for name in ordered[:_SHOWN]]
         more = [f"{len(ordered) - _SHOWN} more changed"] if len(ordered) > _SHOWN else []
         label = ", ".join([f"ours: {config.preset}", *shown, *more])
         known = experiments.setdefault(label, [])
