@@ -100,7 +100,7 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return str(float(f"{value:.6g}") if isinstance(value, float) else value)
 
 
 def _labels(configs: Sequence[Config]) -> list[str]:
