@@ -90,10 +90,10 @@ class HostVectorEnv(VectorEnv):
         return self._receive_all([True] * self.num_envs).image
 
     def _send(self, actions: np.ndarray) -> None:
-        self._send_all(self._tracker.newest.is_last.tolist(), actions.tolist())
+        self._send_all(self.newest.is_last.tolist(), actions.tolist())
 
     def _receive(self) -> Outcome:
-        outcome = self._receive_all(self._tracker.newest.is_last.tolist())
+        outcome = self._receive_all(self.newest.is_last.tolist())
         self._worked = True
         return outcome
 

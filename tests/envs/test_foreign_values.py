@@ -211,7 +211,7 @@ def test_a_reward_of_a_device_environment_that_is_not_finite_is_an_error():
 
         def _receive(self):
             no = np.zeros(2, bool)
-            reward = np.array([np.nan if self._tracker.newest.is_last[0] else 1, np.nan])
+            reward = np.array([np.nan if self.newest.is_last[0] else 1, np.nan])
             return Outcome(np.zeros((2, 4, 4, 3), np.uint8), reward, no, no)
 
     env = Device(EnvSpec(name="dev", image_shape=(4, 4, 3), num_actions=2), 2)
