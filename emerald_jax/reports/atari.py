@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from emerald_jax.reports import runs
 from emerald_jax.scores import Interval, aggregate, atari100k, human_normalised
 
-STEPS, EPISODES, FRAMES, IMAGE, SKIP = 100_000, 100, 108_000, 64, 4
+STEPS, EPISODES, FRAMES, SKIP = 100_000, 100, 108_000, 4
 PROTOCOL = "100 episodes after 100 k steps"
 #: Published numbers that are not evaluations; the data file names every source.
 PUBLISHED = {"dreamerv3": "training episodes that ended in frames 390 k to 400 k"}
@@ -45,20 +45,10 @@ class Entry(runs.Entry):
         return aggregate(self.normalised)
 
     @property
-    def coverage(self) -> str:
-        """The games played, of all games."""
-        return coverage(self.returns)
-
-    @property
     def all_deviations(self) -> tuple[str, ...]:
-        """Deviations, missing games among them."""
+        """Deviations, missing games among them; empty for all 26 games under the protocol."""
         missing = len(self.returns) < len(games())
-        return (*self.deviations, self.coverage) if missing else self.deviations
-
-    @property
-    def meets(self) -> bool:
-        """All 26 games under the protocol."""
-        return not self.all_deviations
+        return (*self.deviations, coverage(self.returns)) if missing else self.deviations
 
 
 def games() -> dict[str, dict[str, float]]:
@@ -69,11 +59,6 @@ def games() -> dict[str, dict[str, float]]:
 def coverage(some: Collection[str]) -> str:
     """The share of some games in all."""
     return f"{len(some)} of {len(games())} games"
-
-
-def published_aggregates() -> dict[str, dict[str, float]]:
-    """Published aggregates over the 26 games: method -> ``mean``, ``median``, ``iqm``."""
-    return atari100k()["aggregate"]
 
 
 def normalise(game: str, mean_return: float) -> float:
@@ -90,9 +75,7 @@ def _results(run: runs.RunFacts) -> Iterable[runs.Result]:
     """The mean returns of a run's evaluations, with their deviations from the protocol."""
     envs = run.config.envs
     skip = envs.frame_skip or SKIP
-    fixed = []
-    if envs.image_size != IMAGE:
-        fixed.append(f"images of {envs.image_size} pixels, not {IMAGE}")
+    fixed = runs.other_images(envs.image_size)
     if skip != SKIP:
         fixed.append(f"frame skip {skip}, not {SKIP}")
     if envs.time_limit and envs.time_limit * skip != FRAMES:
@@ -110,7 +93,7 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
         counts = (str(len(entry.returns)), str(len(entry.runs)))
         protocol = (entry.protocol, runs.meets(entry.all_deviations))
         rows.append((entry.label, *counts, *numbers, *protocol))
-    for name, row in published_aggregates().items():
+    for name, row in atari100k()["aggregate"].items():
         numbers = (runs.number(row.get(key), 3) for key in AGGREGATES)
         how = PUBLISHED.get(name, AS_PUBLISHED)
         rows.append((f"{name} (published)", str(len(games())), runs.NONE, *numbers, how, runs.NONE))
@@ -142,7 +125,7 @@ def games_table(ours: Sequence[Entry]) -> runs.Table:
     rows = []
     for game in names:
         known = (runs.number(games()[game][m]) for m in ("random", "human", *METHODS))
-        mine = (_returns_cell(game, entry.returns.get(game, [])) for entry in ours)
+        mine = (_returns_cell(game, entry.returns.get(game)) for entry in ours)
         rows.append((game, *mine, *known))
     headings = [f"{e.label}{' (not the protocol)' if e.deviations else ''}" for e in ours]
     notes = ("In parentheses the human-normalised score.",) if rows else ()
@@ -150,7 +133,7 @@ def games_table(ours: Sequence[Entry]) -> runs.Table:
     return runs.Table(columns=columns, rows=rows, notes=notes)
 
 
-def _returns_cell(game: str, returns: Sequence[float]) -> str:
+def _returns_cell(game: str, returns: Sequence[float] | None) -> str:
     """The mean return of some runs, normalised in parentheses, and each of several."""
     if not returns:
         return runs.NONE

@@ -20,7 +20,7 @@ from emerald_jax.run.log import achievements_of
 from emerald_jax.scores import crafter, crafter_score, success_rates
 
 BUDGET, SLACK = 1_000_000, 10_000
-EVAL_STEPS, EVAL_EPISODES, TIME_LIMIT, IMAGE = 10_000_000, 256, 10_000, 64
+EVAL_STEPS, EVAL_EPISODES, TIME_LIMIT = 10_000_000, 256, 10_000
 TRAINING, EVALUATION = "training episodes of the first 1 M steps", "256 episodes after 10 M steps"
 COLUMNS = ("agent", "score %", "pooled %", "return", "seeds", "episodes", "protocol", "meets it")
 
@@ -65,10 +65,8 @@ class Entry(runs.Entry):
 
 def entries(found: Sequence[runs.RunFacts]) -> list[Entry]:
     """Our results, those of the training protocol first."""
-    results = (
-        result for kind in (_training, _evaluations) for run in found for result in kind(run)
-    )
-    return runs.entries_of(results, Entry)
+    kinds = (_training, _evaluations)
+    return runs.entries_of((row for kind in kinds for run in found for row in kind(run)), Entry)
 
 
 def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
@@ -147,9 +145,8 @@ def _training(run: runs.RunFacts) -> Iterable[runs.Result]:
     unlocked = [achievements_of(row) for row in counted]
     if not counted or not all(unlocked):
         return
-    steps = totals[len(counted) - 1]
+    steps, envs = totals[len(counted) - 1], run.config.envs
     few = (f"{runs.about(steps)} of {BUDGET:,} steps",) if steps < BUDGET - SLACK else ()
-    envs = run.config.envs
     rates = success_rates(unlocked, sorted(unlocked[0]))
     mean = statistics.fmean(row["score"] for row in counted)
     seed = SeedScore(rates, mean, len(counted))
@@ -169,9 +166,5 @@ def _evaluations(run: runs.RunFacts) -> Iterable[runs.Result]:
 
 def _settings(image: int | None, limit: int | None) -> tuple[str, ...]:
     """Deviations in the environment's settings."""
-    found = []
-    if image != IMAGE:
-        found.append(f"images of {image} pixels, not {IMAGE}")
-    if limit not in (0, TIME_LIMIT):
-        found.append(f"time limit {limit}, not {TIME_LIMIT:,}")
-    return tuple(found)
+    other = [] if limit in (0, TIME_LIMIT) else [f"time limit {limit}, not {TIME_LIMIT:,}"]
+    return (*runs.other_images(image), *other)
