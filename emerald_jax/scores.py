@@ -63,18 +63,11 @@ def aggregate(
 ) -> dict[str, Interval]:
     """Mean, median and IQM over games, with stratified bootstrap intervals.
 
-    ``mean`` and ``median`` are over games, of each game's mean over runs; ``iqm`` is the mean of
-    the middle half of all runs of all games, each with equal weight. Each bootstrap sample
-    resamples every game's runs with replacement; the interval is the middle 95 % over samples. With
-    one run per game there is no interval.
-
-    Args:
-        scores: game -> one score per run.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: without games, or if a game has no runs.
+    ``scores``: game -> one score per run. ``mean`` and ``median`` are over games, of each game's
+    mean over runs; ``iqm`` is the mean of the middle half of all runs of all games, each with equal
+    weight. Each of the bootstrap's ``samples`` resamples every game's runs with replacement; the
+    interval is the middle 95 % over samples. With one run per game there is no interval. ValueError
+    without games, or if a game has no runs.
     """
     if not scores or not all(len(runs) for runs in scores.values()):
         raise ValueError("an aggregate needs at least one run of every game")

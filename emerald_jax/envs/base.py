@@ -19,15 +19,6 @@ from emerald_jax.config import EnvsConfig
 
 MAX_REWARD = float(np.finfo(np.float32).max)
 FINITE = "rewards must be finite float32 numbers"
-CRAFTER_ACHIEVEMENTS = frozenset(
-    (
-        *("collect_coal", "collect_diamond", "collect_drink", "collect_iron", "collect_sapling"),
-        *("collect_stone", "collect_wood", "defeat_skeleton", "defeat_zombie", "eat_cow"),
-        *("eat_plant", "make_iron_pickaxe", "make_iron_sword", "make_stone_pickaxe"),
-        *("make_stone_sword", "make_wood_pickaxe", "make_wood_sword", "place_furnace"),
-        *("place_plant", "place_stone", "place_table", "wake_up"),
-    )
-)
 
 
 class EnvError(RuntimeError):
@@ -132,7 +123,11 @@ def achievement_names(episodes: Iterable[Episode]) -> list[str]:
 
 def is_crafter_like(env: str, names: Iterable[str]) -> bool:
     """Whether the Crafter score is defined: for both Crafter families, and for its 22 ``names``."""
-    return env.partition(":")[0] in ("crafter", "craftax") or set(names) >= CRAFTER_ACHIEVEMENTS
+    if env.partition(":")[0] in ("crafter", "craftax"):
+        return True
+    from emerald_jax.scores import crafter  # loading an agent does not need it
+
+    return set(names) >= set(crafter()["human_experts"]["rates"])
 
 
 def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:

@@ -240,9 +240,6 @@ def make_host_vector_env(
 ) -> HostVectorEnv:
     """Start ``envs.count`` host environments, inline or in workers as ``envs.workers`` chooses.
 
-    ``auto`` uses worker processes for more than one environment: host environments are slow, and
-    one Python process steps only one at a time.
-
     cloudpickle must be able to pickle ``factory``; ``preload`` names modules to import once for all
     workers. EnvError if an environment cannot start or has other spaces than ``spec``.
     """
@@ -274,7 +271,10 @@ def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:
 
 
 def runs_inline(envs: EnvsConfig) -> bool:
-    """Whether host environments run in this process; see :func:`make_host_vector_env`."""
+    """Whether host environments run in this process; ``auto``: only a single one does.
+
+    Host environments are slow, and one Python process steps only one at a time.
+    """
     return envs.workers == "inline" or (envs.workers == "auto" and envs.count == 1)
 
 

@@ -52,19 +52,11 @@ def play_episodes(
 ) -> Iterator[Episode]:
     """Play complete episodes; the environments' shares differ by at most one episode.
 
-    An episode that a fault cut (see ``host.py``) is returned too, and another is played for it. An
-    episode that does not end within ``max_steps`` is cut there and counts; its environment, which
-    cannot begin another one alone, plays no more. This is logged.
-
-    Args:
-        env: a vector environment; it is reset first and left open.
-        episodes: complete ones to play, over all environments.
-        policy: chooses the actions.
-        watch: called with every vector step, the reset included.
-        max_steps: of an episode; None takes :data:`MAX_STEPS`, or twice a longer time limit.
-
-    Yields:
-        The episodes as they end, those that a fault cut among them.
+    ``env`` is reset first and left open; ``watch`` is called with every vector step, the reset
+    included. An episode that a fault cut (see ``host.py``) is yielded too, and another is played
+    for it. An episode that does not end within ``max_steps`` (None: :data:`MAX_STEPS`, or twice a
+    longer time limit) is cut there and counts; its environment, which cannot begin another one
+    alone, plays no more. This is logged.
     """
     limit = max_steps or max(MAX_STEPS, 2 * env.spec.time_limit)
     record, left, patient = env.reset(), share_out(episodes, env.num_envs), True
@@ -138,22 +130,13 @@ def check_env(
     steps: int = 100,
     seed: int = 0,
 ) -> tuple[str, ...]:
-    """Play an environment at random and compare its records with the rules.
+    """Play an environment at random; returns one line per broken rule, none if it is correct.
 
     Checked are: the spec; the shape and type of every record; finite numbers; that the environment
     does not raise, hang or die; where episodes begin and end, and their scores and lengths; a reset
-    in the middle of an episode; and that the seed decides everything. A host environment is played
-    twice, as ``envs.workers`` chooses and in this process; both runs must agree.
-
-    Args:
-        env: a name, a factory of a Gymnasium environment, or a vector environment. The last is
-            played once only, so its seed is not checked.
-        envs: settings; the default time limit is short so that episodes end.
-        steps: vector steps to play.
-        seed: of the environment and of the actions.
-
-    Returns:
-        One line per finding; empty for a correct environment.
+    in the middle of an episode; and that ``seed`` decides everything. A host environment is played
+    twice, as ``envs.workers`` chooses and in this process; both runs must agree. ``env`` is a name,
+    a factory of a Gymnasium environment, or a vector environment, which is played only once.
     """
     if hasattr(env, "step_async"):
         return tuple(dict.fromkeys(_play(env, steps, seed)[1]))

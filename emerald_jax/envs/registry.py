@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emerald_jax.config import EnvsConfig
+from emerald_jax.config import EnvsConfig, nearest
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv
 
 if TYPE_CHECKING:
@@ -125,13 +125,9 @@ def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
 def register(name: str, factory: Callable[[], gymnasium.Env]) -> None:
     """Give an environment of your own a name in this process; replaces an earlier one.
 
-    Args:
-        name: value for ``env``.
-        factory: makes one Gymnasium environment with an image observation and discrete actions;
-            called without arguments, in worker processes too.
-
-    Raises:
-        EnvError: when the name is taken by the package, or the factory is not callable.
+    ``factory`` makes one Gymnasium environment with an image observation and discrete actions; it
+    is called without arguments, in worker processes too. EnvError: the name is taken by the
+    package, or the factory is not callable.
     """
     if not name or name.partition(":")[0] in FAMILIES or name.split() != [name]:
         raise EnvError(
@@ -162,7 +158,8 @@ def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
         if value != default and setting not in family.settings:
             raise EnvError(f"{name} does not support envs.{setting}: leave it at {default!r}")
     try:
-        return getattr(_module(prefix), function)(name, game, envs, **arguments)
+        module = importlib.import_module(f".{prefix}", __package__)
+        return getattr(module, function)(name, game, envs, **arguments)
     except ModuleNotFoundError as error:
         # It may be a dependency that the package does not declare.
         package = (error.name or family.package).partition(".")[0]
@@ -170,10 +167,6 @@ def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
         raise EnvError(
             f"{name} needs the package {package}, which is not installed: pip install {pip}"
         ) from error
-
-
-def _module(family: str) -> Any:
-    return importlib.import_module(f"emerald_jax.envs.{family}")
 
 
 def _find(name: str) -> tuple[str, str | Callable[[], Any]]:
@@ -198,7 +191,7 @@ def _has(prefix: str, game: str) -> bool:
     if game in family.games or family.games == _ANY:
         return True
     try:
-        return family.open_ended and _module(prefix).knows(game)
+        return family.open_ended and importlib.import_module(f".{prefix}", __package__).knows(game)
     except ModuleNotFoundError:
         return True
 
@@ -239,8 +232,7 @@ def _near_in(holder: Any, name: str, module: str) -> str:
         for key, value in getattr(holder, "__dict__", {}).items()
         if callable(value) and f"{getattr(value, '__module__', '')}.".startswith(f"{module}.")
     ]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; nearest: {near[0]}" if near else ""
+    return nearest(name, known)
 
 
 def _nearest(name: str) -> str:

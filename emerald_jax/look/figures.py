@@ -117,7 +117,7 @@ def wrap_name(name: str) -> str:
 def add_legend(
     figure: Figure, *, side: Literal["lower", "right"] = "lower", columns: int = 1
 ) -> Figure:
-    """Name the labelled lines of a figure outside its axes; it grows by the legend and returns."""
+    """Name the labelled lines outside the axes; returns the figure, grown by the legend."""
     handles, labels = [], []
     for axis in figure.axes:
         for found, more in zip((handles, labels), axis.get_legend_handles_labels(), strict=True):

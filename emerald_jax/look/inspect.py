@@ -71,17 +71,11 @@ Section = tuple[str, list[str]]
 def inspect_run(
     run: str | Path, out: str | Path, *, checkpoint: int | None = None, seed: int = 0
 ) -> Path:
-    """Write the report of a run.
+    """Write the report of a run or of an export, which is only read, to the HTML file ``out``.
 
-    Args:
-        run: a run directory, or an export; it is only read.
-        out: the HTML file to write.
-        checkpoint: its step; None uses the newest valid one.
-        seed: of the choice of frames, and of the dreams.
-
-    Raises:
-        ConfigError: ``run`` is no run directory.
-        CheckpointError: it does not hold the requested checkpoint.
+    ``checkpoint`` is its step; None uses the newest valid one. ``seed``: of the choice of frames,
+    and of the dreams. ConfigError: ``run`` is no run directory. CheckpointError: it does not hold
+    the requested checkpoint.
     """
     run, out = Path(run), Path(out)
     config = read_config(run)

@@ -19,20 +19,12 @@ REPORT_FILE = "report.md"
 
 
 def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episodes: int = 0) -> str:
-    """Compare runs with the published numbers.
+    """Compare runs, which are only read, with the published numbers; returns the text of report.md.
 
-    Args:
-        paths: run directories; they are only read.
-        out: directory for report.md and its pictures; created if missing.
-        random_episodes: of random play in each environment that has no published protocol; 0 uses
-            the episodes that the runs themselves played before their first update.
-
-    Returns:
-        The text of report.md.
-
-    Raises:
-        ConfigError: one of ``paths`` is no run directory, or is given twice.
-        EnvError: random play is requested in an environment that cannot be made on this machine.
+    ``out`` is the directory for report.md and its pictures. ``random_episodes`` are played at
+    random in each environment that has no published protocol; 0 uses the episodes that the runs
+    themselves played before their first update. ConfigError: one of ``paths`` is no run directory,
+    or is given twice. EnvError: an environment for random play cannot be made on this machine.
     """
     read, out = runs.read_runs(paths), Path(out)
     out.mkdir(parents=True, exist_ok=True)
