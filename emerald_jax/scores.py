@@ -45,13 +45,7 @@ def human_normalised(score: float, random: float, human: float) -> float:
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval.
-
-    Attributes:
-        value: the statistic of the given scores.
-        low: lower bound; NaN if there is no interval.
-        high: upper bound; NaN if there is no interval.
-    """
+    """A statistic and the bounds of its 95 % interval, which are NaN if there is none."""
 
     value: float
     low: float

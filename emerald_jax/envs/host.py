@@ -86,11 +86,12 @@ class HostVectorEnv(VectorEnv):
             group.close(deadline)
 
     def _begin(self) -> np.ndarray:
-        self._send_all([True] * self.num_envs, [0] * self.num_envs)
+        self._send_all([None] * self.num_envs)
         return self._receive_all([True] * self.num_envs).image
 
     def _send(self, actions: np.ndarray) -> None:
-        self._send_all(self.newest.is_last.tolist(), actions.tolist())
+        over = self.newest.is_last
+        self._send_all([None if over[i] else action for i, action in enumerate(actions.tolist())])
 
     def _receive(self) -> Outcome:
         outcome = self._receive_all(self.newest.is_last.tolist())
@@ -114,11 +115,10 @@ class HostVectorEnv(VectorEnv):
             reason = str(fault).removeprefix("failed: ")
             raise self._error(f"{_called(lost)} could not start: {reason}", fault) from fault
 
-    def _send_all(self, begins: Sequence[bool], actions: Sequence[int]) -> None:
-        """Reset the environments that ``begins`` marks, step the others; returns at once."""
+    def _send_all(self, actions: Sequence[int | None]) -> None:
+        """Step every environment, or reset it where its action is None; returns at once."""
         for group, rows in self._pairs:
-            wanted = [None if begins[env] else actions[env] for env in rows]
-            group.send([self._command(rows, env, a) for env, a in zip(rows, wanted, strict=True)])
+            group.send([self._command(rows, env, actions[env]) for env in rows])
 
     def _command(self, rows: range, env: int, action: int | None = None) -> Command:
         """A step with ``action``, or without one a reset with the environment's next seed."""

@@ -71,13 +71,7 @@ _OWN: dict[str, Callable[[], gymnasium.Env]] = {}
 
 
 class EnvEntry(NamedTuple):
-    """One line of the list of environments.
-
-    Attributes:
-        name: value for ``env``.
-        available: the package it needs is installed.
-        pip: command that installs it.
-    """
+    """A name for ``env``, whether its package is installed, and the command that installs it."""
 
     name: str
     available: bool

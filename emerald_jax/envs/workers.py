@@ -44,12 +44,10 @@ _FORK_SERVER = "emerald_jax.envs.fork_server"
 
 
 class Command(NamedTuple):
-    """One call of one environment.
+    """A call of environment ``index`` of a group: ``make``, ``reset`` or ``step``.
 
-    Attributes:
-        index: of the environment in its group.
-        name: ``make``, ``reset`` (which makes the environment if a fault removed it) or ``step``.
-        value: the seed of a reset, or None; the action of a step.
+    ``value`` is the action of a step, or the seed of a reset, which may be None. A reset makes the
+    environment again if a fault removed it.
     """
 
     index: int
@@ -60,12 +58,8 @@ class Command(NamedTuple):
 class Reply(NamedTuple):
     """Reply to ``reset`` and ``step``, except for the image.
 
-    Attributes:
-        reward: of a step.
-        terminated: the world ended.
-        truncated: a limit cut the episode.
-        extra: of a final step, see :attr:`Episode.extra`.
-        warnings: kind -> a line about something wrong that does not end the episode.
+    ``extra`` of a final step is :attr:`Episode.extra`; ``warnings`` are those of
+    :class:`VectorEnv`.
     """
 
     reward: float = 0.0

@@ -307,11 +307,6 @@ def _draw_dots(canvas: Canvas, share: np.ndarray, corner: tuple, size: tuple) ->
             canvas.pen.rectangle((x, y, x + 2, y + 2), fill=PAPER, outline=ACCENT)
 
 
-def learning_curve(run: str | Path, out: str | Path) -> Path:
-    """Draw a run's return and losses; the ending of ``out`` decides the format (png, svg, pdf)."""
-    return save(curve_figure(run), out)
-
-
 def curve_figure(run: str | Path) -> Figure:
     """A run's return and losses; ValueError when it has neither yet."""
     run = Path(run)
@@ -341,28 +336,6 @@ def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
     mean = rolling_mean(scores)
     axis.plot(steps, mean, "-", color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
     write_value(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
-
-
-def seeds_figure(seeds: Series, *, title: str, goal: float | None = None) -> Figure:
-    """One quantity of several runs: each run as a thin line, their mean, and a band around them.
-
-    The band contains all runs, over the steps that all of them have; ``goal`` is a horizontal line.
-    """
-    figure, (axis,) = new_figure(5.6, 3.6)
-    begin = max(steps[0] for steps, _ in seeds.values())
-    end = min(steps[-1] for steps, _ in seeds.values())
-    grid = np.linspace(begin, end, 200)
-    values = np.stack([np.interp(grid, *points) for points in seeds.values()])
-    axis.fill_between(grid, values.min(0), values.max(0), color=BLUE, alpha=0.18, lw=0)
-    for steps, found in seeds.values():
-        axis.plot(steps, found, "-", color=GREY, linewidth=0.7)
-    mean = f"mean of {len(seeds)} seeds"
-    axis.plot(grid, values.mean(0), "-", color=BLUE, linewidth=2, label=mean)
-    if goal is not None:
-        axis.axhline(goal, color=ORANGE, linewidth=1, linestyle="--", label=f"{goal:g}")
-    heading(axis, title)
-    over_steps(axis)
-    return fit(add_legend(figure, columns=2))
 
 
 def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:

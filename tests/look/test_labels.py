@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from emerald_jax.look import figures
 from emerald_jax.look.film import Film, film_frames, film_sheet
 from emerald_jax.run.pictures import BACKGROUND, Canvas
+from experiments.evidence import seeds_figure
 
 SETTINGS = (
     "ours: crafter, behavior.policy_entropy_scale 0.0003, optim.model_learning_rate 0.0001, "
@@ -45,7 +46,7 @@ EXAMPLES: dict[str, Callable[[str], Figure]] = {
     ),
     "attention": lambda name: figures.attention_map(RNG.random((2, 4, 9)), [0, 1, 2, 4, 8]),
     "rewards": lambda name: figures.imagined_rewards(*RNG.random((3, 3, 19)), 4),
-    "seeds": lambda name: figures.seeds_figure(series(name, 3), title=name, goal=0.5),
+    "seeds": lambda name: seeds_figure(series(name, 3), title=name, goal=0.5),
     "bars": lambda name: figures.bar_figure(
         {f"{i} {name}": bars(name, 7) for i in (0, 1)}, unit=name
     ),
