@@ -99,18 +99,17 @@ def _aggregates(games: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-@functools.cache
 def crafter() -> dict[str, Any]:
     """Scores in per cent, returns and success rates of Crafter, by protocol and by method."""
     return _read("crafter.json")
 
 
-@functools.cache
 def atari100k() -> dict[str, Any]:
     """The protocol of Atari 100k, returns by game and method, and published aggregates."""
     return _read("atari100k.json")
 
 
+@functools.cache
 def _read(name: str) -> dict[str, Any]:
     text = resources.files("emerald_jax").joinpath("data", name).read_text(encoding="utf-8")
     return json.loads(text)

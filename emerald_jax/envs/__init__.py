@@ -1,37 +1,23 @@
-"""Environments behind one vectorised interface; ``base.py`` states its rules."""
+"""Environments behind one vectorised interface; ``base.py`` states its rules.
 
+The names below are imported from their modules when they are first used (PEP 562).
+"""
+
+import importlib
 from typing import Any
 
-from emerald_jax.envs.base import EnvError, EnvSpec, Episode, VectorEnv, VectorStep
-from emerald_jax.envs.registry import (
-    EnvEntry,
-    list_envs,
-    make_vector_env,
-    make_vector_env_of,
-    register,
-    spec_of,
-)
+#: Public name -> the module of this room it lives in.
+_HOMES = {
+    **dict.fromkeys(("EnvError", "EnvSpec", "Episode", "VectorEnv", "VectorStep"), "base"),
+    **dict.fromkeys(("EnvEntry", "list_envs", "register", "spec_of"), "registry"),
+    **dict.fromkeys(("make_vector_env", "make_vector_env_of"), "registry"),
+    "check_env": "playing",
+}
 
-__all__ = [
-    "EnvEntry",
-    "EnvError",
-    "EnvSpec",
-    "Episode",
-    "VectorEnv",
-    "VectorStep",
-    "check_env",
-    "list_envs",
-    "make_vector_env",
-    "make_vector_env_of",
-    "register",
-    "spec_of",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the check when it is first used: loading an agent does not need it (PEP 562)."""
-    if name != "check_env":
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from emerald_jax.envs.playing import check_env
-
-    return check_env
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

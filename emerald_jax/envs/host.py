@@ -34,11 +34,9 @@ class HostVectorEnv(VectorEnv):
     """E host environments in one or several groups; see :class:`VectorEnv`.
 
     An environment is a ``gymnasium.Env`` that observes a `[height, width, 3]` uint8 image and takes
-    discrete actions. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`.
-
-    Attributes:
-        faults: failures so far. An environment that raised counts as one; so does a worker that
-            died or hung, whatever the number of its environments.
+    discrete actions. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`. An
+    environment that raised counts as one of :attr:`faults`; so does a worker that died or hung,
+    whatever the number of its environments.
     """
 
     def __init__(

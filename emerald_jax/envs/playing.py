@@ -21,7 +21,7 @@ from emerald_jax.envs.base import EnvError, EnvSpec, Episode, VectorEnv, VectorS
 from emerald_jax.envs.registry import make_vector_env, make_vector_env_of
 
 if TYPE_CHECKING:
-    import gymnasium
+    from emerald_jax.envs.workers import EnvFactory
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ MAX_STEPS = 30_000
 #: Steps of one episode after which an evaluation mentions that limit.
 _LONG = 2_000
 #: A check plays two environments, with episodes short enough that many end.
-CHECKED = EnvsConfig(count=2, time_limit=25)
+SHORT = EnvsConfig(count=2, time_limit=25)
 _DARK = 32
 _STILL = "the image never changes"
 #: Steps to wait for a game that shows a still picture before it begins.
@@ -124,11 +124,7 @@ def play_randomly(
 
 
 def check_env(
-    env: str | Callable[[], gymnasium.Env] | VectorEnv,
-    envs: EnvsConfig = CHECKED,
-    *,
-    steps: int = 100,
-    seed: int = 0,
+    env: str | EnvFactory | VectorEnv, envs: EnvsConfig = SHORT, *, steps: int = 100, seed: int = 0
 ) -> tuple[str, ...]:
     """Play an environment at random; returns one line per broken rule, none if it is correct.
 
@@ -196,17 +192,16 @@ def _actions(env: VectorEnv, steps: int, seed: int) -> np.ndarray:
 
 def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
     """Findings in a spec."""
-    shape = spec.image_shape
-    if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
-        yield f"spec.image_shape is {shape}, not (height, width, 3)"
-    if spec.num_actions < 2:
-        yield f"spec.num_actions is {spec.num_actions}: an agent needs a choice"
-    if len(spec.action_names) not in (0, spec.num_actions):
-        yield f"spec.action_names has {len(spec.action_names)} names, not {spec.num_actions}"
-    if spec.time_limit < 0:
-        yield f"spec.time_limit is {spec.time_limit}"
-    if count < 1:
-        yield f"num_envs is {count}"
+    shape, actions, names = spec.image_shape, spec.num_actions, len(spec.action_names)
+    rgb = shape[2:] == (3,) and min(shape) > 0
+    sound = {
+        f"spec.image_shape is {shape}, not (height, width, 3)": rgb,
+        f"spec.num_actions is {actions}: an agent needs a choice": actions > 1,
+        f"spec.action_names has {names} names, not {actions}": names in (0, actions),
+        f"spec.time_limit is {spec.time_limit}": spec.time_limit >= 0,
+        f"num_envs is {count}": count > 0,
+    }
+    return (finding for finding, holds in sound.items() if not holds)
 
 
 def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -> list[str]:
@@ -237,17 +232,15 @@ def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str
 
 def _check_step(before: VectorStep, record: VectorStep, action: np.ndarray) -> Iterator[str]:
     """Findings in one record, given the one before and the action between them."""
-    first = record.is_first
-    if (first != before.is_last).any():
-        yield "is_first does not follow is_last, or follows something else"
-    if (record.action != np.where(first, -1, action)).any():
-        yield "action is not the one that was given, or not -1 on a first frame"
-    if record.reward[first].any():
-        yield "a first frame has a reward"
-    if (first & record.is_last).any():
-        yield "a first frame is also a last frame"
-    if (record.is_terminal & ~record.is_last).any():
-        yield "is_terminal without is_last"
+    first, last, given = record.is_first, record.is_last, np.where(record.is_first, -1, action)
+    wrong = {
+        "is_first does not follow is_last, or follows something else": first != before.is_last,
+        "action is not the one that was given, or not -1 on a first frame": record.action != given,
+        "a first frame has a reward": record.reward[first],
+        "a first frame is also a last frame": first & last,
+        "is_terminal without is_last": record.is_terminal & ~last,
+    }
+    return (finding for finding, where in wrong.items() if where.any())
 
 
 def _check_episodes(spec: EnvSpec, records: list[VectorStep]) -> Iterator[str]:

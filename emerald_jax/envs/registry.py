@@ -20,7 +20,7 @@ from emerald_jax.config import EnvsConfig, nearest
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv
 
 if TYPE_CHECKING:
-    import gymnasium
+    from emerald_jax.envs.workers import EnvFactory
 
 #: The 26 games of the Atari 100k benchmark; the package has more.
 ATARI_100K = (
@@ -67,7 +67,7 @@ FAMILIES = {
     "gymnax": Family("gymnax", "gymnax six", _GYMNAX, open_ended=True),
 }
 #: Factories given to :func:`register`.
-_OWN: dict[str, Callable[[], gymnasium.Env]] = {}
+_OWN: dict[str, EnvFactory] = {}
 
 
 class EnvEntry(NamedTuple):
@@ -95,12 +95,7 @@ def make_vector_env(name: str, envs: EnvsConfig, *, seed: int, generation: int =
 
 
 def make_vector_env_of(
-    name: str,
-    factory: Callable[[], gymnasium.Env],
-    envs: EnvsConfig,
-    *,
-    seed: int,
-    generation: int = 0,
+    name: str, factory: EnvFactory, envs: EnvsConfig, *, seed: int, generation: int = 0
 ) -> VectorEnv:
     """As :func:`make_vector_env`, from a factory of a Gymnasium environment; see :func:`register`.
 
@@ -116,7 +111,7 @@ def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
     return _call(name, "make_spec", envs)
 
 
-def register(name: str, factory: Callable[[], gymnasium.Env]) -> None:
+def register(name: str, factory: EnvFactory) -> None:
     """Give an environment of your own a name in this process; replaces an earlier one.
 
     ``factory`` makes one Gymnasium environment with an image observation and discrete actions; it

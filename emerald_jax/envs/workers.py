@@ -81,9 +81,8 @@ Answer = tuple[gymnasium.Space, gymnasium.Space] | Reply | FaultError
 class InlineGroup:
     """Environments in this process. A timeout cannot stop them, and their crash is ours.
 
-    Attributes:
-        frames: `[envs, height, width, 3]` uint8, the newest image of each. The caller may write
-            to it while no command is running.
+    ``frames`` `[envs, height, width, 3]` uint8 holds the newest image of each; the caller may write
+    to it while no command is running.
     """
 
     def __init__(
@@ -174,11 +173,8 @@ class WorkerGroup:
     """Environments in a worker process, their images in shared memory; see :class:`InlineGroup`.
 
     A vector step costs one message and two context switches per process. If an environment hangs or
-    crashes the process, all are lost. If it only raises, it alone is replaced.
-
-    Attributes:
-        frames: see :class:`InlineGroup`.
-        process: the worker, once started.
+    crashes the process, all are lost. If it only raises, it alone is replaced. ``process`` is the
+    worker, once started.
     """
 
     def __init__(
@@ -289,14 +285,13 @@ def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> 
         began.value = time.monotonic()
         return group.obey(command)
 
-    def next_commands() -> Sequence[Command]:
-        while not pipe.poll(0) and group.work_ahead():
-            pass
-        return pipe.recv()
-
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        while commands := next_commands():
+        commands: Sequence[Command] = pipe.recv()
+        while commands:
             pipe.send([obey(command) for command in commands])
+            while not pipe.poll(0) and group.work_ahead():
+                pass
+            commands = pipe.recv()
     group.close(0)
 
 

@@ -318,7 +318,12 @@ def curve_figure(run: str | Path) -> Figure:
     figure, axes = new_figure(5.6 * columns, 3.6, columns=columns)
     heading(axes[0], f"Episode return, mean of the last {WINDOW}")
     if episodes:
-        _draw_return(axes[0], episodes)
+        steps, scores = np.array([(row["step"], row["score"]) for row in episodes], np.float64).T
+        grey = dict(color=GREY, markersize=2, alpha=0.4, rasterized=True)
+        axes[0].plot(steps, scores, ".", **grey)
+        mean, dot = rolling_mean(scores), "o" if len(scores) == 1 else None
+        axes[0].plot(steps, mean, "-", color=BLUE, linewidth=2, marker=dot)
+        write_value(axes[0], f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
     if losses:
         heading(axes[1], "Losses")
         positive = all((values > 0).all() for _, values in losses.values())
@@ -328,14 +333,6 @@ def curve_figure(run: str | Path) -> Figure:
     for axis in axes:
         over_steps(axis)
     return fit(add_legend(figure, side="right"))
-
-
-def _draw_return(axis: Axes, episodes: list[dict[str, Any]]) -> None:
-    steps, scores = np.array([(row["step"], row["score"]) for row in episodes], np.float64).T
-    axis.plot(steps, scores, ".", color=GREY, markersize=2, alpha=0.4, rasterized=True)
-    mean = rolling_mean(scores)
-    axis.plot(steps, mean, "-", color=BLUE, linewidth=2, marker="o" if len(mean) == 1 else None)
-    write_value(axis, f"{mean[-1]:.2f}", (steps[-1], mean[-1]), BLUE)
 
 
 def rolling_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -365,15 +362,10 @@ def loss_series(rows: list[dict[str, Any]]) -> Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar.
+    """One bar, with an error bar from ``low`` to ``high`` unless they are NaN.
 
-    Attributes:
-        label: its name.
-        value: its length.
-        low: lower end of its error bar, or NaN.
-        high: upper end.
-        ours: drawn in colour; published numbers are grey.
-        meets: hatched when False: the result does not meet the protocol.
+    ``ours`` is drawn in colour, published numbers are grey; a bar is hatched unless the result
+    ``meets`` its protocol.
     """
 
     label: str

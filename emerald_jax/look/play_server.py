@@ -288,7 +288,9 @@ class PlayServer:
         return action
 
     async def _send(self, player: ServerConnection, picture: Picture) -> None:
-        rate = self._rate()
+        rate = None
+        if len(self._times) == _RATE_FRAMES:
+            rate = (_RATE_FRAMES - 1) / (self._times[-1] - self._times[0])
         slow = rate is not None and rate < _ENOUGH * self._fps
         settings = (self._fps, self.session.steps, self.session.beside)
         if slow and self._reported != settings:
@@ -296,12 +298,6 @@ class PlayServer:
             at = f"at S = {self.session.steps}, fewer than the requested {self._fps:g}"
             self._say(f"this machine dreams {rate:.1f} frames per second {at}")
         await player.send(pack(picture, {"rate": rate, "slow": slow}))
-
-    def _rate(self) -> float | None:
-        """Frames per second over the last ones; None while there are too few."""
-        if len(self._times) < _RATE_FRAMES:
-            return None
-        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
 
     def _hello(self) -> dict[str, Any]:
         """The message before the first frame."""

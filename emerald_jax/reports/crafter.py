@@ -73,7 +73,13 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
     """Ours and the published numbers, protocol by protocol."""
     rows = []
     for protocol in (TRAINING, EVALUATION):
-        rows += [_our_row(entry) for entry in ours if entry.protocol == protocol]
+        for entry in (entry for entry in ours if entry.protocol == protocol):
+            scores = runs.mean_and_deviation([seed.score for seed in entry.results])
+            pooled = f"{crafter_score(entry.pooled_rates):.1f}"
+            returns = runs.mean_and_deviation([seed.mean_return for seed in entry.results], 2)
+            counts = len(entry.results), sum(seed.episodes for seed in entry.results)
+            how = protocol, runs.meets(entry.deviations)
+            rows.append((entry.label, scores, pooled, returns, *map(str, counts), *how))
         rows += list(_published_rows(protocol))
     human = crafter()["human_experts"]
     scores = (f"{human['score']:g} ± {human['score_std']:g}", f"{human['score_pooled']:g}")
@@ -123,19 +129,6 @@ def _published_rows(protocol: str) -> Iterable[tuple[str, ...]]:
         scores = (runs.NONE, score) if pooled else (score, runs.NONE)
         about_it = (runs.number(row.get("return")), runs.NONE, runs.number(row.get("episodes"), 0))
         yield f"{name.replace('_', ' ')} (published)", *scores, *about_it, protocol, "yes"
-
-
-def _our_row(entry: Entry) -> tuple[str, ...]:
-    return (
-        entry.label,
-        runs.mean_and_deviation([seed.score for seed in entry.results]),
-        f"{crafter_score(entry.pooled_rates):.1f}",
-        runs.mean_and_deviation([seed.mean_return for seed in entry.results], 2),
-        str(len(entry.results)),
-        str(sum(seed.episodes for seed in entry.results)),
-        entry.protocol,
-        runs.meets(entry.deviations),
-    )
 
 
 def _training(run: runs.RunFacts) -> Iterable[runs.Result]:

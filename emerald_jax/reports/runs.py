@@ -147,14 +147,10 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Results that may be averaged: of one experiment, obtained in one way.
+    """Results of seeds that may be averaged: of one experiment, obtained in one way.
 
-    Attributes:
-        label: name of the agent.
-        protocol: how the results were obtained.
-        deviations: how that differs from a published protocol; empty if it does not.
-        runs: one or more, the seeds.
-        results: of each run.
+    ``label`` names the agent, ``protocol`` the way; ``deviations`` from a published protocol are
+    empty if there are none.
     """
 
     label: str
