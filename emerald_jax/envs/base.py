@@ -132,9 +132,8 @@ def is_crafter_like(env: str, names: Iterable[str]) -> bool:
 
 def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
     """Refuse to continue a run in an environment with other actions or images (EnvError)."""
-    shapes = ["x".join(map(str, spec.image_shape)) for spec in (before, now)]
-    pairs = {"actions": (before.num_actions, now.num_actions), "images": shapes}
-    for things, (old, new) in pairs.items():
+    images = ("x".join(map(str, spec.image_shape)) for spec in (before, now))
+    for things, old, new in (("actions", before.num_actions, now.num_actions), ("images", *images)):
         if old != new:
             raise EnvError(
                 f"{now.name} has {new} {things}, this run was trained with {old}: continue it "
@@ -143,15 +142,11 @@ def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
 
 
 class Outcome(NamedTuple):
-    """Results of one vector step, before they become records.
+    """Results of one vector step, before they become records; all have a leading `[E]`.
 
-    Attributes:
-        image: `[E, height, width, 3]` uint8.
-        reward: `[E]` floats.
-        terminated: `[E]` bool, the world ended.
-        truncated: `[E]` bool, a limit cut the episode.
-        extra: ``{env: extra}`` for episodes that ended. On the device: an array `[E, …]` from which
-            :meth:`DeviceVectorEnv._extra` makes it, or None.
+    ``terminated``: the world ended; ``truncated``: a limit cut the episode. ``extra``:
+    ``{env: extra}`` for episodes that ended. On the device: an array `[E, …]` from which
+    :meth:`DeviceVectorEnv._extra` makes it, or None.
     """
 
     image: Any

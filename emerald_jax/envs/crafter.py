@@ -24,11 +24,8 @@ SMALLEST_IMAGE = 18
 class _World(crafter.Env):
     """Crafter whose random choices depend on its seed alone, and whose reset can be done in parts.
 
-    Attributes:
-        image: the first frame, once :meth:`begin_slowly` has finished.
+    ``image`` is the first frame, once :meth:`begin_slowly` has finished.
     """
-
-    image: np.ndarray
 
     def _balance_chunk(self, chunk: tuple[int, ...], objs: set[Any]) -> None:
         # The original draws the creature to remove from a Python set, whose order follows memory

@@ -146,9 +146,8 @@ class DeviceVectorEnv(VectorEnv):
         for name in (*VectorStep._fields[:-1], "score", "length"):
             value = state.get(_RECORD + name)
             if value is None or len(value) != self.num_envs:
-                found = "is missing" if value is None else f"holds {len(value)} environments"
-                of = f"this state is not of {self.num_envs} environments"
-                raise EnvError(f"{of}: {_RECORD}{name} {found}")
+                what = f"{_RECORD}{name} does not match {self.num_envs} environments"
+                raise EnvError(f"this state is not of {self.spec.name}: {what}")
             values[name] = np.array(value)
         self.score, self.length = values.pop("score"), values.pop("length")
         self.newest = VectorStep(**values)

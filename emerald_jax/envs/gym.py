@@ -92,10 +92,9 @@ class ImageEnv(gymnasium.Wrapper):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action, repeated for ``frame_skip`` frames or until the episode ends."""
         total = 0.0
+        taken = np.int64(self._start + int(action))
         for _ in range(self._skip):
-            observation, reward, terminated, truncated, info = self._ask(
-                "step", _STEP, np.int64(self._start + int(action))
-            )
+            observation, reward, terminated, truncated, info = self._ask("step", _STEP, taken)
             total += checked_reward(reward)
             if terminated or truncated:
                 break
@@ -114,10 +113,8 @@ class ImageEnv(gymnasium.Wrapper):
             if not any(sign in str(error) for sign in _OLD_SIGNS):
                 raise
             found = f"raised {describe(error)} in {method}"
-        raise FaultError.interface(
-            f"{found}, which must return ({', '.join(wanted)}): port the environment from Gym's "
-            "old interface to Gymnasium's"
-        )
+        port = "port the environment from Gym's old interface to Gymnasium's"
+        raise FaultError.interface(f"{found}, which must return ({', '.join(wanted)}): {port}")
 
     def take_warnings(self) -> dict[str, str]:
         """Warnings since the last call, kind -> line."""
@@ -163,9 +160,8 @@ class ImageEnv(gymnasium.Wrapper):
         if image.ndim != 3 or image.shape[2] not in channels or image.dtype.kind not in "buif":
             raise FaultError.interface(f"gave {_form(shown)} as {what}, not a grey or RGB image")
         if not rendered and shape != self._image.shape:
-            self._warnings["shape"] = (
-                f"{what} is {list(shape)}, its space {list(self._image.shape)}"
-            )
+            form = f"{what} is {list(shape)}"
+            self._warnings["shape"] = f"{form}, its space {list(self._image.shape)}"
         if rendered and image.dtype != np.uint8:
             if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
                 raise FaultError.interface(f"gave {image.dtype} numbers as {what}, not uint8")
@@ -196,12 +192,10 @@ class ImageEnv(gymnasium.Wrapper):
 
 
 def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
-    """Spec of an environment, which is made once to read its spaces.
+    """Spec of an environment, made once to read its spaces; EnvError if it is unsuitable.
 
     ``game`` is a factory or Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that
     registers it, ``minigrid:MiniGrid-Empty-5x5-v0``.
-
-    EnvError: the environment cannot be made, shown or controlled.
     """
     with env_code():
         env = make_image_env(name, game, envs)

@@ -38,7 +38,11 @@ class GymnaxVectorEnv(DeviceVectorEnv):
         self._game, self._params = _load_game(name, game)
         spec = _spec(name, self._game, self._params, envs)
         self._limit, self._size = envs.time_limit, envs.image_size
-        self._bounds = _bounds(self._game.observation_space(self._params))
+        space = self._game.observation_space(self._params)
+        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+        usable = np.isfinite(low) & np.isfinite(high) & (high > low)
+        #: They scale an observation to [0, 1]; (0, 1) where the space has no finite ones.
+        self._bounds = np.where(usable, low, 0), np.where(usable, high, 1)
         super().__init__(spec, envs.count, seed, generation)
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -143,10 +147,3 @@ def _spec(name: str, game: Any, params: Any, envs: EnvsConfig) -> EnvSpec:
     if not hasattr(actions, "n"):
         raise EnvError(f"{name} has continuous actions: only discrete actions are supported")
     return square_spec(name, envs, actions.n, params.max_steps_in_episode)
-
-
-def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds that scale an observation to [0, 1]; (0, 1) where the space has no finite ones."""
-    low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
-    usable = np.isfinite(low) & np.isfinite(high) & (high > low)
-    return np.where(usable, low, 0), np.where(usable, high, 1)

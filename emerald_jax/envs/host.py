@@ -126,12 +126,7 @@ class HostVectorEnv(VectorEnv):
         return Command(env - rows.start, "reset", seed)
 
     def _receive_all(self, begins: Sequence[bool]) -> Outcome:
-        """Results of the last :meth:`_send_all`, after all faults have been handled.
-
-        A failed reset is tried again until it works. A failed step ends its episode at the frame
-        before it. If a worker is lost after a step was done (when a reset is tried again), the
-        episode ends with that step. EnvError after too many faults.
-        """
+        """Results of the last :meth:`_send_all`; EnvError after too many faults."""
         since = time.monotonic()
         replies: list[Reply] = []
         for group, rows in self._pairs:
@@ -156,7 +151,10 @@ class HostVectorEnv(VectorEnv):
     def _replies_of(
         self, group: Group, rows: range, begins: Sequence[bool], since: float
     ) -> list[Reply]:
-        """Replies of one group; see :meth:`_receive_all`."""
+        """Replies of one group, after all faults have been handled."""
+        # A failed reset is tried again until it works. A failed step ends its episode at the frame
+        # before it. If a worker is lost after a step was done (when a reset is tried again), the
+        # episode ends with that step.
         replies: dict[int, Reply] = {}
         asked: Sequence[int] = rows
         while asked:
@@ -242,10 +240,8 @@ def make_host_vector_env(
     workers. EnvError if an environment cannot start or has other spaces than ``spec``.
     """
     shape = spec.image_shape
-    groups: list[Group]
-    if runs_inline(envs):
-        groups = [InlineGroup([factory] * envs.count, shape)]
-    else:
+    groups: list[Group] = [InlineGroup([factory] * envs.count, shape)]
+    if not runs_inline(envs):
         sizes = group_sizes(envs.count, envs.processes or cores())
         groups = [WorkerGroup([factory] * size, shape, preload) for size in sizes]
     limits = {"timeout": envs.worker_timeout, "max_faults": envs.max_worker_failures}

@@ -8,6 +8,7 @@ a number of steps, or after the first N episodes to end, would count short episo
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -79,23 +80,15 @@ def play_episodes(
                 *(env.spec.name, index, limit),
             )
             left[index] = 0
-            yield Episode(
-                env=index,
-                score=float(env.score[index]),
-                length=int(env.length[index]),
-                terminal=False,
-                extra={"capped": limit},
-            )
+            sums = {"score": float(env.score[index]), "length": int(env.length[index])}
+            yield Episode(env=index, **sums, terminal=False, extra={"capped": limit})
 
 
 def endless_notice(spec: EnvSpec, max_steps: int | None = None) -> str:
     """A line about an environment without a time limit; empty for one that has a limit."""
-    if spec.time_limit:
-        return ""
-    return (
-        f"{spec.name} has no time limit: evaluation cuts an episode after "
-        f"{max_steps or MAX_STEPS:,} steps (the setting envs.time_limit gives it one)"
-    )
+    steps = f"{max_steps or MAX_STEPS:,} steps (the setting envs.time_limit gives it one)"
+    notice = f"{spec.name} has no time limit: evaluation cuts an episode after {steps}"
+    return "" if spec.time_limit else notice
 
 
 def share_out(episodes: int, count: int) -> np.ndarray:
@@ -293,10 +286,8 @@ def _check_state(env: VectorEnv, seed: int) -> list[str]:
     state = env.get_state()
     if state is None:
         return []
-    runs = []
-    for _ in range(2):
-        runs.append([env.set_state({k: v.copy() for k, v in state.items()})])
-        runs[-1] += [env.step(a) for a in _actions(env, 10, seed)]
+    actions, copies = _actions(env, 10, seed), [copy.deepcopy(state) for _ in range(2)]
+    runs = [[env.set_state(saved), *map(env.step, actions)] for saved in copies]
     return list(_compare(*runs, what="two runs from one saved state"))
 
 

@@ -36,6 +36,7 @@ from emerald_jax.envs.guards import (
 )
 
 EnvFactory = Callable[[], gymnasium.Env]
+Shape = tuple[int, ...]
 
 _LIBRARIES = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "NUMBA_NUM", "VECLIB_MAXIMUM")
 _ONE_THREAD = {f"{library}_THREADS": "1" for library in _LIBRARIES}
@@ -86,10 +87,7 @@ class InlineGroup:
     """
 
     def __init__(
-        self,
-        factories: Sequence[EnvFactory],
-        shape: tuple[int, ...],
-        frames: np.ndarray | None = None,
+        self, factories: Sequence[EnvFactory], shape: Shape, frames: np.ndarray | None = None
     ):
         """Environments are made by the first command.
 
@@ -177,9 +175,7 @@ class WorkerGroup:
     worker, once started.
     """
 
-    def __init__(
-        self, factories: Sequence[EnvFactory], shape: tuple[int, ...], preload: Sequence[str] = ()
-    ):
+    def __init__(self, factories: Sequence[EnvFactory], shape: Shape, preload: Sequence[str] = ()):
         """The process starts with :meth:`start`; cloudpickle must be able to pickle ``factories``.
 
         ``preload`` names modules to import once for all workers, where the platform allows it.
@@ -230,13 +226,11 @@ class WorkerGroup:
                 self._pipe.send(commands)
 
     def receive(self, seconds: float, since: float) -> list[Answer]:
-        """Answers to the last commands, in their order.
+        """Answers to the last commands; FaultError if the process died or a command hung.
 
-        Each command has its own timeout, counted from the end of the one before. So slow
-        environments may share a worker, and a hanging one is noticed as soon as if it were alone.
-        ``since`` is the start of the wait, on the monotonic clock.
-
-        FaultError: all environments of the group are lost: the process died, or a command hung.
+        Each command has its own timeout, counted from the end of the one before, the first from
+        ``since`` on the monotonic clock. So slow environments may share a worker, and a hanging one
+        is noticed as soon as if it were alone.
         """
         try:
             while not self._pipe.poll(self._left(seconds, since)):

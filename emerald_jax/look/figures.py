@@ -37,15 +37,9 @@ GREY, LIGHT = "#9aa0a8", "#d5d8dc"
 #: Colours of lines without a meaning of their own; colour-blind readers can tell them apart.
 COLOURS = (BLUE, ORANGE, "#2f9e77", "#8c4a9c", "#c9a227", "#56b4e9", "#282a30")
 LINES = cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS)
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.prop_cycle": LINES,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-}
+STYLE = {"axes.axisbelow": True, "axes.prop_cycle": LINES}
+STYLE |= {"axes.spines.right": False, "axes.spines.top": False}
+STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6}
 DPI = 120
 #: The axes have at least this share of a figure's width and height.
 SHARE = 0.55

@@ -1,8 +1,7 @@
-"""Films of dreams next to reality, and films of episodes.
+"""Films of episodes, and of dreams: real frames on the left, imagined ones on the right.
 
-A dream film shows the real frames on the left and the imagined ones on the right, with uncertain
-latent positions tinted. Below them stand the predicted reward (with the real one where it is known)
-and the predicted probability that the episode continues.
+Uncertain latent positions are tinted. Below the frames stand the predicted reward (with the real
+one where it is known) and the predicted probability that the episode continues.
 """
 
 from __future__ import annotations
@@ -209,10 +208,8 @@ def _full_scale(film: Film) -> float:
 
 
 def _captions(film: Film) -> tuple[str, str]:
-    return (
-        f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}",
-        "predicted probability to continue, 0 to 1",
-    )
+    rewards = f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}"
+    return rewards, "predicted probability to continue, 0 to 1"
 
 
 def _draw_plots(canvas: Canvas, film: Film, left: int, right: int, top: int, *, upto: int) -> None:

@@ -2,10 +2,7 @@
 
 The file opens from disk: pictures are inside, it has no script and sends no request. A section that
 a run has no data for states the reason, so a run of one minute, a running one, or an export can be
-inspected too.
-
-:func:`decoding_trace` and :func:`attention_weights` look inside the world model. Attention weights
-are taken by intercepting the transformer's own methods, so the modules need no switch for it.
+inspected too. :func:`decoding_trace` and :func:`attention_weights` look inside the world model.
 """
 
 from __future__ import annotations
@@ -451,6 +448,7 @@ def attention_weights(
     """
     found: list[Array] = []
 
+    # The transformer's own methods are intercepted, so the modules need no switch for it.
     def tap(run: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, RelativeAttention) and context.method_name == "chunk":
             found.append(_chunk_weights(context.module, *args[:3]))

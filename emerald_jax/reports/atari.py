@@ -97,8 +97,13 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
         numbers = (runs.number(row.get(key), 3) for key in AGGREGATES)
         how = PUBLISHED.get(name, AS_PUBLISHED)
         rows.append((f"{name} (published)", str(len(games())), runs.NONE, *numbers, how, runs.NONE))
-    for some in {frozenset(entry.returns) for entry in ours if len(entry.returns) < len(games())}:
-        rows += list(_same_games(sorted(some)))
+    parts = {tuple(sorted(entry.returns)) for entry in ours if len(entry.returns) < len(games())}
+    for some in parts:
+        for method in METHODS:  # from their means per game
+            found = aggregate({game: [normalise(game, games()[game][method])] for game in some})
+            numbers = (runs.interval(found[name]) for name in AGGREGATES)
+            agent = f"{method} (published means of these games)", str(len(some)), runs.NONE
+            rows.append((*agent, *numbers, PUBLISHED.get(method, AS_PUBLISHED), coverage(some)))
     notes = [
         "Human-normalised scores: 0 is random play, 1 a person. In brackets 95 % intervals from a "
         "bootstrap over runs, stratified by game; a single run per game has none."
@@ -107,16 +112,6 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
         notes.append("Games differ in their number of runs: every run counts the same in the IQM.")
     notes += runs.notes_of(read, "Never evaluated, so not in the table")
     return runs.Table(columns=COLUMNS, rows=rows, notes=tuple(notes))
-
-
-def _same_games(some: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    """Published methods over some games only, from their means per game."""
-    for method in METHODS:
-        found = aggregate({game: [normalise(game, games()[game][method])] for game in some})
-        numbers = (runs.interval(found[name]) for name in AGGREGATES)
-        how = PUBLISHED.get(method, AS_PUBLISHED)
-        agent, share = f"{method} (published means of these games)", coverage(some)
-        yield agent, str(len(some)), runs.NONE, *numbers, how, share
 
 
 def games_table(ours: Sequence[Entry]) -> runs.Table:

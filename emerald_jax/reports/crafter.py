@@ -80,7 +80,14 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
             counts = len(entry.results), sum(seed.episodes for seed in entry.results)
             how = protocol, runs.meets(entry.deviations)
             rows.append((entry.label, scores, pooled, returns, *map(str, counts), *how))
-        rows += list(_published_rows(protocol))
+        for name, row in published_scores(protocol).items():
+            error = f" ± {row['score_std']:.1f}" if "score_std" in row else ""
+            score = f"{row['score']:g}{error}"
+            pooled = name == "emerald_released_runs"
+            scores = (runs.NONE, score) if pooled else (score, runs.NONE)
+            counts = runs.NONE, runs.number(row.get("episodes"), 0)
+            numbers = (*scores, runs.number(row.get("return")), *counts)
+            rows.append((f"{name.replace('_', ' ')} (published)", *numbers, protocol, "yes"))
     human = crafter()["human_experts"]
     scores = (f"{human['score']:g} ± {human['score_std']:g}", f"{human['score_pooled']:g}")
     counts = (runs.number(human["return"]), runs.NONE, str(human["episodes"]))
@@ -119,16 +126,6 @@ def published_scores(protocol: str) -> dict[str, dict[str, float]]:
         found = crafter()["evaluated_at_10M"]
         found = {**found, "emerald_paper": {"score": found["emerald_paper"]}}
     return dict(sorted(found.items(), key=lambda item: -item[1]["score"]))
-
-
-def _published_rows(protocol: str) -> Iterable[tuple[str, ...]]:
-    for name, row in published_scores(protocol).items():
-        pooled = name == "emerald_released_runs"
-        error = f" ± {row['score_std']:.1f}" if "score_std" in row else ""
-        score = f"{row['score']:g}{error}"
-        scores = (runs.NONE, score) if pooled else (score, runs.NONE)
-        about_it = (runs.number(row.get("return")), runs.NONE, runs.number(row.get("episodes"), 0))
-        yield f"{name.replace('_', ' ')} (published)", *scores, *about_it, protocol, "yes"
 
 
 def _training(run: runs.RunFacts) -> Iterable[runs.Result]:

@@ -1,10 +1,7 @@
 """Runs as a report reads them, the seeds that may be averaged, and tables in Markdown.
 
 :func:`entries` and :func:`table` are those of environments without a published protocol: our
-returns and those of random play. Random play is played for the report where that is requested.
-Otherwise it is the run's own: before the first update, actions are uniformly random. Only episodes
-that ended by then are known to be random throughout, and long ones are less frequent among them;
-the table states this.
+returns and those of random play, which is played for the report or else the run's own.
 """
 
 from __future__ import annotations
@@ -111,10 +108,6 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
     )
 
 
-def _short(value: Any) -> str:
-    return str(float(f"{value:.6g}") if isinstance(value, float) else value)
-
-
 def _labels(configs: Sequence[Config]) -> list[str]:
     """A label for each run; runs of different experiments get different labels."""
     changed = [changed_settings(config) for config in configs]
@@ -124,7 +117,8 @@ def _labels(configs: Sequence[Config]) -> list[str]:
     labels = []
     for config, settings in zip(configs, changed, strict=True):
         ordered = sorted(settings, key=lambda name: name in same)
-        shown = [f"{name} {_short(settings[name])}" for name in ordered[:_SHOWN]]
+        values = ((name, settings[name]) for name in ordered[:_SHOWN])
+        shown = [f"{k} {float(f'{v:.6g}') if isinstance(v, float) else v}" for k, v in values]
         more = [f"{len(ordered) - _SHOWN} more changed"] if len(ordered) > _SHOWN else []
         label = ", ".join([f"ours: {config.preset}", *shown, *more])
         known = experiments.setdefault(label, [])
@@ -280,7 +274,10 @@ class Chance(NamedTuple):
 
 
 def chance_before_training(read: Sequence[RunFacts]) -> Chance:
-    """The episodes that ended before a run's first update."""
+    """The episodes that ended before a run's first update, up to which actions are random.
+
+    Long ones are less frequent among them; the table states this.
+    """
     scores = [
         row["score"]
         for run in read

@@ -33,8 +33,13 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
         plain = partial(_returns, random_episodes=random_episodes)
         write = {"Crafter": _crafter, "Atari 100k": _atari}.get(title, plain)
         parts.append(f"## {title}\n\n{write(section, out)}")
-    parts.append(_runs_section(read))
-    text = "\n".join(parts)
+    lines = [
+        f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
+        f"{run.config.seed}, {run.env_steps:,} of {run.config.steps:,} steps, "
+        f"{len(run.episodes):,} training episodes, {len(run.evaluations)} evaluations\n"
+        for run in read
+    ]
+    text = "\n".join([*parts, f"## Runs\n\n{''.join(lines)}"])
     write_atomic(out / REPORT_FILE, text.encode())
     return text
 
@@ -54,7 +59,12 @@ def _crafter(read: list[RunFacts], out: Path) -> str:
     ours = crafter.entries(read)
     panels = {}
     for protocol in (crafter.TRAINING, crafter.EVALUATION):
-        bars = [_crafter_bar(entry) for entry in ours if entry.protocol == protocol]
+        bars = []
+        for entry in (entry for entry in ours if entry.protocol == protocol):
+            scores = [seed.score for seed in entry.results]
+            ends = {"low": min(scores), "high": max(scores)} if len(scores) > 1 else {}
+            shown = {"meets": not entry.deviations, **ends}
+            bars.append(Bar(label=entry.label, value=entry.score, ours=True, **shown))
         known = crafter.published_scores(protocol).items()
         bars += [Bar(label=name.replace("_", " "), value=row["score"]) for name, row in known]
         panels[f"Crafter, {protocol} (hatched: not the protocol)"] = bars
@@ -69,27 +79,15 @@ def _crafter(read: list[RunFacts], out: Path) -> str:
     return text
 
 
-def _crafter_bar(entry: crafter.Entry) -> Bar:
-    """The mean score, and the range over seeds where there are several."""
-    scores = [seed.score for seed in entry.results]
-    low, high = (min(scores), max(scores)) if len(scores) > 1 else (np.nan, np.nan)
-    shown = {"value": entry.score, "low": low, "high": high, "meets": not entry.deviations}
-    return Bar(label=entry.label, ours=True, **shown)
-
-
 def _atari(read: list[RunFacts], out: Path) -> str:
     ours = atari.entries(read)
     panels = {}
     for name in atari.AGGREGATES:
-        bars = [
-            Bar(
-                label=f"{atari.coverage(entry.returns)}: {entry.label}",
-                meets=not entry.all_deviations,
-                ours=True,
-                **entry.aggregates[name]._asdict(),
-            )
-            for entry in ours
-        ]
+        bars = []
+        for entry in ours:
+            label = f"{atari.coverage(entry.returns)}: {entry.label}"
+            shown = {"meets": not entry.all_deviations, **entry.aggregates[name]._asdict()}
+            bars.append(Bar(label=label, ours=True, **shown))
         known = atari100k()["aggregate"].items()
         bars += [Bar(label=method, value=row[name]) for method, row in known if name in row]
         title = name.upper() if name == "iqm" else name
@@ -113,13 +111,3 @@ def _returns(read: list[RunFacts], out: Path, random_episodes: int) -> str:
     name = f"{re.sub(r'[^A-Za-z0-9._]+', '-', env)}.png"
     save(returns_figure(curves, level, title=env), out / name)
     return f"{runs.table(read, ours).markdown()}\n![Learning curve]({name})\n"
-
-
-def _runs_section(read: Sequence[RunFacts]) -> str:
-    lines = [
-        f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
-        f"{run.config.seed}, {run.env_steps:,} of {run.config.steps:,} steps, "
-        f"{len(run.episodes):,} training episodes, {len(run.evaluations)} evaluations"
-        for run in read
-    ]
-    return "## Runs\n\n" + "\n".join(lines) + "\n"
