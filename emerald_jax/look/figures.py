@@ -377,7 +377,15 @@ def bar_figure(panels: Mapping[str, Sequence[Bar]], *, unit: str) -> Figure:
     figure, axes = new_figure(8.5, height, rows=len(panels), height_ratios=ratios)
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         for row, bar in enumerate(bars):
-            _draw_bar(axis, row, bar)
+            face = (BLUE if bar.meets else "white") if bar.ours else LIGHT
+            kind = dict(edgecolor=BLUE if bar.ours else LIGHT, hatch="" if bar.meets else "////")
+            axis.barh(row, bar.value, color=face, height=0.7, **kind)
+            end = bar.value
+            if not math.isnan(bar.low):
+                axis.plot([bar.low, bar.high], [row, row], "-", color="black", linewidth=1.2)
+                end = max(end, bar.high)
+            text = f"{bar.value:.1f}" if abs(bar.value) >= 10 else f"{bar.value:.3g}"
+            write_value(axis, text, (max(end, 0.0), row), "black")
         name_rows(axis, [bar.label for bar in bars])
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.spines["left"].set_visible(False)
@@ -393,18 +401,6 @@ def _rows_inches(names: Sequence[str]) -> float:
     """Height of one row per name, of which none overlaps the next."""
     most = max((wrap_name(name).count("\n") + 1 for name in names), default=1)
     return len(names) * max(BAR_INCHES, LINE_INCHES * (most + 0.5))
-
-
-def _draw_bar(axis: Axes, row: int, bar: Bar) -> None:
-    face = (BLUE if bar.meets else "white") if bar.ours else LIGHT
-    edge, hatch = BLUE if bar.ours else LIGHT, "" if bar.meets else "////"
-    axis.barh(row, bar.value, color=face, edgecolor=edge, hatch=hatch, height=0.7)
-    end = bar.value
-    if not math.isnan(bar.low):
-        axis.plot([bar.low, bar.high], [row, row], "-", color="black", linewidth=1.2)
-        end = max(end, bar.high)
-    text = f"{bar.value:.1f}" if abs(bar.value) >= 10 else f"{bar.value:.3g}"
-    write_value(axis, text, (max(end, 0.0), row), "black")
 
 
 def rates_figure(rates: Mapping[str, Mapping[str, float]], ours: int) -> Figure:

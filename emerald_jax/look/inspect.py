@@ -104,12 +104,9 @@ def inspect_run(
 def _page(title: str, subtitle: str, sections: Mapping[str, Callable[[], Section]]) -> str:
     page = resources.files("emerald_jax.look").joinpath("report.html").read_text(encoding="utf-8")
     links = (f'<a href="#s{i}">{html.escape(name)}</a>' for i, name in enumerate(sections))
-    return Template(page).substitute(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        contents="\n".join(links),
-        sections="\n".join(_section(i, *item) for i, item in enumerate(sections.items())),
-    )
+    parts = (_section(i, *item) for i, item in enumerate(sections.items()))
+    texts = dict(title=html.escape(title), subtitle=html.escape(subtitle))
+    return Template(page).substitute(texts, contents="\n".join(links), sections="\n".join(parts))
 
 
 def _section(index: int, title: str, make: Callable[[], Section]) -> str:

@@ -36,14 +36,8 @@ from emerald_jax.replay import ReplayError
 #: Names of the action that does nothing.
 IDLE = ("noop", "nop", "no op", "stay", "idle")
 #: Action names and their keys, named as in ``KeyboardEvent.key``.
-_USUAL = {
-    "left": "ArrowLeft",
-    "right": "ArrowRight",
-    "up": "ArrowUp",
-    "down": "ArrowDown",
-    "sleep": "z",
-    **dict.fromkeys(("do", "fire", "interact", "toggle", "jump"), " "),
-}
+_USUAL = {side: f"Arrow{side.title()}" for side in ("left", "right", "up", "down")}
+_USUAL |= {"sleep": "z", **dict.fromkeys(("do", "fire", "interact", "toggle", "jump"), " ")}
 #: Keys that the page uses itself.
 _TAKEN = ("p", "r")
 _DIGITS = "1234567890"
@@ -63,8 +57,7 @@ def key_bindings(names: Sequence[str], num_actions: int) -> list[str]:
     """
     free = [c for c in string.ascii_lowercase if c not in _TAKEN]
     if not names:
-        spare = [*_DIGITS, *free]
-        return [*spare, *[""] * num_actions][:num_actions]
+        return [*_DIGITS, *free, *[""] * num_actions][:num_actions]
     keys, idle = [""] * num_actions, idle_action(names)
     short = {i: _plain(name).removeprefix("move ") for i, name in enumerate(names) if i != idle}
     for action, name in short.items():

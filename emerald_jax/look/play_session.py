@@ -47,9 +47,8 @@ class Picture(NamedTuple):
         confidence: `[h, w]` float32, of each latent position; 1 on a frame that was read.
         step: imagined steps since the dream began.
         action: the action that led here; -1 where the dream begins.
-        real: `[height, width, 3]` uint8 of the real environment, or None.
-        real_reward: its reward.
-        real_over: its episode has ended; ``real`` is its last frame.
+        real: `[height, width, 3]` uint8 of the real environment, or None; ``real_reward`` is its
+            reward, and after ``real_over`` it is the last frame of its episode.
     """
 
     frame: np.ndarray

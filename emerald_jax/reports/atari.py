@@ -31,7 +31,7 @@ class Entry(runs.Entry):
         """Game -> mean return of each run."""
         found: dict[str, list[float]] = {}
         for run, result in zip(self.runs, self.results, strict=True):
-            found.setdefault(run.game, []).append(result)
+            found.setdefault(run.config.env.partition(":")[2], []).append(result)
         return found
 
     @property

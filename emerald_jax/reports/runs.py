@@ -73,11 +73,6 @@ class RunFacts:
         """The settings that all seeds of one experiment share, without the environment."""
         return (("preset", self.config.preset), *changed_settings(self.config).items())
 
-    @property
-    def game(self) -> str:
-        """The environment's name within its family, such as ``Pong``."""
-        return self.config.env.partition(":")[2]
-
 
 def read_runs(paths: Iterable[str | Path]) -> list[RunFacts]:
     """Read several runs; ConfigError where one is no run directory, or is given twice."""
