@@ -111,8 +111,7 @@ def atari100k() -> dict[str, Any]:
 
 @functools.cache
 def _read(name: str) -> dict[str, Any]:
-    text = resources.files("emerald_jax").joinpath("data", name).read_text(encoding="utf-8")
-    return json.loads(text)
+    return json.loads(resources.files("emerald_jax").joinpath("data", name).read_text("utf-8"))
 
 
 def atari_game(env: str) -> dict[str, float] | None:

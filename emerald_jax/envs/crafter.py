@@ -162,11 +162,9 @@ def make_env(
 ) -> HostVectorEnv:
     """Start Crafter environments; see :class:`CrafterEnv` and ``make_host_vector_env``."""
     spec = make_spec(name, game, envs)
-    ahead = not runs_inline(envs)
-    factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
-    return make_host_vector_env(
-        spec, factory, envs, seed=seed, generation=generation, preload=[__name__]
-    )
+    options = dict(size=envs.image_size, length=spec.time_limit, ahead=not runs_inline(envs))
+    factory, seeds = partial(CrafterEnv, **options), dict(seed=seed, generation=generation)
+    return make_host_vector_env(spec, factory, envs, **seeds, preload=[__name__])
 
 
 if "emerald_jax.envs.fork_server" in sys.modules:

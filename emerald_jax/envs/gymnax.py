@@ -1,8 +1,4 @@
-"""Environments of the gymnax package, stepped on the device, with their grids drawn as images.
-
-A grid is `[rows, columns]` numbers, or `[rows, columns, channels]` with one layer per kind of
-thing. Every channel gets a colour of its own, every cell becomes a rectangle of pixels.
-"""
+"""Environments of the gymnax package, stepped on the device, with their grids drawn as images."""
 
 from __future__ import annotations
 
@@ -116,8 +112,8 @@ def render_grid(grid: jax.Array, size: int) -> jax.Array:
     few pieces count in the image loss. A cell with several channels shows the mean of their
     colours, so no channel hides another.
 
-    ``grid`` is `[rows, columns]` or `[rows, columns, channels]` in [0, 1], the image
-    `[size, size, 3]` uint8.
+    ``grid`` is `[rows, columns]` or, with a channel per kind of thing, `[rows, columns, channels]`
+    in [0, 1], the image `[size, size, 3]` uint8.
     """
     grid = grid if grid.ndim == 3 else grid[..., None]
     rows, columns, channels = grid.shape
