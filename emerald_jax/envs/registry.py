@@ -97,7 +97,7 @@ def make_vector_env(name: str, envs: EnvsConfig, *, seed: int, generation: int =
 def make_vector_env_of(
     name: str, factory: EnvFactory, envs: EnvsConfig, *, seed: int, generation: int = 0
 ) -> VectorEnv:
-    """As :func:`make_vector_env`, from a ``factory`` as of :func:`register`; names it in messages."""
+    """As :func:`make_vector_env`, from a factory, which messages call ``name``."""
     from emerald_jax.envs.gym import make_env
 
     return make_env(name, factory, envs, seed=seed, generation=generation)
