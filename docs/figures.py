@@ -15,10 +15,9 @@ import numpy as np
 
 import emerald_jax as ej
 from emerald_jax.agent.dream import read
-from emerald_jax.look.figures import decoding_strip
+from emerald_jax.look.figures import decoding_strip, new_figure, png_of
 from emerald_jax.look.film import FilmPlan, film_run, save_film
-from emerald_jax.look.inside import decoding_trace
-from emerald_jax.look.style import new_figure, png_of
+from emerald_jax.look.inspect import decoding_trace
 from emerald_jax.models.tssm import episode_mask
 from emerald_jax.ops.maskgit import mask_counts
 from emerald_jax.run.recordings import Recordings

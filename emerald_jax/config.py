@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -305,13 +305,9 @@ class Config:
         return _build(cls, values, "")
 
     def validate(self, num_devices: int = 1) -> None:
-        """Refuse impossible settings with one line that names the remedy.
+        """Refuse impossible settings: ConfigError with one line, for the first problem found.
 
-        Args:
-            num_devices: local devices that the batch is split over.
-
-        Raises:
-            ConfigError: for the first problem found.
+        ``num_devices``: local devices that the batch is split over.
         """
         for rule in _RULES:
             for problem in rule(self):
@@ -323,15 +319,19 @@ class Config:
             )
 
 
+def nearest(name: str, choices: Iterable[str], prefix: str = "") -> str:
+    """``; nearest: …`` for a message about an unknown name; empty when none is similar."""
+    found = difflib.get_close_matches(name, choices, n=1)
+    return f"; nearest: {prefix}{found[0]}" if found else ""
+
+
 def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     """Dataclass ``cls`` from a nested dict; ``path`` is the prefix of names in messages."""
     types = get_type_hints(cls)
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         if key not in types:
-            near = difflib.get_close_matches(key, types, n=1)
-            hint = f"; nearest: {path}{near[0]}" if near else ""
-            raise ConfigError(f"unknown setting {path}{key}{hint}")
+            raise ConfigError(f"unknown setting {path}{key}{nearest(key, types, path)}")
         is_group = dataclasses.is_dataclass(types[key])
         kwargs[key] = _build(types[key], value, f"{path}{key}.") if is_group else value
     return cls(**kwargs)

@@ -8,7 +8,6 @@ more slowly, or not within minutes (own measurements).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 from emerald_jax.config import (
@@ -21,6 +20,7 @@ from emerald_jax.config import (
     ModelConfig,
     OptimConfig,
     ReplayConfig,
+    nearest,
 )
 
 
@@ -74,17 +74,9 @@ _MINATAR = dataclasses.replace(
 _CRAFTER_SMALL = Config(
     preset="crafter-small",
     steps=1_000_000,
-    model=ModelConfig(
-        groups=16,
-        classes=16,
-        channels=8,
-        width=256,
-        latent_width=64,
-        blocks=2,
-        heads=4,
-        predictor_width=128,
-        predictor_blocks=1,
-        token_width=16,
+    model=_small_model(
+        **dict(groups=16, classes=16, width=256, latent_width=64, context=64),
+        **dict(predictor_width=128, token_width=16, bins=255),
     ),
     optim=OptimConfig(model_lr=3e-4, actor_lr=1e-4, critic_lr=1e-4),
     train_ratio=8.0,
@@ -136,7 +128,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
 def get_preset(name: str) -> Config:
     """The named configuration; ConfigError for an unknown name, with the nearest one."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
+        hint = nearest(name, PRESETS)
         raise ConfigError(f"unknown preset {name!r}{hint} (emerald-jax presets lists them)")
     return PRESETS[name][1]

@@ -45,13 +45,7 @@ def human_normalised(score: float, random: float, human: float) -> float:
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval.
-
-    Attributes:
-        value: the statistic of the given scores.
-        low: lower bound; NaN if there is no interval.
-        high: upper bound; NaN if there is no interval.
-    """
+    """A statistic and the bounds of its 95 % interval, which are NaN if there is none."""
 
     value: float
     low: float
@@ -63,18 +57,11 @@ def aggregate(
 ) -> dict[str, Interval]:
     """Mean, median and IQM over games, with stratified bootstrap intervals.
 
-    ``mean`` and ``median`` are over games, of each game's mean over runs; ``iqm`` is the mean of
-    the middle half of all runs of all games, each with equal weight. Each bootstrap sample
-    resamples every game's runs with replacement; the interval is the middle 95 % over samples. With
-    one run per game there is no interval.
-
-    Args:
-        scores: game -> one score per run.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: without games, or if a game has no runs.
+    ``scores``: game -> one score per run. ``mean`` and ``median`` are over games, of each game's
+    mean over runs; ``iqm`` is the mean of the middle half of all runs of all games, each with equal
+    weight. Each of the bootstrap's ``samples`` resamples every game's runs with replacement; the
+    interval is the middle 95 % over samples. With one run per game there is no interval. ValueError
+    without games, or if a game has no runs.
     """
     if not scores or not all(len(runs) for runs in scores.values()):
         raise ValueError("an aggregate needs at least one run of every game")
@@ -112,21 +99,19 @@ def _aggregates(games: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-@functools.cache
 def crafter() -> dict[str, Any]:
     """Scores in per cent, returns and success rates of Crafter, by protocol and by method."""
     return _read("crafter.json")
 
 
-@functools.cache
 def atari100k() -> dict[str, Any]:
     """The protocol of Atari 100k, returns by game and method, and published aggregates."""
     return _read("atari100k.json")
 
 
+@functools.cache
 def _read(name: str) -> dict[str, Any]:
-    text = resources.files("emerald_jax").joinpath("data", name).read_text(encoding="utf-8")
-    return json.loads(text)
+    return json.loads(resources.files("emerald_jax").joinpath("data", name).read_text("utf-8"))
 
 
 def atari_game(env: str) -> dict[str, float] | None:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from emerald_jax.look.figures import learning_curve, seeds_figure
+from emerald_jax.look import figures
 from emerald_jax.reports.runs import NONE, Table
 from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
 from emerald_jax.run.files import write_atomic
@@ -198,7 +199,7 @@ def main() -> None:
             continue
         logdir = options.runs / f"{options.name}-{seed}"
         result = run_seed(run, seed, logdir, options.cores)
-        learning_curve(logdir, out / f"seed_{seed}.png")
+        figures.save(figures.curve_figure(logdir), out / f"seed_{seed}.png")
         write_atomic(path, (json.dumps(result) + "\n").encode())
         shown = ("seed", "last_100", "evaluation", "env_steps", "updates", "seconds")
         print({name: result[name] for name in shown}, flush=True)
@@ -214,6 +215,28 @@ def draw(run: Run, folder: Path) -> None:
         seeds[path.stem] = (curve[:, 0], curve[:, 1])
     title = f"{run.title}: mean return, up to {LAST} episodes"
     seeds_figure(seeds, title=title, goal=run.goal).savefig(folder / "curve.png")
+
+
+def seeds_figure(seeds: figures.Series, *, title: str, goal: float | None = None) -> Figure:
+    """One quantity of several runs: each run as a thin line, their mean, and a band around them.
+
+    The band contains all runs, over the steps that all of them have; ``goal`` is a horizontal line.
+    """
+    figure, (axis,) = figures.new_figure(5.6, 3.6)
+    begin = max(steps[0] for steps, _ in seeds.values())
+    end = min(steps[-1] for steps, _ in seeds.values())
+    grid = np.linspace(begin, end, 200)
+    values = np.stack([np.interp(grid, *points) for points in seeds.values()])
+    axis.fill_between(grid, values.min(0), values.max(0), color=figures.BLUE, alpha=0.18, lw=0)
+    for steps, found in seeds.values():
+        axis.plot(steps, found, "-", color=figures.GREY, linewidth=0.7)
+    mean = f"mean of {len(seeds)} seeds"
+    axis.plot(grid, values.mean(0), "-", color=figures.BLUE, linewidth=2, label=mean)
+    if goal is not None:
+        axis.axhline(goal, color=figures.ORANGE, linewidth=1, linestyle="--", label=f"{goal:g}")
+    figures.heading(axis, title)
+    figures.over_steps(axis)
+    return figures.fit(figures.add_legend(figure, columns=2))
 
 
 def write_seeds_page(folder: Path, goal: float | None = None) -> Path:

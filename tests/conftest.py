@@ -29,7 +29,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 #: Modules whose public functions say their shapes and types, which are checked in tests alone.
 CHECKED = ("ops.distributions", "ops.returns", "ops.scalars")
-CHECKED += ("agent.dream", "look.film", "look.inside", "imagination", "losses")
+CHECKED += ("agent.dream", "look.film", "look.inspect", "imagination", "losses")
 install_import_hook([f"emerald_jax.{m}" for m in CHECKED], f"{typechecker.__name__}.check")
 
 #: Warnings that third parties raise about themselves, by message or module. Ours are errors.

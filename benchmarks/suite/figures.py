@@ -19,7 +19,7 @@ from benchmarks.suite.report import (
     refused,
     several_machines,
 )
-from emerald_jax.look.style import SMALL, add_legend, fit, heading, name_rows, new_figure, wrap
+from emerald_jax.look.figures import SMALL, add_legend, fit, heading, name_rows, new_figure, wrap
 from emerald_jax.presets import get_preset
 
 #: The axes of imagination's grid over which its cost is drawn.

@@ -84,10 +84,10 @@ def run_check_env(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=number(2), default=100, help="vector steps (%(default)s)")
     parser.add_seed("the play")
     options = parser.parse_args(arguments)
-    from emerald_jax.envs.check import DEFAULT, check_env
+    from emerald_jax.envs.playing import SHORT, check_env
     from emerald_jax.envs.registry import spec_of
 
-    envs = envs_from(options, DEFAULT)
+    envs = envs_from(options, SHORT)
     spec = spec_of(options.name, dataclasses.replace(envs, time_limit=options.time_limit or 0))
     height, width, _ = spec.image_shape
     limited = f"episodes of at most {spec.time_limit:,} steps" if spec.time_limit else ""

@@ -69,13 +69,12 @@ class AtariGames(VectorEnv):
 
     def _receive(self) -> Outcome:
         image, reward, terminated, truncated, _ = self._pool.recv()
-        newest = self._tracker.newest
-        cut = newest.is_last & ~newest.is_terminal
+        cut = self.newest.is_last & ~self.newest.is_terminal
         if cut.any():
             # We cut these episodes; ale_py does not know and has played on for one action.
             begun, _ = self._pool.reset(options={"reset_mask": cut})
             image[cut] = begun
-        over = ~newest.is_last & (self._tracker.length + 1 >= self.spec.time_limit)
+        over = ~self.newest.is_last & (self.length + 1 >= self.spec.time_limit)
         return Outcome(image[:, 0], reward, terminated, truncated | over)
 
     def close(self) -> None:

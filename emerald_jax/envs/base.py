@@ -17,18 +17,8 @@ import numpy as np
 
 from emerald_jax.config import EnvsConfig
 
-_PREFIX = "record."
 MAX_REWARD = float(np.finfo(np.float32).max)
 FINITE = "rewards must be finite float32 numbers"
-CRAFTER_ACHIEVEMENTS = frozenset(
-    (
-        *("collect_coal", "collect_diamond", "collect_drink", "collect_iron", "collect_sapling"),
-        *("collect_stone", "collect_wood", "defeat_skeleton", "defeat_zombie", "eat_cow"),
-        *("eat_plant", "make_iron_pickaxe", "make_iron_sword", "make_stone_pickaxe"),
-        *("make_stone_sword", "make_wood_pickaxe", "make_wood_sword", "place_furnace"),
-        *("place_plant", "place_stone", "place_table", "wake_up"),
-    )
-)
 
 
 class EnvError(RuntimeError):
@@ -133,14 +123,17 @@ def achievement_names(episodes: Iterable[Episode]) -> list[str]:
 
 def is_crafter_like(env: str, names: Iterable[str]) -> bool:
     """Whether the Crafter score is defined: for both Crafter families, and for its 22 ``names``."""
-    return env.partition(":")[0] in ("crafter", "craftax") or set(names) >= CRAFTER_ACHIEVEMENTS
+    if env.partition(":")[0] in ("crafter", "craftax"):
+        return True
+    from emerald_jax.scores import crafter  # loading an agent does not need it
+
+    return set(names) >= set(crafter()["human_experts"]["rates"])
 
 
 def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
     """Refuse to continue a run in an environment with other actions or images (EnvError)."""
-    shapes = ["x".join(map(str, spec.image_shape)) for spec in (before, now)]
-    pairs = {"actions": (before.num_actions, now.num_actions), "images": shapes}
-    for things, (old, new) in pairs.items():
+    images = ("x".join(map(str, spec.image_shape)) for spec in (before, now))
+    for things, old, new in (("actions", before.num_actions, now.num_actions), ("images", *images)):
         if old != new:
             raise EnvError(
                 f"{now.name} has {new} {things}, this run was trained with {old}: continue it "
@@ -149,15 +142,11 @@ def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
 
 
 class Outcome(NamedTuple):
-    """Results of one vector step, before they become records.
+    """Results of one vector step, before they become records; all have a leading `[E]`.
 
-    Attributes:
-        image: `[E, height, width, 3]` uint8.
-        reward: `[E]` floats.
-        terminated: `[E]` bool, the world ended.
-        truncated: `[E]` bool, a limit cut the episode.
-        extra: ``{env: extra}`` for episodes that ended. On the device: an array `[E, …]` from which
-            :meth:`DeviceVectorEnv._extra` makes it, or None.
+    ``terminated``: the world ended; ``truncated``: a limit cut the episode. ``extra``:
+    ``{env: extra}`` for episodes that ended. On the device: an array `[E, …]` from which
+    :meth:`DeviceVectorEnv._extra` makes it, or None.
     """
 
     image: Any
@@ -173,6 +162,9 @@ class VectorEnv:
     A subclass implements :meth:`_begin`, :meth:`_send`, :meth:`_receive` and :meth:`close`.
 
     Attributes:
+        newest: the last :class:`VectorStep` returned, or None before the first reset.
+        score: `[E]` float64, sum of rewards of each running episode.
+        length: `[E]` int64, agent steps of each running episode.
         faults: environments that failed and were replaced so far; their episodes ended with
             ``is_last`` alone and a ``fault`` in :attr:`Episode.extra`. Only on the host.
         warnings: kind -> a line about something wrong that does not end an episode.
@@ -182,8 +174,9 @@ class VectorEnv:
 
     def __init__(self, spec: EnvSpec, num_envs: int):
         self.spec, self.num_envs = spec, num_envs
+        self.newest: VectorStep | None = None
+        self.score, self.length = np.zeros(num_envs), np.zeros(num_envs, np.int64)
         self.warnings: dict[str, str] = {}
-        self._tracker = EpisodeTracker(num_envs, spec.num_actions)
         self._pending: np.ndarray | None = None
 
     def _begin(self) -> np.ndarray:
@@ -206,13 +199,37 @@ class VectorEnv:
         """Begin a new episode everywhere; the first call seeds the environments."""
         if self._pending is not None:
             self.step_wait()
-        return self._tracker.first(self._begin())
+        image = np.array(self._begin(), np.uint8)
+        self.score, self.length = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
+        self.newest = VectorStep(
+            image=image,
+            action=np.full(self.num_envs, -1, np.int32),
+            reward=np.zeros(self.num_envs, np.float32),
+            is_first=np.ones(self.num_envs, bool),
+            is_last=np.zeros(self.num_envs, bool),
+            is_terminal=np.zeros(self.num_envs, bool),
+        )
+        return self.newest
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Send actions `[E]` int32 and return at once; EnvError on a wrong one, or out of order."""
+        """Send actions `[E]` int32 and return at once; any value is allowed after ``is_last``.
+
+        EnvError: out of order, on another shape, or on an action out of range.
+        """
         if self._pending is not None:
             raise EnvError("step_async twice in a row: call step_wait in between")
-        checked = self._tracker.check(actions)
+        if self.newest is None:
+            raise EnvError("step before reset: call reset() or set_state() first")
+        actions, over = np.asarray(actions), self.newest.is_last
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise EnvError(
+                f"actions must be [{self.num_envs}] integers, got {actions.dtype} {actions.shape}"
+            )
+        wrong = ((actions < 0) | (actions >= self.spec.num_actions)) & ~over
+        if wrong.any():
+            env, most = int(np.argmax(wrong)), self.spec.num_actions - 1
+            raise EnvError(f"action {actions[env]} of environment {env} is not in 0..{most}")
+        checked = np.where(over, 0, actions).astype(np.int32)
         self._send(checked)
         self._pending = checked
 
@@ -224,13 +241,38 @@ class VectorEnv:
         if self._pending is None:
             raise EnvError("step_wait without step_async: no step is pending")
         actions, self._pending = self._pending, None
-        outcome = self._receive()
-        wrong = ~(np.abs(outcome.reward) <= MAX_REWARD) & ~self._tracker.newest.is_last
+        outcome, first = self._receive(), self.newest.is_last
+        wrong = ~(np.abs(outcome.reward) <= MAX_REWARD) & ~first
         if wrong.any():
             env = int(np.argmax(wrong))
             gave = f"environment {env} gave the reward {outcome.reward[env]}"
             raise EnvError(f"{self.spec.name}: {gave}: {FINITE}")
-        return self._tracker.step(actions, outcome)
+        # After ``is_last`` the action was ignored: a first frame, which ends nothing.
+        terminal = np.asarray(outcome.terminated, bool) & ~first
+        last = (terminal | np.asarray(outcome.truncated, bool)) & ~first
+        reward = np.where(first, 0, outcome.reward)
+        self.score = np.where(first, 0, self.score + reward)
+        self.length = np.where(first, 0, self.length + 1)
+        extra = outcome.extra or {}
+        self.newest = VectorStep(
+            image=np.array(outcome.image, np.uint8),
+            action=np.where(first, -1, actions).astype(np.int32),
+            reward=reward.astype(np.float32),
+            is_first=first.copy(),
+            is_last=last,
+            is_terminal=terminal,
+            episodes=tuple(
+                Episode(
+                    env=env,
+                    score=float(self.score[env]),
+                    length=int(self.length[env]),
+                    terminal=bool(terminal[env]),
+                    extra=extra.get(env, {}),
+                )
+                for env in np.flatnonzero(last).tolist()
+            ),
+        )
+        return self.newest
 
     def step(self, actions: np.ndarray) -> VectorStep:
         """Call :meth:`step_async`, then :meth:`step_wait`."""
@@ -248,112 +290,3 @@ class VectorEnv:
         """
         del state
         raise EnvError(f"{self.spec.name} cannot be restored: call reset() instead")
-
-
-class EpisodeTracker:
-    """The newest record of E environments, and the running score and length of their episodes.
-
-    Attributes:
-        newest: the last :class:`VectorStep` returned, or None before the first reset.
-        length: `[E]` int64, agent steps of each running episode.
-    """
-
-    def __init__(self, num_envs: int, num_actions: int):
-        self.newest: VectorStep | None = None
-        self._num_envs, self._num_actions = num_envs, num_actions
-        self._score = np.zeros(num_envs, np.float64)
-        self.length = np.zeros(num_envs, np.int64)
-
-    def check(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as `[E]` int32; any value is allowed where the newest record is ``is_last``.
-
-        EnvError: before the first reset, on another shape, or on an action out of range.
-        """
-        if self.newest is None:
-            raise EnvError("step before reset: call reset() or set_state() first")
-        actions = np.asarray(actions)
-        if actions.shape != (self._num_envs,) or actions.dtype.kind not in "iu":
-            raise EnvError(
-                f"actions must be [{self._num_envs}] integers, got {actions.dtype} {actions.shape}"
-            )
-        wrong = ((actions < 0) | (actions >= self._num_actions)) & ~self.newest.is_last
-        if wrong.any():
-            env = int(np.argmax(wrong))
-            raise EnvError(
-                f"action {actions[env]} of environment {env} is not in 0..{self._num_actions - 1}"
-            )
-        return np.where(self.newest.is_last, 0, actions).astype(np.int32)
-
-    def first(self, image: np.ndarray) -> VectorStep:
-        """Records of a reset with this first image `[E, height, width, 3]`, which is copied."""
-        false = np.zeros(self._num_envs, bool)
-        self._score[:] = 0
-        self.length[:] = 0
-        self.newest = VectorStep(
-            image=np.array(image, np.uint8),
-            action=np.full(self._num_envs, -1, np.int32),
-            reward=np.zeros(self._num_envs, np.float32),
-            is_first=~false,
-            is_last=false,
-            is_terminal=false.copy(),
-        )
-        return self.newest
-
-    def step(self, actions: np.ndarray, outcome: Outcome) -> VectorStep:
-        """Records that checked ``actions`` led to; the outcome holds numpy arrays, copied here.
-
-        Where the newest record was ``is_last`` the action was ignored: the new record is a first
-        frame with action -1 and reward 0, and ends nothing.
-        """
-        first = self.newest.is_last
-        terminal = np.asarray(outcome.terminated, bool) & ~first
-        last = (terminal | np.asarray(outcome.truncated, bool)) & ~first
-        reward = np.where(first, 0, outcome.reward)
-        self._score = np.where(first, 0, self._score + reward)
-        self.length = np.where(first, 0, self.length + 1)
-        extra = outcome.extra or {}
-        self.newest = VectorStep(
-            image=np.array(outcome.image, np.uint8),
-            action=np.where(first, -1, actions).astype(np.int32),
-            reward=reward.astype(np.float32),
-            is_first=first.copy(),
-            is_last=last,
-            is_terminal=terminal,
-            episodes=tuple(
-                Episode(
-                    env=env,
-                    score=float(self._score[env]),
-                    length=int(self.length[env]),
-                    terminal=bool(terminal[env]),
-                    extra=extra.get(env, {}),
-                )
-                for env in np.flatnonzero(last).tolist()
-            ),
-        )
-        return self.newest
-
-    def get_state(self) -> dict[str, np.ndarray]:
-        """The newest record and the running sums as plain arrays; EnvError before a reset."""
-        if self.newest is None:
-            raise EnvError("nothing to save before reset(): call reset() first")
-        state = self.newest._asdict() | {"score": self._score, "length": self.length}
-        del state["episodes"]
-        return {_PREFIX + name: value.copy() for name, value in state.items()}
-
-    def set_state(self, state: Mapping[str, np.ndarray]) -> VectorStep:
-        """Restore :meth:`get_state`; returns the newest record, without its ``episodes``.
-
-        EnvError: an array is missing or belongs to another number of environments.
-        """
-        values = {}
-        for name in [*VectorStep._fields[:-1], "score", "length"]:
-            value = state.get(_PREFIX + name)
-            if value is None or len(value) != self._num_envs:
-                found = "is missing" if value is None else f"holds {len(value)} environments"
-                raise EnvError(
-                    f"this state is not of {self._num_envs} environments: {_PREFIX}{name} {found}"
-                )
-            values[name] = np.array(value)
-        self._score, self.length = values.pop("score"), values.pop("length")
-        self.newest = VectorStep(**values)
-        return self.newest

@@ -58,13 +58,9 @@ class CraftaxVectorEnv(DeviceVectorEnv):
         self, key: jax.Array, state: Any, action: jax.Array, steps: jax.Array
     ) -> tuple[Any, Outcome]:
         observation, state, reward, done, _ = self._game.step_env(key, state, action, self._params)
-        return state, Outcome(
-            fit_image(observation, self._size),
-            jnp.float32(reward),
-            jnp.bool_(done),
-            steps >= self.spec.time_limit,
-            state.achievements,
-        )
+        image, over = fit_image(observation, self._size), steps >= self.spec.time_limit
+        ends = jnp.bool_(done), over
+        return state, Outcome(image, jnp.float32(reward), *ends, state.achievements)
 
     def _extra(self, values: np.ndarray) -> dict[str, Any]:
         return {"achievements": {name: int(values[i]) for name, i in self._achievements.items()}}

@@ -24,11 +24,8 @@ SMALLEST_IMAGE = 18
 class _World(crafter.Env):
     """Crafter whose random choices depend on its seed alone, and whose reset can be done in parts.
 
-    Attributes:
-        image: the first frame, once :meth:`begin_slowly` has finished.
+    ``image`` is the first frame, once :meth:`begin_slowly` has finished.
     """
-
-    image: np.ndarray
 
     def _balance_chunk(self, chunk: tuple[int, ...], objs: set[Any]) -> None:
         # The original draws the creature to remove from a Python set, whose order follows memory
@@ -165,11 +162,9 @@ def make_env(
 ) -> HostVectorEnv:
     """Start Crafter environments; see :class:`CrafterEnv` and ``make_host_vector_env``."""
     spec = make_spec(name, game, envs)
-    ahead = not runs_inline(envs)
-    factory = partial(CrafterEnv, size=envs.image_size, length=spec.time_limit, ahead=ahead)
-    return make_host_vector_env(
-        spec, factory, envs, seed=seed, generation=generation, preload=[__name__]
-    )
+    options = dict(size=envs.image_size, length=spec.time_limit, ahead=not runs_inline(envs))
+    factory, seeds = partial(CrafterEnv, **options), dict(seed=seed, generation=generation)
+    return make_host_vector_env(spec, factory, envs, **seeds, preload=[__name__])
 
 
 if "emerald_jax.envs.fork_server" in sys.modules:

@@ -13,7 +13,8 @@ import numpy as np
 from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv, VectorStep
 from emerald_jax.types import key_of
 
-_PREFIX = "device."
+#: Prefixes of names in a saved state.
+_RECORD, _DEVICE = "record.", "device."
 
 
 class Carry(NamedTuple):
@@ -95,7 +96,7 @@ class DeviceVectorEnv(VectorEnv):
         """Start a vector step; returns while the device is still computing."""
         carry, outcome = self._advance(self._carry, jax.device_put(actions))
         if self.costly_worlds:
-            for some in self._chunks(np.flatnonzero(self._tracker.newest.is_last)):
+            for some in self._chunks(np.flatnonzero(self.newest.is_last)):
                 begun, image = self._begin_some(carry.key, some)
                 carry, outcome = self._place(carry, outcome, begun, image, some)
         self._carry, self._outcome = carry, outcome
@@ -116,9 +117,13 @@ class DeviceVectorEnv(VectorEnv):
 
         EnvError: before the first reset, or while a step is pending.
         """
+        if self.newest is None:
+            raise EnvError("nothing to save before reset(): call reset() first")
         if self._pending is not None:
             raise EnvError("get_state while a step is pending: call step_wait first")
-        state = self._tracker.get_state()
+        sums = {"score": self.score, "length": self.length}
+        values = {name: getattr(self.newest, name) for name in VectorStep._fields[:-1]} | sums
+        state = {_RECORD + name: value.copy() for name, value in values.items()}
         for name, leaf in _named_leaves(self._carry):
             state[name] = np.array(jax.device_get(_plain(leaf)))
         return state
@@ -137,10 +142,18 @@ class DeviceVectorEnv(VectorEnv):
                 raise EnvError(f"this state is not of {self.spec.name}: {name} does not match")
             value = jax.device_put(np.asarray(value))
             leaves.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
-        record = self._tracker.set_state(state)
+        values = {}
+        for name in (*VectorStep._fields[:-1], "score", "length"):
+            value = state.get(_RECORD + name)
+            if value is None or len(value) != self.num_envs:
+                what = f"{_RECORD}{name} does not match {self.num_envs} environments"
+                raise EnvError(f"this state is not of {self.spec.name}: {what}")
+            values[name] = np.array(value)
+        self.score, self.length = values.pop("score"), values.pop("length")
+        self.newest = VectorStep(**values)
         self._carry = jax.tree.unflatten(jax.tree.structure(template), leaves)
         self._pending = self._outcome = None
-        return record
+        return self.newest
 
     def _chunks(self, envs: np.ndarray) -> Iterator[jax.Array]:
         """Indices in chunks of one size; the last chunk is filled up with its last index."""
@@ -228,4 +241,4 @@ def _named_leaves(carry: Carry) -> list[tuple[str, Any]]:
     """Leaves of a carry, and their names in a saved state."""
     name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     paths = jax.tree_util.tree_leaves_with_path(carry)
-    return [(_PREFIX + name(path), leaf) for path, leaf in paths]
+    return [(_DEVICE + name(path), leaf) for path, leaf in paths]

@@ -40,11 +40,8 @@ def with_notes(error: _Error, other: BaseException) -> _Error:
 class FaultError(Exception):
     """An environment raised, hung, died or broke the interface.
 
-    The message is one line that continues "environment 3 ..."; a note may hold a traceback.
-
-    Attributes:
-        hopeless: a new environment would do the same. It is tried all the same if environments of
-            this kind have worked before.
+    The message is one line that continues "environment 3 ..."; a note may hold a traceback. If it
+    is ``hopeless``, a new environment would do the same: none is tried unless others have worked.
     """
 
     hopeless = False
@@ -144,11 +141,9 @@ def plain_extra(value: Any) -> tuple[dict[str, Any], dict[str, str]]:
     ``achievements`` must be a dict of names and counts; everything else is kept under ``info``,
     so that no name of the user's can replace one of ours.
     """
-    if value is None:
-        return {}, {}
     converter = _Converter()
     try:
-        return converter.extra(value), converter.warnings
+        return {} if value is None else converter.extra(value), converter.warnings
     except Exception as error:  # the user's types may raise anything
         return {}, {"extra": f'info["extra"] cannot be read: {describe(error)}'}
 

@@ -80,7 +80,6 @@ class ImageEnv(gymnasium.Wrapper):
         self._size, self._skip, self._limit = envs.image_size, envs.frame_skip or 1, envs.time_limit
         self._steps = 0
         self._warnings: dict[str, str] = {}
-        self._warned: set[str] = set()
         self.observation_space = Box(0, 255, (self._size, self._size, 3), np.uint8)
         self.action_space = Discrete(env.action_space.n)
 
@@ -93,10 +92,9 @@ class ImageEnv(gymnasium.Wrapper):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action, repeated for ``frame_skip`` frames or until the episode ends."""
         total = 0.0
+        taken = np.int64(self._start + int(action))
         for _ in range(self._skip):
-            observation, reward, terminated, truncated, info = self._ask(
-                "step", _STEP, np.int64(self._start + int(action))
-            )
+            observation, reward, terminated, truncated, info = self._ask("step", _STEP, taken)
             total += checked_reward(reward)
             if terminated or truncated:
                 break
@@ -115,20 +113,13 @@ class ImageEnv(gymnasium.Wrapper):
             if not any(sign in str(error) for sign in _OLD_SIGNS):
                 raise
             found = f"raised {describe(error)} in {method}"
-        raise FaultError.interface(
-            f"{found}, which must return ({', '.join(wanted)}): port the environment from Gym's "
-            "old interface to Gymnasium's"
-        )
+        port = "port the environment from Gym's old interface to Gymnasium's"
+        raise FaultError.interface(f"{found}, which must return ({', '.join(wanted)}): {port}")
 
     def take_warnings(self) -> dict[str, str]:
-        """New warnings, kind -> line; each kind once."""
+        """Warnings since the last call, kind -> line."""
         warnings, self._warnings = self._warnings, {}
         return warnings
-
-    def _warn(self, kind: str, line: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            self._warnings[kind] = line
 
     def _convert(self, observation: Any) -> np.ndarray:
         """The square RGB image of an observation."""
@@ -169,7 +160,8 @@ class ImageEnv(gymnasium.Wrapper):
         if image.ndim != 3 or image.shape[2] not in channels or image.dtype.kind not in "buif":
             raise FaultError.interface(f"gave {_form(shown)} as {what}, not a grey or RGB image")
         if not rendered and shape != self._image.shape:
-            self._warn("shape", f"{what} is {list(shape)}, its space {list(self._image.shape)}")
+            form = f"{what} is {list(shape)}"
+            self._warnings["shape"] = f"{form}, its space {list(self._image.shape)}"
         if rendered and image.dtype != np.uint8:
             if image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
                 raise FaultError.interface(f"gave {image.dtype} numbers as {what}, not uint8")
@@ -184,10 +176,10 @@ class ImageEnv(gymnasium.Wrapper):
             return low, high
         form = f"the observation is {given}, its space {declared} from {low:g} to {high:g}"
         if given == np.uint8 and high <= 1:
-            self._warn("bounds", f"{form}: shown as uint8; {_CORRECT}")
+            self._warnings["bounds"] = f"{form}: shown as uint8; {_CORRECT}"
             return 0.0, 255.0
         if (given.kind == "f") != (declared.kind == "f"):
-            self._warn("type", f"{form}; {_CORRECT}")
+            self._warnings["type"] = f"{form}; {_CORRECT}"
         least, most = float(image.min()), float(image.max())
         if not math.isfinite(most - least):
             raise FaultError(f"gave an observation of {least:g} to {most:g}: not finite")
@@ -195,17 +187,15 @@ class ImageEnv(gymnasium.Wrapper):
         if least < low - slack or most > high + slack:
             form = f"the observation holds {least:g} to {most:g}"
             outside = f"outside the bounds {low:g} to {high:g} of its space"
-            self._warn("bounds", f"{form}, {outside}: cut to them; {_CORRECT}")
+            self._warnings["bounds"] = f"{form}, {outside}: cut to them; {_CORRECT}"
         return low, high
 
 
 def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
-    """Spec of an environment, which is made once to read its spaces.
+    """Spec of an environment, made once to read its spaces; EnvError if it is unsuitable.
 
     ``game`` is a factory or Gymnasium's id, such as ``ALE/Pong-v5`` or, with the package that
     registers it, ``minigrid:MiniGrid-Empty-5x5-v0``.
-
-    EnvError: the environment cannot be made, shown or controlled.
     """
     with env_code():
         env = make_image_env(name, game, envs)

@@ -1,8 +1,4 @@
-"""Environments of the gymnax package, stepped on the device, with their grids drawn as images.
-
-A grid is `[rows, columns]` numbers, or `[rows, columns, channels]` with one layer per kind of
-thing. Every channel gets a colour of its own, every cell becomes a rectangle of pixels.
-"""
+"""Environments of the gymnax package, stepped on the device, with their grids drawn as images."""
 
 from __future__ import annotations
 
@@ -38,7 +34,11 @@ class GymnaxVectorEnv(DeviceVectorEnv):
         self._game, self._params = _load_game(name, game)
         spec = _spec(name, self._game, self._params, envs)
         self._limit, self._size = envs.time_limit, envs.image_size
-        self._bounds = _bounds(self._game.observation_space(self._params))
+        space = self._game.observation_space(self._params)
+        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+        usable = np.isfinite(low) & np.isfinite(high) & (high > low)
+        #: They scale an observation to [0, 1]; (0, 1) where the space has no finite ones.
+        self._bounds = np.where(usable, low, 0), np.where(usable, high, 1)
         super().__init__(spec, envs.count, seed, generation)
 
     def _new(self, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -112,8 +112,8 @@ def render_grid(grid: jax.Array, size: int) -> jax.Array:
     few pieces count in the image loss. A cell with several channels shows the mean of their
     colours, so no channel hides another.
 
-    ``grid`` is `[rows, columns]` or `[rows, columns, channels]` in [0, 1], the image
-    `[size, size, 3]` uint8.
+    ``grid`` is `[rows, columns]` or, with a channel per kind of thing, `[rows, columns, channels]`
+    in [0, 1], the image `[size, size, 3]` uint8.
     """
     grid = grid if grid.ndim == 3 else grid[..., None]
     rows, columns, channels = grid.shape
@@ -143,10 +143,3 @@ def _spec(name: str, game: Any, params: Any, envs: EnvsConfig) -> EnvSpec:
     if not hasattr(actions, "n"):
         raise EnvError(f"{name} has continuous actions: only discrete actions are supported")
     return square_spec(name, envs, actions.n, params.max_steps_in_episode)
-
-
-def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds that scale an observation to [0, 1]; (0, 1) where the space has no finite ones."""
-    low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
-    usable = np.isfinite(low) & np.isfinite(high) & (high > low)
-    return np.where(usable, low, 0), np.where(usable, high, 1)

@@ -34,11 +34,9 @@ class HostVectorEnv(VectorEnv):
     """E host environments in one or several groups; see :class:`VectorEnv`.
 
     An environment is a ``gymnasium.Env`` that observes a `[height, width, 3]` uint8 image and takes
-    discrete actions. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`.
-
-    Attributes:
-        faults: failures so far. An environment that raised counts as one; so does a worker that
-            died or hung, whatever the number of its environments.
+    discrete actions. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`. An
+    environment that raised counts as one of :attr:`faults`; so does a worker that died or hung,
+    whatever the number of its environments.
     """
 
     def __init__(
@@ -86,14 +84,15 @@ class HostVectorEnv(VectorEnv):
             group.close(deadline)
 
     def _begin(self) -> np.ndarray:
-        self._send_all([True] * self.num_envs, [0] * self.num_envs)
+        self._send_all([None] * self.num_envs)
         return self._receive_all([True] * self.num_envs).image
 
     def _send(self, actions: np.ndarray) -> None:
-        self._send_all(self._tracker.newest.is_last.tolist(), actions.tolist())
+        over = self.newest.is_last
+        self._send_all([None if over[i] else action for i, action in enumerate(actions.tolist())])
 
     def _receive(self) -> Outcome:
-        outcome = self._receive_all(self._tracker.newest.is_last.tolist())
+        outcome = self._receive_all(self.newest.is_last.tolist())
         self._worked = True
         return outcome
 
@@ -114,11 +113,10 @@ class HostVectorEnv(VectorEnv):
             reason = str(fault).removeprefix("failed: ")
             raise self._error(f"{_called(lost)} could not start: {reason}", fault) from fault
 
-    def _send_all(self, begins: Sequence[bool], actions: Sequence[int]) -> None:
-        """Reset the environments that ``begins`` marks, step the others; returns at once."""
+    def _send_all(self, actions: Sequence[int | None]) -> None:
+        """Step every environment, or reset it where its action is None; returns at once."""
         for group, rows in self._pairs:
-            wanted = [None if begins[env] else actions[env] for env in rows]
-            group.send([self._command(rows, env, a) for env, a in zip(rows, wanted, strict=True)])
+            group.send([self._command(rows, env, actions[env]) for env in rows])
 
     def _command(self, rows: range, env: int, action: int | None = None) -> Command:
         """A step with ``action``, or without one a reset with the environment's next seed."""
@@ -128,12 +126,7 @@ class HostVectorEnv(VectorEnv):
         return Command(env - rows.start, "reset", seed)
 
     def _receive_all(self, begins: Sequence[bool]) -> Outcome:
-        """Results of the last :meth:`_send_all`, after all faults have been handled.
-
-        A failed reset is tried again until it works. A failed step ends its episode at the frame
-        before it. If a worker is lost after a step was done (when a reset is tried again), the
-        episode ends with that step. EnvError after too many faults.
-        """
+        """Results of the last :meth:`_send_all`; EnvError after too many faults."""
         since = time.monotonic()
         replies: list[Reply] = []
         for group, rows in self._pairs:
@@ -158,7 +151,10 @@ class HostVectorEnv(VectorEnv):
     def _replies_of(
         self, group: Group, rows: range, begins: Sequence[bool], since: float
     ) -> list[Reply]:
-        """Replies of one group; see :meth:`_receive_all`."""
+        """Replies of one group, after all faults have been handled."""
+        # A failed reset is tried again until it works. A failed step ends its episode at the frame
+        # before it. If a worker is lost after a step was done (when a reset is tried again), the
+        # episode ends with that step.
         replies: dict[int, Reply] = {}
         asked: Sequence[int] = rows
         while asked:
@@ -240,17 +236,12 @@ def make_host_vector_env(
 ) -> HostVectorEnv:
     """Start ``envs.count`` host environments, inline or in workers as ``envs.workers`` chooses.
 
-    ``auto`` uses worker processes for more than one environment: host environments are slow, and
-    one Python process steps only one at a time.
-
     cloudpickle must be able to pickle ``factory``; ``preload`` names modules to import once for all
     workers. EnvError if an environment cannot start or has other spaces than ``spec``.
     """
     shape = spec.image_shape
-    groups: list[Group]
-    if runs_inline(envs):
-        groups = [InlineGroup([factory] * envs.count, shape)]
-    else:
+    groups: list[Group] = [InlineGroup([factory] * envs.count, shape)]
+    if not runs_inline(envs):
         sizes = group_sizes(envs.count, envs.processes or cores())
         groups = [WorkerGroup([factory] * size, shape, preload) for size in sizes]
     limits = {"timeout": envs.worker_timeout, "max_faults": envs.max_worker_failures}
@@ -274,7 +265,10 @@ def env_seeds(seed: int, count: int, generation: int = 0) -> list[int]:
 
 
 def runs_inline(envs: EnvsConfig) -> bool:
-    """Whether host environments run in this process; see :func:`make_host_vector_env`."""
+    """Whether host environments run in this process; ``auto``: only a single one does.
+
+    Host environments are slow, and one Python process steps only one at a time.
+    """
     return envs.workers == "inline" or (envs.workers == "auto" and envs.count == 1)
 
 

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from emerald_jax.config import EnvsConfig
+from emerald_jax.config import EnvsConfig, nearest
 from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv
 
 if TYPE_CHECKING:
-    import gymnasium
+    from emerald_jax.envs.workers import EnvFactory
 
 #: The 26 games of the Atari 100k benchmark; the package has more.
 ATARI_100K = (
@@ -67,17 +67,11 @@ FAMILIES = {
     "gymnax": Family("gymnax", "gymnax six", _GYMNAX, open_ended=True),
 }
 #: Factories given to :func:`register`.
-_OWN: dict[str, Callable[[], gymnasium.Env]] = {}
+_OWN: dict[str, EnvFactory] = {}
 
 
 class EnvEntry(NamedTuple):
-    """One line of the list of environments.
-
-    Attributes:
-        name: value for ``env``.
-        available: the package it needs is installed.
-        pip: command that installs it.
-    """
+    """A name for ``env``, whether its package is installed, and the command that installs it."""
 
     name: str
     available: bool
@@ -101,17 +95,9 @@ def make_vector_env(name: str, envs: EnvsConfig, *, seed: int, generation: int =
 
 
 def make_vector_env_of(
-    name: str,
-    factory: Callable[[], gymnasium.Env],
-    envs: EnvsConfig,
-    *,
-    seed: int,
-    generation: int = 0,
+    name: str, factory: EnvFactory, envs: EnvsConfig, *, seed: int, generation: int = 0
 ) -> VectorEnv:
-    """As :func:`make_vector_env`, from a factory of a Gymnasium environment; see :func:`register`.
-
-    The name appears in messages only.
-    """
+    """As :func:`make_vector_env`, from a factory, which messages call ``name``."""
     from emerald_jax.envs.gym import make_env
 
     return make_env(name, factory, envs, seed=seed, generation=generation)
@@ -122,16 +108,12 @@ def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
     return _call(name, "make_spec", envs)
 
 
-def register(name: str, factory: Callable[[], gymnasium.Env]) -> None:
+def register(name: str, factory: EnvFactory) -> None:
     """Give an environment of your own a name in this process; replaces an earlier one.
 
-    Args:
-        name: value for ``env``.
-        factory: makes one Gymnasium environment with an image observation and discrete actions;
-            called without arguments, in worker processes too.
-
-    Raises:
-        EnvError: when the name is taken by the package, or the factory is not callable.
+    ``factory`` makes one Gymnasium environment with an image observation and discrete actions; it
+    is called without arguments, in worker processes too. EnvError: the name is taken by the
+    package, or the factory is not callable.
     """
     if not name or name.partition(":")[0] in FAMILIES or name.split() != [name]:
         raise EnvError(
@@ -162,7 +144,8 @@ def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
         if value != default and setting not in family.settings:
             raise EnvError(f"{name} does not support envs.{setting}: leave it at {default!r}")
     try:
-        return getattr(_module(prefix), function)(name, game, envs, **arguments)
+        module = importlib.import_module(f".{prefix}", __package__)
+        return getattr(module, function)(name, game, envs, **arguments)
     except ModuleNotFoundError as error:
         # It may be a dependency that the package does not declare.
         package = (error.name or family.package).partition(".")[0]
@@ -170,10 +153,6 @@ def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
         raise EnvError(
             f"{name} needs the package {package}, which is not installed: pip install {pip}"
         ) from error
-
-
-def _module(family: str) -> Any:
-    return importlib.import_module(f"emerald_jax.envs.{family}")
 
 
 def _find(name: str) -> tuple[str, str | Callable[[], Any]]:
@@ -198,7 +177,7 @@ def _has(prefix: str, game: str) -> bool:
     if game in family.games or family.games == _ANY:
         return True
     try:
-        return family.open_ended and _module(prefix).knows(game)
+        return family.open_ended and importlib.import_module(f".{prefix}", __package__).knows(game)
     except ModuleNotFoundError:
         return True
 
@@ -239,8 +218,7 @@ def _near_in(holder: Any, name: str, module: str) -> str:
         for key, value in getattr(holder, "__dict__", {}).items()
         if callable(value) and f"{getattr(value, '__module__', '')}.".startswith(f"{module}.")
     ]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; nearest: {near[0]}" if near else ""
+    return nearest(name, known)
 
 
 def _nearest(name: str) -> str:

@@ -36,6 +36,7 @@ from emerald_jax.envs.guards import (
 )
 
 EnvFactory = Callable[[], gymnasium.Env]
+Shape = tuple[int, ...]
 
 _LIBRARIES = ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "NUMBA_NUM", "VECLIB_MAXIMUM")
 _ONE_THREAD = {f"{library}_THREADS": "1" for library in _LIBRARIES}
@@ -44,12 +45,10 @@ _FORK_SERVER = "emerald_jax.envs.fork_server"
 
 
 class Command(NamedTuple):
-    """One call of one environment.
+    """A call of environment ``index`` of a group: ``make``, ``reset`` or ``step``.
 
-    Attributes:
-        index: of the environment in its group.
-        name: ``make``, ``reset`` (which makes the environment if a fault removed it) or ``step``.
-        value: the seed of a reset, or None; the action of a step.
+    ``value`` is the action of a step, or the seed of a reset, which may be None. A reset makes the
+    environment again if a fault removed it.
     """
 
     index: int
@@ -60,12 +59,8 @@ class Command(NamedTuple):
 class Reply(NamedTuple):
     """Reply to ``reset`` and ``step``, except for the image.
 
-    Attributes:
-        reward: of a step.
-        terminated: the world ended.
-        truncated: a limit cut the episode.
-        extra: of a final step, see :attr:`Episode.extra`.
-        warnings: kind -> a line about something wrong that does not end the episode.
+    ``extra`` of a final step is :attr:`Episode.extra`; ``warnings`` are those of
+    :class:`VectorEnv`.
     """
 
     reward: float = 0.0
@@ -87,16 +82,12 @@ Answer = tuple[gymnasium.Space, gymnasium.Space] | Reply | FaultError
 class InlineGroup:
     """Environments in this process. A timeout cannot stop them, and their crash is ours.
 
-    Attributes:
-        frames: `[envs, height, width, 3]` uint8, the newest image of each. The caller may write
-            to it while no command is running.
+    ``frames`` `[envs, height, width, 3]` uint8 holds the newest image of each; the caller may write
+    to it while no command is running.
     """
 
     def __init__(
-        self,
-        factories: Sequence[EnvFactory],
-        shape: tuple[int, ...],
-        frames: np.ndarray | None = None,
+        self, factories: Sequence[EnvFactory], shape: Shape, frames: np.ndarray | None = None
     ):
         """Environments are made by the first command.
 
@@ -180,16 +171,11 @@ class WorkerGroup:
     """Environments in a worker process, their images in shared memory; see :class:`InlineGroup`.
 
     A vector step costs one message and two context switches per process. If an environment hangs or
-    crashes the process, all are lost. If it only raises, it alone is replaced.
-
-    Attributes:
-        frames: see :class:`InlineGroup`.
-        process: the worker, once started.
+    crashes the process, all are lost. If it only raises, it alone is replaced. ``process`` is the
+    worker, once started.
     """
 
-    def __init__(
-        self, factories: Sequence[EnvFactory], shape: tuple[int, ...], preload: Sequence[str] = ()
-    ):
+    def __init__(self, factories: Sequence[EnvFactory], shape: Shape, preload: Sequence[str] = ()):
         """The process starts with :meth:`start`; cloudpickle must be able to pickle ``factories``.
 
         ``preload`` names modules to import once for all workers, where the platform allows it.
@@ -240,13 +226,11 @@ class WorkerGroup:
                 self._pipe.send(commands)
 
     def receive(self, seconds: float, since: float) -> list[Answer]:
-        """Answers to the last commands, in their order.
+        """Answers to the last commands; FaultError if the process died or a command hung.
 
-        Each command has its own timeout, counted from the end of the one before. So slow
-        environments may share a worker, and a hanging one is noticed as soon as if it were alone.
-        ``since`` is the start of the wait, on the monotonic clock.
-
-        FaultError: all environments of the group are lost: the process died, or a command hung.
+        Each command has its own timeout, counted from the end of the one before, the first from
+        ``since`` on the monotonic clock. So slow environments may share a worker, and a hanging one
+        is noticed as soon as if it were alone.
         """
         try:
             while not self._pipe.poll(self._left(seconds, since)):
@@ -295,14 +279,13 @@ def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> 
         began.value = time.monotonic()
         return group.obey(command)
 
-    def next_commands() -> Sequence[Command]:
-        while not pipe.poll(0) and group.work_ahead():
-            pass
-        return pipe.recv()
-
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        while commands := next_commands():
+        commands: Sequence[Command] = pipe.recv()
+        while commands:
             pipe.send([obey(command) for command in commands])
+            while not pipe.poll(0) and group.work_ahead():
+                pass
+            commands = pipe.recv()
     group.close(0)
 
 

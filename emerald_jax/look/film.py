@@ -1,8 +1,7 @@
-"""Films of dreams next to reality, and films of episodes.
+"""Films of episodes, and of dreams: real frames on the left, imagined ones on the right.
 
-A dream film shows the real frames on the left and the imagined ones on the right, with uncertain
-latent positions tinted. Below them stand the predicted reward (with the real one where it is known)
-and the predicted probability that the episode continues.
+Uncertain latent positions are tinted. Below the frames stand the predicted reward (with the real
+one where it is known) and the predicted probability that the episode continues.
 """
 
 from __future__ import annotations
@@ -133,11 +132,7 @@ def _enlarged(film: Film, least: int) -> tuple[int, int, int]:
 def save_film(film: Film, path: str | Path, *, fps: float = 8.0, tinted: bool = True) -> Path:
     """Write a film as .mp4 or .gif, or as one picture in .png; a failure leaves the old file.
 
-    Args:
-        film: what to show.
-        path: the file; its ending decides the format. ValueError on another ending.
-        fps: steps per second.
-        tinted: tint uncertain positions.
+    ``fps`` are steps per second; uncertain positions are ``tinted``. ValueError on another ending.
     """
     path = Path(path)
     ending = path.suffix.lower()
@@ -213,10 +208,8 @@ def _full_scale(film: Film) -> float:
 
 
 def _captions(film: Film) -> tuple[str, str]:
-    return (
-        f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}",
-        "predicted probability to continue, 0 to 1",
-    )
+    rewards = f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}"
+    return rewards, "predicted probability to continue, 0 to 1"
 
 
 def _draw_plots(canvas: Canvas, film: Film, left: int, right: int, top: int, *, upto: int) -> None:
@@ -282,16 +275,9 @@ class FilmPlan:
 def film_run(agent: Agent, run: str | Path, plan: FilmPlan) -> Film:
     """Let an agent dream, and collect the dream and the real frames next to it.
 
-    A dream from a new episode is compared with the environment under the same actions.
-
-    Args:
-        agent: from :func:`emerald_jax.load`.
-        run: its run directory, which holds the recorded frames.
-        plan: what to film.
-
-    Raises:
-        ReplayError: recorded frames are requested and there are none.
-        EnvError: the environment cannot be made on this machine.
+    ``run`` is its directory, which holds the recorded frames. A dream from a new episode is
+    compared with the environment under the same actions. ReplayError: recorded frames are requested
+    and there are none. EnvError: the environment cannot be made on this machine.
     """
     if plan.source == "real":
         return _film_recorded(agent, Recordings(run), plan)
@@ -322,28 +308,22 @@ def _film_recorded(agent: Agent, recordings: Recordings, plan: FilmPlan) -> Film
 
 def _film_reset(agent: Agent, env: VectorEnv, plan: FilmPlan) -> Film:
     player = agent.player(1, key_of(plan.seed + _SEED_OFFSET))
-    record = env.reset()
-    rows = [_row(record)]
-    while len(rows) < plan.context and not record.is_last[0]:
-        record = env.step(player(record))
-        rows.append(_row(record))
-    context, rng = len(rows), np.random.default_rng(plan.seed)
-    made = _imagine(agent, _columns(rows), context, plan, rng)
+    records = [env.reset()]
+    while len(records) < plan.context and not records[-1].is_last[0]:
+        records.append(env.step(player(records[-1])))
+    context, rng = len(records), np.random.default_rng(plan.seed)
+    made = _imagine(agent, _real_of(records), context, plan, rng)
     for action in made.actions:
-        if record.is_last[0]:
+        if records[-1].is_last[0]:
             break
-        record = env.step(np.array([action], np.int32))
-        rows.append(_row(record))
-    return _as_film(agent.spec, _columns(rows), made, context)
+        records.append(env.step(np.array([action], np.int32)))
+    return _as_film(agent.spec, _real_of(records), made, context)
 
 
-def _row(record: VectorStep) -> tuple[np.ndarray, int, float]:
-    """A copy of what environment 0 did: the next step may overwrite the record."""
-    return record.image[0].copy(), int(record.action[0]), float(record.reward[0])
-
-
-def _columns(rows: list) -> _Real:
-    return tuple(np.array(column) for column in zip(*rows, strict=True))
+def _real_of(records: list[VectorStep]) -> _Real:
+    """The columns of environment 0."""
+    names = ("image", "action", "reward")
+    return tuple(np.stack([getattr(record, name)[0] for record in records]) for name in names)
 
 
 def _imagine(

@@ -2,7 +2,7 @@
 
 The file opens from disk: pictures are inside, it has no script and sends no request. A section that
 a run has no data for states the reason, so a run of one minute, a running one, or an export can be
-inspected too.
+inspected too. :func:`decoding_trace` and :func:`attention_weights` look inside the world model.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
 from matplotlib.figure import Figure
 
 from emerald_jax.agent.agent import Agent, Dream
-from emerald_jax.agent.dream import read
-from emerald_jax.agent.state import count_parameters
+from emerald_jax.agent.dream import read, show
+from emerald_jax.agent.state import Learner, count_parameters
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvError, is_crafter_like
+from emerald_jax.imagination import maskgit_decode
 from emerald_jax.look import figures
 from emerald_jax.look.film import action_name
-from emerald_jax.look.inside import attention_weights, by_distance, decoding_trace
-from emerald_jax.look.style import png_of
+from emerald_jax.models.tssm import HIDDEN, RelativeAttention, skew
+from emerald_jax.models.world_model import WorldModel
 from emerald_jax.presets import PRESETS
 from emerald_jax.replay import ReplayError
 from emerald_jax.run.directory import (
@@ -45,7 +49,7 @@ from emerald_jax.run.pictures import report_strip
 from emerald_jax.run.recordings import Clip, Recordings
 from emerald_jax.run.weights import load
 from emerald_jax.scores import crafter_score, success_rates
-from emerald_jax.types import Batch, key_of
+from emerald_jax.types import Array, Batch, Key, Params, State, key_of
 
 #: Number of clips shown, the frames read of each, and the steps imagined after them.
 CLIPS, CONTEXT, HORIZON = 3, 4, 15
@@ -64,17 +68,11 @@ Section = tuple[str, list[str]]
 def inspect_run(
     run: str | Path, out: str | Path, *, checkpoint: int | None = None, seed: int = 0
 ) -> Path:
-    """Write the report of a run.
+    """Write the report of a run or of an export, which is only read, to the HTML file ``out``.
 
-    Args:
-        run: a run directory, or an export; it is only read.
-        out: the HTML file to write.
-        checkpoint: its step; None uses the newest valid one.
-        seed: of the choice of frames, and of the dreams.
-
-    Raises:
-        ConfigError: ``run`` is no run directory.
-        CheckpointError: it does not hold the requested checkpoint.
+    ``checkpoint`` is its step; None uses the newest valid one. ``seed``: of the choice of frames,
+    and of the dreams. ConfigError: ``run`` is no run directory. CheckpointError: it does not hold
+    the requested checkpoint.
     """
     run, out = Path(run), Path(out)
     config = read_config(run)
@@ -106,12 +104,9 @@ def inspect_run(
 def _page(title: str, subtitle: str, sections: Mapping[str, Callable[[], Section]]) -> str:
     page = resources.files("emerald_jax.look").joinpath("report.html").read_text(encoding="utf-8")
     links = (f'<a href="#s{i}">{html.escape(name)}</a>' for i, name in enumerate(sections))
-    return Template(page).substitute(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        contents="\n".join(links),
-        sections="\n".join(_section(i, *item) for i, item in enumerate(sections.items())),
-    )
+    parts = (_section(i, *item) for i, item in enumerate(sections.items()))
+    texts = dict(title=html.escape(title), subtitle=html.escape(subtitle))
+    return Template(page).substitute(texts, contents="\n".join(links), sections="\n".join(parts))
 
 
 def _section(index: int, title: str, make: Callable[[], Section]) -> str:
@@ -119,19 +114,19 @@ def _section(index: int, title: str, make: Callable[[], Section]) -> str:
     try:
         about, parts = make()
         about = f"<p>{html.escape(about)}</p>" if about else ""
-    except (ReplayError, EnvError, ValueError) as error:
+    except (CheckpointError, EnvError, ReplayError, ValueError) as error:
         reason = html.escape(" ".join(str(error).split()))
         about, parts = f'<p class="none">Not shown: {reason}.</p>', []
     return "\n".join([f'<h2 id="s{index}">{html.escape(title)}</h2>', about, *parts])
 
 
 def _missing(error: Exception) -> Section:
-    raise ValueError(str(error)) from error
+    raise error
 
 
 def _picture(picture: Figure | np.ndarray, alt: str, *, wide: bool = False) -> str:
     """A picture as HTML; a wide one keeps its size and scrolls."""
-    data = base64.b64encode(png_of(picture)).decode()
+    data = base64.b64encode(figures.png_of(picture)).decode()
     image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}">'
     return f'<div class="wide">{image}</div>' if wide else image
 
@@ -246,13 +241,12 @@ def _decoding(source: Source) -> Section:
     reading = jax.jit(partial(read, learner=agent.learner))
     _, states = reading(agent.params, clip.image[:, None], clip.action[:, None], source.key)
     tracing = jax.jit(partial(decoding_trace, learner=agent.learner, steps=steps))
-    trace = tracing(agent.params, states.h[at, 0], source.key)
+    trace = jax.device_get(tracing(agent.params, states.h[at, 0], source.key))
     side = round(trace.masked.shape[1] ** 0.5)
-    masked, sure = (
-        np.asarray(x).mean(-1).reshape(steps, side, side) for x in (trace.masked, trace.confidence)
-    )
-    strip = figures.decoding_strip(np.asarray(trace.frame), masked, sure, clip.image[at])
-    counts = ", ".join(str(int(n)) for n in np.asarray(trace.masked).sum((1, 2)))
+    shape = (steps, side, side, -1)
+    masked, sure = (x.reshape(shape).mean(-1) for x in (trace.masked, trace.confidence))
+    strip = figures.decoding_strip(trace.frame, masked, sure, clip.image[at])
+    counts = ", ".join(str(int(n)) for n in trace.masked.sum((1, 2)))
     about = (
         f"The prediction of one recorded frame from its past, in {steps} steps; {counts} of "
         f"{trace.masked[0].size} tokens were masked at the start of each. Dots: one per tenth of a "
@@ -310,8 +304,6 @@ MODEL_SECTIONS: dict[str, Callable[[Source], Section]] = {
     "Attention over the past": _attention,
     "Actions": _actions,
 }
-
-
 #: Sections that plot metrics: the metrics, and a sentence about them.
 METRICS = {
     "Return scale": (
@@ -392,3 +384,97 @@ def _time(metrics: Rows) -> Section:
         "the larger of the first two limits the speed."
     )
     return about, parts
+
+
+class DecodingTrace(NamedTuple):
+    """How one latent was decoded, step by step.
+
+    Attributes:
+        frame: `[S, height, width, 3]` uint8, the decoded image at the end of each step.
+        masked: `[S, P, G]` bool, tokens that are MASK at the start of the step and drawn in it.
+        tokens: `[S, P, G]` int32 after each step; a token drawn again later at its likeliest class.
+        confidence: `[S, P, G]` float32, probability of each token when it was predicted.
+    """
+
+    frame: Array
+    masked: Array
+    tokens: Array
+    confidence: Array
+
+
+def decoding_trace(
+    params: dict[str, Params], h: Float[Array, " D"], key: Key, *, learner: Learner, steps: int
+) -> DecodingTrace:
+    """Decode `h` `[D]` with MaskGIT in ``steps`` >= 1 and record the tokens after each step.
+
+    Makes the same draws as :func:`imagination.decode` with the same key. Decoding in s steps is not
+    a prefix of decoding in S steps, so all steps are taken from one decoding.
+    """
+    model, variables = learner.model, {"params": params["world_model"]}
+    features = model.apply(variables, h, method=WorldModel.prior_features)
+    # Record the prediction of each of the S steps.
+    predicted: list[Array] = []
+
+    def probs_fn(tokens: Array | None) -> Array:
+        log_probs = model.apply(variables, features, tokens, method=WorldModel.masked_prior)
+        predicted.append(jnp.exp(log_probs))
+        return predicted[-1]
+
+    shape = (features.shape[-2], model.config.groups)
+    decoded = maskgit_decode(probs_fn, key, steps=steps, shape=shape)
+    tokens, sure = [decoded.z], [jnp.exp(decoded.log_prob)]
+    # Backwards: a token masked in step s + 1 had another class before; show its most likely one.
+    for s in range(steps - 1, 0, -1):
+        again = decoded.masked[s]
+        best = predicted[s - 1]
+        tokens.insert(0, jnp.where(again, jnp.argmax(best, -1), tokens[0]))
+        sure.insert(0, jnp.where(again, best.max(-1), sure[0]))
+    z = jnp.stack(tokens)
+    state = State(z, jnp.broadcast_to(h, (steps, *h.shape)))
+    frame = show(params, state, learner=learner).frame
+    return DecodingTrace(frame, jnp.stack(decoded.masked), z, jnp.stack(sure))
+
+
+def attention_weights(
+    params: dict[str, Params], sequence: Batch, key: Key, *, learner: Learner
+) -> Float32[Array, "blocks heads L keys"]:
+    """How strongly each step of a real sequence attends to each step of its past.
+
+    ``sequence`` is a :class:`Batch` without its leading B, with its carry; the sequence model must
+    be the transformer. Returns `[blocks, heads, L, C + L]` float32; each row sums to 1.
+    """
+    found: list[Array] = []
+
+    # The transformer's own methods are intercepted, so the modules need no switch for it.
+    def tap(run: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, RelativeAttention) and context.method_name == "chunk":
+            found.append(_chunk_weights(context.module, *args[:3]))
+        return run(*args, **kwargs)
+
+    with nn.intercept_methods(tap):
+        learner.model.apply({"params": params["world_model"]}, sequence, key)
+    return jnp.stack(found)
+
+
+def _chunk_weights(
+    attention: RelativeAttention, x: Array, past: tuple[Array, Array], visible: Array
+) -> Array:
+    """The weights inside :meth:`RelativeAttention.chunk`, `[heads, L, C + L]`."""
+    query, key, _ = attention.project(x)
+    keys = jnp.concatenate([past[0].astype(attention.dtype), key])
+    content, distance = attention.biased(query)
+    scores = jnp.einsum("qhd,khd->hqk", content, keys)
+    scores = scores + skew(attention.distance_terms(distance), keys.shape[0])
+    scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def by_distance(
+    weights: Float32[np.ndarray, "*n L keys"], context: int
+) -> Float32[np.ndarray, "*n L {context}+1"]:
+    """`[..., L, C + L]` weights by distance: `[..., L, C + 1]`, the newest token first."""
+    length = weights.shape[-2]
+    key = context + np.arange(length)[:, None] - np.arange(context + 1)[None]
+    return np.take_along_axis(
+        weights, np.broadcast_to(key, (*weights.shape[:-2], *key.shape)), axis=-1
+    )

@@ -36,14 +36,8 @@ from emerald_jax.replay import ReplayError
 #: Names of the action that does nothing.
 IDLE = ("noop", "nop", "no op", "stay", "idle")
 #: Action names and their keys, named as in ``KeyboardEvent.key``.
-_USUAL = {
-    "left": "ArrowLeft",
-    "right": "ArrowRight",
-    "up": "ArrowUp",
-    "down": "ArrowDown",
-    "sleep": "z",
-    **dict.fromkeys(("do", "fire", "interact", "toggle", "jump"), " "),
-}
+_USUAL = {side: f"Arrow{side.title()}" for side in ("left", "right", "up", "down")}
+_USUAL |= {"sleep": "z", **dict.fromkeys(("do", "fire", "interact", "toggle", "jump"), " ")}
 #: Keys that the page uses itself.
 _TAKEN = ("p", "r")
 _DIGITS = "1234567890"
@@ -63,8 +57,7 @@ def key_bindings(names: Sequence[str], num_actions: int) -> list[str]:
     """
     free = [c for c in string.ascii_lowercase if c not in _TAKEN]
     if not names:
-        spare = [*_DIGITS, *free]
-        return [*spare, *[""] * num_actions][:num_actions]
+        return [*_DIGITS, *free, *[""] * num_actions][:num_actions]
     keys, idle = [""] * num_actions, idle_action(names)
     short = {i: _plain(name).removeprefix("move ") for i, name in enumerate(names) if i != idle}
     for action, name in short.items():
@@ -112,7 +105,7 @@ FPS, FPS_RANGE = 10.0, (1.0, 60.0)
 #: Frames over which a rate is measured, and the share of the requested rate that is too slow.
 _RATE_FRAMES, _ENOUGH = 20, 0.9
 _MAX_MESSAGE = 4096
-#: Instead of an action: wait for a key, as no action does nothing.
+#: Instead of an action (None lets the policy choose): wait for a key, as no action does nothing.
 _WAIT = -1
 _REFUSALS = (ConfigError, EnvError, ReplayError)
 #: The page runs only its own script and connects only to this server.
@@ -212,7 +205,9 @@ class PlayServer:
         while True:
             due = max(due + 1 / self._fps, time.monotonic() - 1 / self._fps)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            action, self._tapped = self._next_action(), None
+            choices = (self._tapped, self._held, self._idle, _WAIT)
+            action = None if self._autopilot else next(x for x in choices if x is not None)
+            self._tapped = None
             if self._paused or action == _WAIT:
                 self._times.clear()
                 continue
@@ -224,13 +219,6 @@ class PlayServer:
                 continue
             self._times.append(time.monotonic())
             await self._send(player, picture)
-
-    def _next_action(self) -> int | None:
-        """The next action, None for the policy's choice, or to wait for a key."""
-        if self._autopilot:
-            return None
-        choices = (self._tapped, self._held, self._idle)
-        return next((action for action in choices if action is not None), _WAIT)
 
     async def _receive(self, player: ServerConnection, message: str | bytes) -> None:
         """Obey one message; an invalid one is answered with an error, and the dream continues."""
@@ -288,7 +276,9 @@ class PlayServer:
         return action
 
     async def _send(self, player: ServerConnection, picture: Picture) -> None:
-        rate = self._rate()
+        rate = None
+        if len(self._times) == _RATE_FRAMES:
+            rate = (_RATE_FRAMES - 1) / (self._times[-1] - self._times[0])
         slow = rate is not None and rate < _ENOUGH * self._fps
         settings = (self._fps, self.session.steps, self.session.beside)
         if slow and self._reported != settings:
@@ -297,32 +287,18 @@ class PlayServer:
             self._say(f"this machine dreams {rate:.1f} frames per second {at}")
         await player.send(pack(picture, {"rate": rate, "slow": slow}))
 
-    def _rate(self) -> float | None:
-        """Frames per second over the last ones; None while there are too few."""
-        if len(self._times) < _RATE_FRAMES:
-            return None
-        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
-
     def _hello(self) -> dict[str, Any]:
         """The message before the first frame."""
-        agent, recordings = self.session.agent, self.session.recordings
+        session, agent, recordings = self.session, self.session.agent, self.session.recordings
         keys = enumerate(key_bindings(agent.spec.action_names, agent.spec.num_actions))
-        return {
-            "hello": self._title,
-            "env": agent.spec.name,
-            "updates": agent.updates,
-            "actions": [{"name": action_name(agent.spec, i), "key": key} for i, key in keys],
-            "idle": self._idle,
-            "steps": self.session.steps,
-            "most_steps": agent.config.tokens,
-            "temperature": self.session.temperature,
-            "temperatures": TEMPERATURES,
-            "fps": self._fps,
-            "fps_range": FPS_RANGE,
-            "paused": self._paused,
-            "autopilot": self._autopilot,
-            "recorded": {"spans": recordings.spans, "envs": recordings.num_envs},
-        }
+        actions = [{"name": action_name(agent.spec, i), "key": key} for i, key in keys]
+        hello = {"hello": self._title, "env": agent.spec.name, "updates": agent.updates}
+        hello |= {"actions": actions, "idle": self._idle}
+        hello |= {"steps": session.steps, "most_steps": agent.config.tokens}
+        hello |= {"temperature": session.temperature, "temperatures": TEMPERATURES}
+        hello |= {"fps": self._fps, "fps_range": FPS_RANGE}
+        hello |= {"paused": self._paused, "autopilot": self._autopilot}
+        return hello | {"recorded": {"spans": recordings.spans, "envs": recordings.num_envs}}
 
     async def _refuse(self, player: ServerConnection, error: Exception) -> None:
         await player.send(json.dumps({"error": " ".join(str(error).split())}))

@@ -33,6 +33,8 @@ _SEED_OFFSET = 3_000_017
 #: Of one rollout, each with a leading dimension of 1: the carry, what the model's heads show, the
 #: confidence of the tokens, and the policy's next action.
 _Moved = tuple[Carry, Shown, Array, Array]
+#: The session's base key, and a number that no other draw of the session had.
+_Draw = tuple[Key, Array | np.uint32]
 
 
 class Picture(NamedTuple):
@@ -45,9 +47,8 @@ class Picture(NamedTuple):
         confidence: `[h, w]` float32, of each latent position; 1 on a frame that was read.
         step: imagined steps since the dream began.
         action: the action that led here; -1 where the dream begins.
-        real: `[height, width, 3]` uint8 of the real environment, or None.
-        real_reward: its reward.
-        real_over: its episode has ended; ``real`` is its last frame.
+        real: `[height, width, 3]` uint8 of the real environment, or None; ``real_reward`` is its
+            reward, and after ``real_over`` it is the last frame of its episode.
     """
 
     frame: np.ndarray
@@ -111,8 +112,10 @@ class DreamSession:
         begins, led to each image. Each T is compiled once. ``real``: they are the environment's.
         """
         self._dreamt, self._record = 0, real
-        inputs = (images[:, None], np.asarray(actions, np.int32)[:, None])
-        return self._picture(self._read(self.agent.params, *inputs, *self._draw()), -1)
+        actions = np.asarray(actions, np.int32)[:, None]
+        return self._picture(
+            self._read(self.agent.params, images[:, None], actions, self._draw()), -1
+        )
 
     def begin_recorded(
         self, env: int | None = None, row: int | None = None, context: int = CONTEXT
@@ -149,7 +152,7 @@ class DreamSession:
             most = self.agent.spec.num_actions
             raise ConfigError(f"action {action} does not exist: choose below {most}")
         chosen = self._choice if action is None else np.array([action], np.int32)
-        inputs = (self._carry, chosen, *self._draw(), np.float32(self.temperature))
+        inputs = (self._carry, chosen, self._draw(), np.float32(self.temperature))
         moved = self._step(self.agent.params, *inputs, steps=self.steps)
         self._dreamt += 1
         taken = int(chosen[0])
@@ -163,8 +166,7 @@ class DreamSession:
             self._env.close()
             self._env = self._record = None
 
-    def _draw(self) -> tuple[Key, np.uint32]:
-        """The base key, and a number that no other draw of this session had."""
+    def _draw(self) -> _Draw:
         self._count += 1
         return self._key, np.uint32(self._count)
 
@@ -188,16 +190,10 @@ class DreamSession:
 
 
 def _read(
-    params: dict[str, Params],
-    image: Array,
-    action: Array,
-    base: Key,
-    index: Array,
-    *,
-    learner: Learner,
+    params: dict[str, Params], image: Array, action: Array, draw: _Draw, *, learner: Learner
 ) -> _Moved:
     """Read `[T, 1]` real frames, and show the last one."""
-    read_key, policy_key = jax.random.split(jax.random.fold_in(base, index))
+    read_key, policy_key = jax.random.split(jax.random.fold_in(*draw))
     carry, states = read(params, image, action, read_key, learner=learner)
     state = jax.tree.map(lambda x: x[-1], states)
     dreamt = Dreamt(state.z, state.h, jnp.ones(state.z.shape, jnp.float32))
@@ -205,21 +201,12 @@ def _read(
 
 
 def _step(
-    params: dict[str, Params],
-    carry: Carry,
-    action: Array,
-    base: Key,
-    index: Array,
-    temperature: Array,
-    *,
-    learner: Learner,
-    steps: int,
+    params: dict[str, Params], carry: Carry, action: Array, draw: _Draw, heat: Array, **options: Any
 ) -> _Moved:
-    """Imagine one frame."""
-    model_key, policy_key = jax.random.split(jax.random.fold_in(base, index))
-    options = dict(learner=learner, steps=steps, temperature=temperature)
-    carry, dreamt = dream_step(params, carry, action, model_key, **options)
-    return carry, *_look(params, dreamt, policy_key, learner)
+    """Imagine one frame with the temperature ``heat``; options: ``learner`` and ``steps``."""
+    model_key, policy_key = jax.random.split(jax.random.fold_in(*draw))
+    carry, dreamt = dream_step(params, carry, action, model_key, temperature=heat, **options)
+    return carry, *_look(params, dreamt, policy_key, options["learner"])
 
 
 def _look(params: dict[str, Params], dreamt: Dreamt, key: Key, learner: Learner) -> tuple:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from emerald_jax.reports import runs
 from emerald_jax.scores import Interval, aggregate, atari100k, human_normalised
 
-STEPS, EPISODES, FRAMES, IMAGE, SKIP = 100_000, 100, 108_000, 64, 4
+STEPS, EPISODES, FRAMES, SKIP = 100_000, 100, 108_000, 4
 PROTOCOL = "100 episodes after 100 k steps"
 #: Published numbers that are not evaluations; the data file names every source.
 PUBLISHED = {"dreamerv3": "training episodes that ended in frames 390 k to 400 k"}
@@ -31,7 +31,7 @@ class Entry(runs.Entry):
         """Game -> mean return of each run."""
         found: dict[str, list[float]] = {}
         for run, result in zip(self.runs, self.results, strict=True):
-            found.setdefault(run.game, []).append(result)
+            found.setdefault(run.config.env.partition(":")[2], []).append(result)
         return found
 
     @property
@@ -45,20 +45,10 @@ class Entry(runs.Entry):
         return aggregate(self.normalised)
 
     @property
-    def coverage(self) -> str:
-        """The games played, of all games."""
-        return coverage(self.returns)
-
-    @property
     def all_deviations(self) -> tuple[str, ...]:
-        """Deviations, missing games among them."""
+        """Deviations, missing games among them; empty for all 26 games under the protocol."""
         missing = len(self.returns) < len(games())
-        return (*self.deviations, self.coverage) if missing else self.deviations
-
-    @property
-    def meets(self) -> bool:
-        """All 26 games under the protocol."""
-        return not self.all_deviations
+        return (*self.deviations, coverage(self.returns)) if missing else self.deviations
 
 
 def games() -> dict[str, dict[str, float]]:
@@ -69,11 +59,6 @@ def games() -> dict[str, dict[str, float]]:
 def coverage(some: Collection[str]) -> str:
     """The share of some games in all."""
     return f"{len(some)} of {len(games())} games"
-
-
-def published_aggregates() -> dict[str, dict[str, float]]:
-    """Published aggregates over the 26 games: method -> ``mean``, ``median``, ``iqm``."""
-    return atari100k()["aggregate"]
 
 
 def normalise(game: str, mean_return: float) -> float:
@@ -90,9 +75,7 @@ def _results(run: runs.RunFacts) -> Iterable[runs.Result]:
     """The mean returns of a run's evaluations, with their deviations from the protocol."""
     envs = run.config.envs
     skip = envs.frame_skip or SKIP
-    fixed = []
-    if envs.image_size != IMAGE:
-        fixed.append(f"images of {envs.image_size} pixels, not {IMAGE}")
+    fixed = runs.other_images(envs.image_size)
     if skip != SKIP:
         fixed.append(f"frame skip {skip}, not {SKIP}")
     if envs.time_limit and envs.time_limit * skip != FRAMES:
@@ -110,12 +93,17 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
         counts = (str(len(entry.returns)), str(len(entry.runs)))
         protocol = (entry.protocol, runs.meets(entry.all_deviations))
         rows.append((entry.label, *counts, *numbers, *protocol))
-    for name, row in published_aggregates().items():
+    for name, row in atari100k()["aggregate"].items():
         numbers = (runs.number(row.get(key), 3) for key in AGGREGATES)
         how = PUBLISHED.get(name, AS_PUBLISHED)
         rows.append((f"{name} (published)", str(len(games())), runs.NONE, *numbers, how, runs.NONE))
-    for some in {frozenset(entry.returns) for entry in ours if len(entry.returns) < len(games())}:
-        rows += list(_same_games(sorted(some)))
+    parts = {tuple(sorted(entry.returns)) for entry in ours if len(entry.returns) < len(games())}
+    for some in parts:
+        for method in METHODS:  # from their means per game
+            found = aggregate({game: [normalise(game, games()[game][method])] for game in some})
+            numbers = (runs.interval(found[name]) for name in AGGREGATES)
+            agent = f"{method} (published means of these games)", str(len(some)), runs.NONE
+            rows.append((*agent, *numbers, PUBLISHED.get(method, AS_PUBLISHED), coverage(some)))
     notes = [
         "Human-normalised scores: 0 is random play, 1 a person. In brackets 95 % intervals from a "
         "bootstrap over runs, stratified by game; a single run per game has none."
@@ -126,23 +114,13 @@ def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
     return runs.Table(columns=COLUMNS, rows=rows, notes=tuple(notes))
 
 
-def _same_games(some: Sequence[str]) -> Iterable[tuple[str, ...]]:
-    """Published methods over some games only, from their means per game."""
-    for method in METHODS:
-        found = aggregate({game: [normalise(game, games()[game][method])] for game in some})
-        numbers = (runs.interval(found[name]) for name in AGGREGATES)
-        how = PUBLISHED.get(method, AS_PUBLISHED)
-        agent, share = f"{method} (published means of these games)", coverage(some)
-        yield agent, str(len(some)), runs.NONE, *numbers, how, share
-
-
 def games_table(ours: Sequence[Entry]) -> runs.Table:
     """Returns game by game: ours, random play, people and published methods."""
     names = [game for game in games() if any(game in entry.returns for entry in ours)]
     rows = []
     for game in names:
         known = (runs.number(games()[game][m]) for m in ("random", "human", *METHODS))
-        mine = (_returns_cell(game, entry.returns.get(game, [])) for entry in ours)
+        mine = (_returns_cell(game, entry.returns.get(game)) for entry in ours)
         rows.append((game, *mine, *known))
     headings = [f"{e.label}{' (not the protocol)' if e.deviations else ''}" for e in ours]
     notes = ("In parentheses the human-normalised score.",) if rows else ()
@@ -150,7 +128,7 @@ def games_table(ours: Sequence[Entry]) -> runs.Table:
     return runs.Table(columns=columns, rows=rows, notes=notes)
 
 
-def _returns_cell(game: str, returns: Sequence[float]) -> str:
+def _returns_cell(game: str, returns: Sequence[float] | None) -> str:
     """The mean return of some runs, normalised in parentheses, and each of several."""
     if not returns:
         return runs.NONE

@@ -20,7 +20,7 @@ from emerald_jax.run.log import achievements_of
 from emerald_jax.scores import crafter, crafter_score, success_rates
 
 BUDGET, SLACK = 1_000_000, 10_000
-EVAL_STEPS, EVAL_EPISODES, TIME_LIMIT, IMAGE = 10_000_000, 256, 10_000, 64
+EVAL_STEPS, EVAL_EPISODES, TIME_LIMIT = 10_000_000, 256, 10_000
 TRAINING, EVALUATION = "training episodes of the first 1 M steps", "256 episodes after 10 M steps"
 COLUMNS = ("agent", "score %", "pooled %", "return", "seeds", "episodes", "protocol", "meets it")
 
@@ -65,18 +65,29 @@ class Entry(runs.Entry):
 
 def entries(found: Sequence[runs.RunFacts]) -> list[Entry]:
     """Our results, those of the training protocol first."""
-    results = (
-        result for kind in (_training, _evaluations) for run in found for result in kind(run)
-    )
-    return runs.entries_of(results, Entry)
+    kinds = (_training, _evaluations)
+    return runs.entries_of((row for kind in kinds for run in found for row in kind(run)), Entry)
 
 
 def table(read: Sequence[runs.RunFacts], ours: Sequence[Entry]) -> runs.Table:
     """Ours and the published numbers, protocol by protocol."""
     rows = []
     for protocol in (TRAINING, EVALUATION):
-        rows += [_our_row(entry) for entry in ours if entry.protocol == protocol]
-        rows += list(_published_rows(protocol))
+        for entry in (entry for entry in ours if entry.protocol == protocol):
+            scores = runs.mean_and_deviation([seed.score for seed in entry.results])
+            pooled = f"{crafter_score(entry.pooled_rates):.1f}"
+            returns = runs.mean_and_deviation([seed.mean_return for seed in entry.results], 2)
+            counts = len(entry.results), sum(seed.episodes for seed in entry.results)
+            how = protocol, runs.meets(entry.deviations)
+            rows.append((entry.label, scores, pooled, returns, *map(str, counts), *how))
+        for name, row in published_scores(protocol).items():
+            error = f" ± {row['score_std']:.1f}" if "score_std" in row else ""
+            score = f"{row['score']:g}{error}"
+            pooled = name == "emerald_released_runs"
+            scores = (runs.NONE, score) if pooled else (score, runs.NONE)
+            counts = runs.NONE, runs.number(row.get("episodes"), 0)
+            numbers = (*scores, runs.number(row.get("return")), *counts)
+            rows.append((f"{name.replace('_', ' ')} (published)", *numbers, protocol, "yes"))
     human = crafter()["human_experts"]
     scores = (f"{human['score']:g} ± {human['score_std']:g}", f"{human['score_pooled']:g}")
     counts = (runs.number(human["return"]), runs.NONE, str(human["episodes"]))
@@ -117,29 +128,6 @@ def published_scores(protocol: str) -> dict[str, dict[str, float]]:
     return dict(sorted(found.items(), key=lambda item: -item[1]["score"]))
 
 
-def _published_rows(protocol: str) -> Iterable[tuple[str, ...]]:
-    for name, row in published_scores(protocol).items():
-        pooled = name == "emerald_released_runs"
-        error = f" ± {row['score_std']:.1f}" if "score_std" in row else ""
-        score = f"{row['score']:g}{error}"
-        scores = (runs.NONE, score) if pooled else (score, runs.NONE)
-        about_it = (runs.number(row.get("return")), runs.NONE, runs.number(row.get("episodes"), 0))
-        yield f"{name.replace('_', ' ')} (published)", *scores, *about_it, protocol, "yes"
-
-
-def _our_row(entry: Entry) -> tuple[str, ...]:
-    return (
-        entry.label,
-        runs.mean_and_deviation([seed.score for seed in entry.results]),
-        f"{crafter_score(entry.pooled_rates):.1f}",
-        runs.mean_and_deviation([seed.mean_return for seed in entry.results], 2),
-        str(len(entry.results)),
-        str(sum(seed.episodes for seed in entry.results)),
-        entry.protocol,
-        runs.meets(entry.deviations),
-    )
-
-
 def _training(run: runs.RunFacts) -> Iterable[runs.Result]:
     """The result of a run under the training protocol; none before an episode ended."""
     totals = list(itertools.accumulate(row["length"] for row in run.episodes))
@@ -147,9 +135,8 @@ def _training(run: runs.RunFacts) -> Iterable[runs.Result]:
     unlocked = [achievements_of(row) for row in counted]
     if not counted or not all(unlocked):
         return
-    steps = totals[len(counted) - 1]
+    steps, envs = totals[len(counted) - 1], run.config.envs
     few = (f"{runs.about(steps)} of {BUDGET:,} steps",) if steps < BUDGET - SLACK else ()
-    envs = run.config.envs
     rates = success_rates(unlocked, sorted(unlocked[0]))
     mean = statistics.fmean(row["score"] for row in counted)
     seed = SeedScore(rates, mean, len(counted))
@@ -169,9 +156,5 @@ def _evaluations(run: runs.RunFacts) -> Iterable[runs.Result]:
 
 def _settings(image: int | None, limit: int | None) -> tuple[str, ...]:
     """Deviations in the environment's settings."""
-    found = []
-    if image != IMAGE:
-        found.append(f"images of {image} pixels, not {IMAGE}")
-    if limit not in (0, TIME_LIMIT):
-        found.append(f"time limit {limit}, not {TIME_LIMIT:,}")
-    return tuple(found)
+    other = [] if limit in (0, TIME_LIMIT) else [f"time limit {limit}, not {TIME_LIMIT:,}"]
+    return (*runs.other_images(image), *other)

@@ -1,4 +1,8 @@
-"""Runs as a report reads them, the seeds that may be averaged, and tables in Markdown."""
+"""Runs as a report reads them, the seeds that may be averaged, and tables in Markdown.
+
+:func:`entries` and :func:`table` are those of environments without a published protocol: our
+returns and those of random play, which is played for the report or else the run's own.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.envs.playing import is_whole, play_randomly
 from emerald_jax.presets import PRESETS
 from emerald_jax.run.directory import (
     EPISODES_FILE,
@@ -31,6 +36,10 @@ _EXACT = ("gymnax", "craftax")
 _SHOWN = 4
 #: Printed where there is no number.
 NONE = "–"
+#: Training episodes averaged in environments without a protocol, and the columns of their table.
+RECENT = 100
+COLUMNS = ("agent", "return", "seeds", "episodes", "protocol")
+RANDOM = "random play"
 
 E = TypeVar("E", bound="Entry")
 
@@ -64,11 +73,6 @@ class RunFacts:
         """The settings that all seeds of one experiment share, without the environment."""
         return (("preset", self.config.preset), *changed_settings(self.config).items())
 
-    @property
-    def game(self) -> str:
-        """The environment's name within its family, such as ``Pong``."""
-        return self.config.env.partition(":")[2]
-
 
 def read_runs(paths: Iterable[str | Path]) -> list[RunFacts]:
     """Read several runs; ConfigError where one is no run directory, or is given twice."""
@@ -99,10 +103,6 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
     )
 
 
-def _short(value: Any) -> str:
-    return str(float(f"{value:.6g}") if isinstance(value, float) else value)
-
-
 def _labels(configs: Sequence[Config]) -> list[str]:
     """A label for each run; runs of different experiments get different labels."""
     changed = [changed_settings(config) for config in configs]
@@ -112,7 +112,8 @@ def _labels(configs: Sequence[Config]) -> list[str]:
     labels = []
     for config, settings in zip(configs, changed, strict=True):
         ordered = sorted(settings, key=lambda name: name in same)
-        shown = [f"{name} {_short(settings[name])}" for name in ordered[:_SHOWN]]
+        values = ((name, settings[name]) for name in ordered[:_SHOWN])
+        shown = [f"{k} {float(f'{v:.6g}') if isinstance(v, float) else v}" for k, v in values]
         more = [f"{len(ordered) - _SHOWN} more changed"] if len(ordered) > _SHOWN else []
         label = ", ".join([f"ours: {config.preset}", *shown, *more])
         known = experiments.setdefault(label, [])
@@ -135,14 +136,10 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Results that may be averaged: of one experiment, obtained in one way.
+    """Results of seeds that may be averaged: of one experiment, obtained in one way.
 
-    Attributes:
-        label: name of the agent.
-        protocol: how the results were obtained.
-        deviations: how that differs from a published protocol; empty if it does not.
-        runs: one or more, the seeds.
-        results: of each run.
+    ``label`` names the agent, ``protocol`` the way; ``deviations`` from a published protocol are
+    empty if there are none.
     """
 
     label: str
@@ -189,6 +186,11 @@ def deviations_of(
     return tuple(found)
 
 
+def other_images(size: int | None) -> list[str]:
+    """The deviation of images that are not of 64 x 64 pixels, as both benchmarks have them."""
+    return [] if size == 64 else [f"images of {size} pixels, not 64"]
+
+
 def notes_of(runs: Sequence[RunFacts], unscored: str = "") -> tuple[str, ...]:
     """Notes on the runs of a table: episodes that do not count, repeated seeds, no evaluation.
 
@@ -224,12 +226,9 @@ class Table:
     def markdown(self) -> str:
         """The table and its notes."""
         lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
-        text = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-        return text + "".join(f"\n{note}\n" for note in self.notes)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+        cells = ([" ".join(text.split()).replace("|", "\\|") for text in line] for line in lines)
+        rows = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+        return rows + "".join(f"\n{note}\n" for note in self.notes)
 
 
 def meets(deviations: Sequence[str]) -> str:
@@ -260,3 +259,72 @@ def about(steps: int) -> str:
     """A number of steps rounded to two digits, so that seeds of similar length are one row."""
     digits = max(len(str(steps)) - 2, 0)
     return f"{round(steps, -digits):,}"
+
+
+class Chance(NamedTuple):
+    """Random play: how it was obtained, and the return of each episode."""
+
+    protocol: str
+    scores: list[float]
+
+
+def chance_before_training(read: Sequence[RunFacts]) -> Chance:
+    """The episodes that ended before a run's first update, up to which actions are random.
+
+    Long ones are less frequent among them; the table states this.
+    """
+    scores = [
+        row["score"]
+        for run in read
+        for row in run.episodes
+        if row.get("step", 0) <= run.config.replay.prefill and not run.config.init_from
+    ]
+    return Chance("episodes that ended before the first update: short ones count too often", scores)
+
+
+def chance_played(run: RunFacts, episodes: int) -> Chance:
+    """Play complete random episodes in a run's environment, made as the run made it."""
+    played = play_randomly(run.config.env, run.config.envs, episodes)[1]
+    scores = [episode.score for episode in played if is_whole(episode)]
+    return Chance("complete episodes, played for this report", scores)
+
+
+def entries(read: Sequence[RunFacts], chance: Chance | None = None) -> list[Entry]:
+    """Training, evaluations, random play: mean return and number of episodes of each."""
+    chance = chance or chance_before_training(read)
+    results: list[Result] = []
+    for run in read:
+        if recent := [row["score"] for row in run.episodes[-RECENT:]]:
+            how = f"last {len(recent)} training episodes of {about(run.env_steps)} steps"
+            results.append((run, how, (), (statistics.fmean(recent), len(recent))))
+    for run in read:
+        for found in run.evaluations:
+            how = "sampled actions" if found["mode"] == "sample" else "likeliest action"
+            left_out = f", {found['left_out']} left out" if found.get("left_out") else ""
+            after = f"{left_out} after {about(found.get('env_steps') or 0)} steps, {how}"
+            protocol = f"evaluation, {found['episodes']} episodes{after}"
+            results.append((run, protocol, (), (found["return"], found["episodes"])))
+    random = [(statistics.fmean(chance.scores), len(chance.scores))] if chance.scores else []
+    played = [Entry(label=RANDOM, protocol=chance.protocol, results=random)] if random else []
+    return entries_of(results) + played
+
+
+def table(read: Sequence[RunFacts], ours: Sequence[Entry]) -> Table:
+    """Our results and random play."""
+    rows = [
+        (
+            entry.label,
+            mean_and_deviation([mean for mean, _ in entry.results], 2),
+            NONE if entry.label == RANDOM else str(len(entry.runs)),
+            str(sum(episodes for _, episodes in entry.results)),
+            entry.protocol,
+        )
+        for entry in ours
+    ]
+    notes = ["Mean ± standard deviation over seeds."]
+    if any(run.config.env.startswith("gym:ALE/") for run in read):
+        notes.append(
+            "Gymnasium's own Atari environments repeat actions at random and differ in more: this "
+            "is not the Atari 100k protocol, whose environments are called atari:GAME."
+        )
+    return Table(columns=COLUMNS, rows=rows, notes=(*notes, *notes_of(read)))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from emerald_jax.look.style import GREY, SMALL, add_legend, fit, heading, new_figure, save
+from emerald_jax.look.figures import GREY, SMALL, add_legend, fit, heading, new_figure, save
 from emerald_jax.reports.runs import NONE, Table, interval
 from emerald_jax.run.files import write_json
 from emerald_jax.scores import Interval

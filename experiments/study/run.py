@@ -24,9 +24,8 @@ from emerald_jax.agent.dream import open_loop
 from emerald_jax.agent.state import init_carry
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvError
-from emerald_jax.look.figures import decoding_strip
-from emerald_jax.look.inside import decoding_trace
-from emerald_jax.look.style import png_of
+from emerald_jax.look.figures import decoding_strip, png_of
+from emerald_jax.look.inspect import decoding_trace
 from emerald_jax.replay.store import ReplayError
 from emerald_jax.run.directory import EPISODES_FILE, read_rows
 from emerald_jax.run.files import CheckpointError, write_atomic

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.imagination import decode
-from emerald_jax.look.inside import attention_weights, by_distance, decoding_trace
+from emerald_jax.look.inspect import attention_weights, by_distance, decoding_trace
 from emerald_jax.models.tssm import RelativeAttention
 from emerald_jax.ops.maskgit import mask_counts
 from tests.model_cases import (

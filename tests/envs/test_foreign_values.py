@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
+from emerald_jax import scores
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import (
     EnvError,
@@ -17,7 +18,6 @@ from emerald_jax.envs import (
     make_vector_env_of,
 )
 from emerald_jax.envs.base import (
-    CRAFTER_ACHIEVEMENTS,
     Outcome,
     achievement_names,
     is_crafter_like,
@@ -160,13 +160,14 @@ def test_only_crafter_like_environments_have_a_crafter_score():
     assert achievement_names(changing) == ["a", "b"]
     assert achievement_names([*changing, Episode(env=0, score=0.0, length=1, terminal=True)]) == []
     assert achievement_names([]) == []
-    assert len(CRAFTER_ACHIEVEMENTS) == 22
-    assert set(__import__("crafter").constants.achievements) == CRAFTER_ACHIEVEMENTS
+    names = set(scores.crafter()["human_experts"]["rates"])
+    assert len(names) == 22
+    assert set(__import__("crafter").constants.achievements) == names
     assert not is_crafter_like("my_module:make_env", ["a", "b"])
     assert not is_crafter_like("craftier", ["a", "b"])
     assert is_crafter_like("crafter", ["a"])
     assert is_crafter_like("craftax:Craftax-Pixels-v1", ["a"])
-    assert is_crafter_like("my_module:make_env", [*CRAFTER_ACHIEVEMENTS, "fly"])
+    assert is_crafter_like("my_module:make_env", [*names, "fly"])
 
 
 # Numbers that are not finite.
@@ -211,7 +212,7 @@ def test_a_reward_of_a_device_environment_that_is_not_finite_is_an_error():
 
         def _receive(self):
             no = np.zeros(2, bool)
-            reward = np.array([np.nan if self._tracker.newest.is_last[0] else 1, np.nan])
+            reward = np.array([np.nan if self.newest.is_last[0] else 1, np.nan])
             return Outcome(np.zeros((2, 4, 4, 3), np.uint8), reward, no, no)
 
     env = Device(EnvSpec(name="dev", image_shape=(4, 4, 3), num_actions=2), 2)

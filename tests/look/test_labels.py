@@ -12,9 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from emerald_jax.look import figures, style
+from emerald_jax.look import figures
 from emerald_jax.look.film import Film, film_frames, film_sheet
 from emerald_jax.run.pictures import BACKGROUND, Canvas
+from experiments.evidence import seeds_figure
 
 SETTINGS = (
     "ours: crafter, behavior.policy_entropy_scale 0.0003, optim.model_learning_rate 0.0001, "
@@ -45,7 +46,7 @@ EXAMPLES: dict[str, Callable[[str], Figure]] = {
     ),
     "attention": lambda name: figures.attention_map(RNG.random((2, 4, 9)), [0, 1, 2, 4, 8]),
     "rewards": lambda name: figures.imagined_rewards(*RNG.random((3, 3, 19)), 4),
-    "seeds": lambda name: figures.seeds_figure(series(name, 3), title=name, goal=0.5),
+    "seeds": lambda name: seeds_figure(series(name, 3), title=name, goal=0.5),
     "bars": lambda name: figures.bar_figure(
         {f"{i} {name}": bars(name, 7) for i in (0, 1)}, unit=name
     ),
@@ -114,15 +115,15 @@ def test_the_learning_curve_of_a_run(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines", [1, 2, 3])
 def test_wrapped_text_fits(lines: int) -> None:
-    text = style.wrap(SETTINGS, 2.0, lines=lines)
+    text = figures.wrap(SETTINGS, 2.0, lines=lines)
     assert text.count("\n") == lines - 1
     assert text.endswith(" …")
-    assert style.wrap("short", 2.0) == "short"
-    assert style.wrap("", 2.0) == ""
+    assert figures.wrap("short", 2.0) == "short"
+    assert figures.wrap("", 2.0) == ""
 
 
 def test_two_agents_differ_in_colour_or_in_line() -> None:
-    styles = [(s["color"], s["linestyle"]) for s in style.LINES]
+    styles = [(s["color"], s["linestyle"]) for s in figures.LINES]
     assert len(set(styles)) == len(styles) == 21
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emerald_jax.look.figures import seeds_figure
+from experiments.evidence import seeds_figure
 
 
 def test_mean_and_band_cover_the_steps_of_all_seeds():

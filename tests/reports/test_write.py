@@ -9,8 +9,14 @@ from PIL import Image
 from emerald_jax import cli
 from emerald_jax.config import ConfigError
 from emerald_jax.presets import get_preset
-from emerald_jax.reports import returns
-from emerald_jax.reports.runs import about, changed_settings, read_runs
+from emerald_jax.reports.runs import (
+    about,
+    chance_played,
+    changed_settings,
+    entries,
+    read_runs,
+    table,
+)
 from emerald_jax.reports.write import write_report
 
 
@@ -48,7 +54,7 @@ def test_one_section_per_benchmark(make_run, crafter_episodes, evaluation, tmp_p
 def test_random_play_is_the_episodes_before_the_first_update(make_run):
     # tiny's prefill is 64 steps: seven episodes of nine steps end within it.
     rows = catch_rows(7, -1.0) + [{**row, "step": row["step"] + 63} for row in catch_rows(50, 1.0)]
-    found = returns.entries(read_runs([make_run("a", "tiny", episodes=rows)]))
+    found = entries(read_runs([make_run("a", "tiny", episodes=rows)]))
     assert [(e.label, e.results) for e in found] == [
         ("ours: tiny", [(pytest.approx(43 / 57), 57)]),
         ("random play", [(-1.0, 7)]),
@@ -58,7 +64,7 @@ def test_random_play_is_the_episodes_before_the_first_update(make_run):
 def test_random_play_can_be_played_for_the_report(make_run, tmp_path):
     # Catch ends after nine steps with 1 or -1; the run itself has no random episode.
     path = make_run("a", "tiny", episodes=[{"step": 500, "score": 1.0, "length": 9}])
-    chance = returns.chance_played(read_runs([path])[0], 6)
+    chance = chance_played(read_runs([path])[0], 6)
     assert len(chance.scores) == 6
     assert set(chance.scores) <= {-1.0, 1.0}
     text = write_report([path], tmp_path / "out", random_episodes=6)
@@ -68,11 +74,11 @@ def test_random_play_can_be_played_for_the_report(make_run, tmp_path):
 def test_seeds_and_their_standard_deviation(make_run):
     paths = [make_run(f"{s}", "tiny", seed=s, episodes=catch_rows(8, float(s))) for s in (0, 2)]
     runs = read_runs(paths)
-    table = returns.table(runs, returns.entries(runs))
-    assert table.rows[0][:3] == ("ours: tiny", "1.00 ± 1.41", "2")
+    found = table(runs, entries(runs))
+    assert found.rows[0][:3] == ("ours: tiny", "1.00 ± 1.41", "2")
     twice = [make_run(name, "tiny", episodes=catch_rows(8, 0.0)) for name in "ab"]
     runs = read_runs(twice)
-    assert "share a seed (0)" in " ".join(returns.table(runs, returns.entries(runs)).notes)
+    assert "share a seed (0)" in " ".join(table(runs, entries(runs)).notes)
 
 
 def test_a_run_without_episodes_is_reported(make_run, tmp_path):

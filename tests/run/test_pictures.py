@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emerald_jax.look.figures import learning_curve, loss_series, rolling_mean
+from emerald_jax.look.figures import curve_figure, loss_series, rolling_mean, save
 from emerald_jax.run.pictures import ACCENT, enlarge, enlargement, report_strip
 
 
@@ -109,7 +109,7 @@ def test_learning_curve(tmp_path: Path) -> None:
     write_rows(tmp_path / "episodes.jsonl", [{"step": 9 * i, "score": i % 3} for i in range(200)])
     losses = [{"step": i, "loss/image": 5.0 / (i + 1), "loss/cont": None} for i in range(50)]
     write_rows(tmp_path / "metrics.jsonl", losses)
-    path = learning_curve(tmp_path, tmp_path / "pictures" / "curve.png")
+    path = save(curve_figure(tmp_path), tmp_path / "pictures" / "curve.png")
     image = np.asarray(Image.open(path))
     assert image.shape[1] > image.shape[0] > 300
     assert image[..., :3].std() > 10  # something was drawn
@@ -117,7 +117,7 @@ def test_learning_curve(tmp_path: Path) -> None:
 
 def test_a_run_without_rows_has_no_curve(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no curve yet"):
-        learning_curve(tmp_path, tmp_path / "curve.png")
+        save(curve_figure(tmp_path), tmp_path / "curve.png")
 
 
 def test_rolling_mean() -> None:

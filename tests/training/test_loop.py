@@ -22,7 +22,7 @@ from emerald_jax.agent.acting import Player
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs import register
-from emerald_jax.envs.base import EnvError, EpisodeTracker
+from emerald_jax.envs.base import EnvError, VectorEnv
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
 from emerald_jax.run import replay_files
@@ -185,7 +185,7 @@ def signal_at(monkeypatch, place: str) -> None:
         "prefill": (loop.Loop, "vector_step", 3),
         "training": (loop.Loop, "vector_step", 24),
         "saving": (Store, "save", 1),
-        "evaluation": (EpisodeTracker, "step", 34),  # 31 were training
+        "evaluation": (VectorEnv, "step_wait", 34),  # 31 were training
     }
     home, name, when = homes[place]
     plain, calls = getattr(home, name), []
@@ -256,7 +256,7 @@ def test_a_device_without_memory_is_told_what_helps(tmp_path, monkeypatch):
 def test_an_action_that_is_not_finite_never_reaches_an_environment(tmp_path, monkeypatch):
     """The actor is poisoned where updates cannot notice it: between an update and the next."""
     taken = []
-    plain_actions, plain_check = loop.Loop._actions, EpisodeTracker.check
+    plain_actions, plain_send = loop.Loop._actions, VectorEnv.step_async
 
     def poisoned(self):
         if self.updates == 3:
@@ -267,12 +267,12 @@ def test_an_action_that_is_not_finite_never_reaches_an_environment(tmp_path, mon
             taken.append("poisoned")
         return plain_actions(self)
 
-    def check(self, actions):
+    def send(self, actions):
         taken.append("acted")
-        return plain_check(self, actions)
+        return plain_send(self, actions)
 
     monkeypatch.setattr(loop.Loop, "_actions", poisoned)
-    monkeypatch.setattr(EpisodeTracker, "check", check)
+    monkeypatch.setattr(VectorEnv, "step_async", send)
     config = tiny(tmp_path / "run", steps=STEPS)
     with pytest.raises(RunError, match="policy is not finite after 3 updates"):
         train(config)
