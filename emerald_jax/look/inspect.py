@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from emerald_jax.agent.agent import Agent, Dream
+from emerald_jax.agent import Agent, Dream
 from emerald_jax.agent.dream import read
 from emerald_jax.agent.state import count_parameters
 from emerald_jax.config import Config
@@ -35,11 +35,12 @@ from emerald_jax.replay import ReplayError
 from emerald_jax.run.directory import (
     EPISODES_FILE,
     METRICS_FILE,
+    CheckpointError,
     compare_settings,
     read_config,
     read_rows,
+    write_atomic,
 )
-from emerald_jax.run.files import CheckpointError, write_atomic
 from emerald_jax.run.log import achievements_of
 from emerald_jax.run.pictures import report_strip
 from emerald_jax.run.recordings import Clip, Recordings

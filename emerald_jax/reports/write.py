@@ -13,7 +13,7 @@ from emerald_jax.look.figures import Bar, bar_figure, rates_figure, returns_figu
 from emerald_jax.look.style import save
 from emerald_jax.reports import atari, crafter, returns
 from emerald_jax.reports.runs import RunFacts, read_runs
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.directory import write_atomic
 from emerald_jax.scores import crafter_score
 
 REPORT_FILE = "report.md"

@@ -19,6 +19,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.envs.playing import endless_notice
 from emerald_jax.replay import Replay, ReplayError, WindowSampler
+from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.pictures import report_strip, side_by_side
 from emerald_jax.training.devices import TrainingAgent, picture_shape
@@ -94,12 +95,16 @@ class Narrator:
             "train/updates": float(updates),
             **real_play(self._replay, spec),
         }
-        self.numbers(env_steps, values)
-
-    def numbers(self, env_steps: int, values: dict[str, float]) -> None:
-        """One row of numbers."""
         with self._despite_full_disk():
             self._logger.scalars(env_steps, values)
+
+    def evaluation(self, env_steps: int, report: EvalReport) -> None:
+        """The row of a run's final evaluation."""
+        row = {"return": report.score, "return_error": report.error, "length": report.length}
+        row |= {"episodes": len(report.episodes), "crafter_score": report.crafter_score}
+        with self._despite_full_disk():
+            known = {f"eval/{name}": value for name, value in row.items() if value is not None}
+            self._logger.scalars(env_steps, known)
 
     def episodes(self, env_steps: int, record: VectorStep) -> None:
         """One row per episode that ended with ``record``."""

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.agent.acting import Observation, act
-from emerald_jax.agent.agent import Agent
+from emerald_jax.agent import Agent, Observation, act
 from emerald_jax.agent.dream import dream_step
 from emerald_jax.agent.state import init_carry
 from emerald_jax.config import ConfigError
 from emerald_jax.imagination import starts_from, world_model_step
-from emerald_jax.run.files import CheckpointError
+from emerald_jax.run.directory import CheckpointError
 from emerald_jax.run.weights import export_weights, load
 from tests.model_cases import little_optimisation, make_batch, one_sequence
 from tests.run_cases import catch_config

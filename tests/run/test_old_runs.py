@@ -14,8 +14,7 @@ import emerald_jax as ej
 from emerald_jax.agent.state import build_learner
 from emerald_jax.config import ConfigError
 from emerald_jax.run.checkpoint import Store, named_leaves
-from emerald_jax.run.directory import read_config, saved_config
-from emerald_jax.run.files import DamagedError
+from emerald_jax.run.directory import DamagedError, read_config, saved_config
 from emerald_jax.run.weights import export_weights, read_weights
 from tests.run_cases import NUM_ACTIONS, catch_config, make_run
 

@@ -9,7 +9,7 @@ import pytest
 
 import emerald_jax as ej
 from emerald_jax.config import ConfigError
-from emerald_jax.run.files import RunLock
+from emerald_jax.run.directory import RunLock
 from tests.run_cases import ENVS, ROWS, catch_config, make_run
 
 WITHOUT_JAX = """

@@ -18,21 +18,21 @@ import jax
 import numpy as np
 import pytest
 
-from emerald_jax.agent.acting import Player
+from emerald_jax.agent import Player
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs import register
 from emerald_jax.envs.base import EnvError, EpisodeTracker
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
-from emerald_jax.run import replay_files
+from emerald_jax.run import recordings
 from emerald_jax.run.checkpoint import Store
-from emerald_jax.run.files import CheckpointError
+from emerald_jax.run.directory import CheckpointError
 from emerald_jax.training import devices, loop
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
-from emerald_jax.training.faults import out_of_memory
 from emerald_jax.training.loop import INTERRUPTED, train
+from emerald_jax.training.stopping import out_of_memory
 
 STEPS, HALF = 160, 112
 HOLD, BEST_OF = 3, 4
@@ -146,7 +146,7 @@ def test_an_interrupted_run_continues_bit_for_bit(straight, tmp_path):
     logdir = tmp_path / "halves"
     # The evaluation at the end of the first half leaves no trace in the second.
     first = train(tiny(logdir, steps=HALF, eval_episodes=6))
-    assert first.evaluation.episodes == 6
+    assert len(first.evaluation.episodes) == 6
     assert rows(logdir, "metrics.jsonl")[-1]["eval/return"] == first.evaluation.score
     assert first.evaluation.length == 9
     second = train(tiny(logdir, steps=STEPS))
@@ -228,7 +228,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(place, tmp_path, monkeypatch
     capsys.readouterr()
     if place == "evaluation":
         again = train(tiny(logdir, steps=HALF, eval_episodes=4, quiet=False))
-        assert (again.exit_code, again.evaluation.episodes) == (0, 4)
+        assert (again.exit_code, len(again.evaluation.episodes)) == (0, 4)
         assert "log.quiet: True -> False" in capsys.readouterr().err
 
 
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
 
     logdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(replay_files, "write_atomic", fail)
+        patch.setattr(recordings, "write_atomic", fail)
         with pytest.raises(CheckpointError, match=r"cannot be written to .*nothing is kept: free"):
             train(tiny(logdir, steps=HALF))
     assert len(rows(logdir, "metrics.jsonl")) == 3
