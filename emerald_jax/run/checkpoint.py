@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -195,17 +195,14 @@ class Store(AbstractContextManager):
         back as numpy arrays. Floats below the names of ``cast`` may have been saved in another
         precision. CheckpointError if there is no (sound) step, or its arrays do not fit.
         """
-        wanted = named_leaves(abstract)
-
-        def check(candidate: int, saved: dict[str, Any]) -> None:
-            for name in {**wanted, **saved}:
-                if wrong := _misfit(name, saved.get(name), wanted.get(name), tuple(cast)):
-                    raise CheckpointError(
-                        f"checkpoint {candidate} in {self.directory} does not fit: {wrong} in "
-                        "this run; use the settings it was saved with"
-                    )
-
-        leaves, metadata, found = self._read_newest(step, check)
+        leaves, metadata, found = self._read_newest(step)
+        saved, wanted = metadata["leaves"], named_leaves(abstract)
+        for name in {**wanted, **saved}:
+            if wrong := _misfit(name, saved.get(name), wanted.get(name), tuple(cast)):
+                raise CheckpointError(
+                    f"checkpoint {found} in {self.directory} does not fit: {wrong} in this run; "
+                    "use the settings it was saved with"
+                )
         self._last = found
         placed = [_place(leaves[name], leaf) for name, leaf in wanted.items()]
         tree = jax.tree.unflatten(jax.tree.structure(abstract), placed)
@@ -216,7 +213,7 @@ class Store(AbstractContextManager):
 
     def read(self, prefix: str, step: int | None = None) -> Restored:
         """The part of a step below ``prefix`` as nested dicts of numpy arrays; see restore."""
-        leaves, metadata, found = self._read_newest(step, lambda candidate, saved: None)
+        leaves, metadata, found = self._read_newest(step)
         start = f"{prefix}/"
         part = {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
         if not part:
@@ -260,13 +257,8 @@ class Store(AbstractContextManager):
             os.rename(self.directory / str(old), doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def _read_newest(
-        self, step: int | None, check: Callable[[int, dict[str, Any]], None]
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
-        """Arrays by name, metadata and number of ``step``, or of the newest sound one.
-
-        ``check`` is called with each candidate and its leaves before they are read; it may raise.
-        """
+    def _read_newest(self, step: int | None) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
+        """Arrays by name, metadata and number of ``step``, or of the newest sound one."""
         damaged = []
         steps = self.steps()
         if not steps:
@@ -277,7 +269,6 @@ class Store(AbstractContextManager):
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 metadata = self.metadata(candidate)
-                check(candidate, metadata["leaves"])
                 leaves = self._read_leaves(candidate, metadata["leaves"])
             except DamagedError as error:
                 _log.warning("checkpoint %d in %s is damaged: %s", candidate, self.directory, error)

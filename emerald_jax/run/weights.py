@@ -91,14 +91,14 @@ def read_weights(
     """
     source = Path(source).expanduser()
     config = read_config(source)
-    shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0)).params
-    shapes = {group: shapes[group] for group in groups}
-    wanted = named_leaves(shapes)
     if (source / EXPORT_FILE).is_file():
         leaves, step, metadata = _read_export(source, checkpoint)
     else:
         found = Store(source, read_only=True).read("state/params", checkpoint)
         leaves, step, metadata = named_leaves(found.tree), found.step, found.metadata
+    shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0)).params
+    shapes = {group: shapes[group] for group in groups}
+    wanted = named_leaves(shapes)
     for name in {**wanted, **leaves}:
         there, here = (list(t[name].shape) if name in t else "absent" for t in (leaves, wanted))
         if there != here and name.partition("/")[0] in shapes:
