@@ -342,12 +342,6 @@ def saved_steps(logdir: Path) -> list[int]:
     return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
 
 
-def clear_drafts(logdir: Path) -> None:
-    """Delete the drafts of killed processes; the run must be locked."""
-    for path in logdir.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, oldest first; empty without a file.
 
@@ -450,7 +444,7 @@ class RunLock(contextlib.AbstractContextManager):
     """
 
     def __init__(self, directory: str | Path) -> None:
-        """Take the lock; the directory is made if it does not exist.
+        """Take the lock and delete drafts of killed processes; the directory is made if needed.
 
         RunInUseError if another process holds it, CheckpointError if it is not writable.
         """
@@ -473,6 +467,9 @@ class RunLock(contextlib.AbstractContextManager):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         self._handle = handle
+        with writing_in(directory):
+            for draft in path.parent.glob(".*.tmp"):
+                draft.unlink(missing_ok=True)
         # A forked worker would inherit the file descriptor and keep the lock after this process.
         os.register_at_fork(after_in_child=self.release)
 

@@ -3,16 +3,13 @@
 A chunk is one ``.npz`` of the columns of successive rows, named by its rows and digest, readable
 with plain ``numpy.load``. A *manifest* (JSON values, part of a checkpoint's metadata) lists the
 chunks of one checkpoint with their SHA-256, so replay and parameters are one consistent point.
-Saving writes only rows that are not in a chunk yet. Rows written after the last checkpoint are in
-no manifest, so a resumed run does not see them.
+Rows written after the last checkpoint are in no manifest, so a resumed run does not see them.
 
-:class:`ReplayFiles` saves and loads a replay. :class:`Recordings` reads frames to look at and to
-start dreams from, with two chunks in memory at most. A row is a vector step; actions, rewards and
-images are aligned as in ``replay/store.py``.
+A row is a vector step; actions, rewards and images are aligned as in ``replay/store.py``.
 
-A *data set* is a directory of recorded play, so that all models that are compared train on the same
-bytes: chunks, and ``dataset.json`` (where the play came from, and a manifest). It is written last:
-a directory without it is not a data set.
+A *data set*, on which several models train and are compared, is a directory of chunks with
+``dataset.json`` (where the play came from, and a manifest). That file is written last: a directory
+without it is not a data set.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ FORMAT = 1
 
 
 class ReplayFiles:
-    """The chunks in one directory. Not thread-safe, like the replay."""
+    """The chunks in one directory: saves and loads a replay. Not thread-safe, like the replay."""
 
     def __init__(self, directory: str | Path) -> None:
         """Nothing is read or written yet; the directory is made at the first write."""
@@ -276,7 +273,7 @@ class _Chunk(NamedTuple):
 
 
 class Recordings:
-    """The recorded frames of a run.
+    """The recorded frames of a run, with two chunks in memory at most.
 
     Attributes:
         num_envs: number of environments; 0 when nothing is recorded.

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 import jax
 
-from emerald_jax.agent import Mode, Player
+from emerald_jax.agent import Mode
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.envs.base import EnvSpec, Episode, VectorEnv
+from emerald_jax.envs.base import EnvSpec, Episode
 from emerald_jax.envs.playing import (
     FAR,
     Policy,
@@ -102,18 +101,6 @@ def report_of(
     """The report of ``played`` episodes, without those cut short by a fault."""
     valid = tuple(filter(is_whole, played))
     return EvalReport(env, updates, mode, valid, len(played) - len(valid), protocol)
-
-
-def final_evaluation(
-    player: Player, env: VectorEnv, episodes: int, *, updates: int, check: Callable[[], None]
-) -> EvalReport | None:
-    """Play complete episodes in a run's own environments; None if faults cut all of them short.
-
-    ``check`` is called at every vector step; an exception of it ends the evaluation.
-    """
-    played = tuple(play_episodes(env, episodes, player, lambda record: check()))
-    report = report_of(env.spec.name, updates, "sample", played, {})
-    return report if report.episodes else None
 
 
 def record(config: Config, steps: int, seed: int, policy: Policy | None = None) -> Replay:

@@ -26,7 +26,9 @@ import numpy as np
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep, check_same_spec
+from emerald_jax.envs.playing import play_episodes
 from emerald_jax.envs.registry import make_vector_env, spec_of
+from emerald_jax.process import StoppedError, StopSignals
 from emerald_jax.replay import Replay, make_sampler
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import (
@@ -35,7 +37,6 @@ from emerald_jax.run.directory import (
     DamagedError,
     RunLock,
     check_run_dir,
-    clear_drafts,
     compare_settings,
     refuse_other_data,
     saved_steps,
@@ -47,15 +48,13 @@ from emerald_jax.run.log import RunLogger
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.weights import read_weights
 from emerald_jax.training.devices import TrainingAgent, local_devices
-from emerald_jax.training.evaluate import final_evaluation
-from emerald_jax.training.narrator import Narrator
-from emerald_jax.training.stopping import (
-    StoppedError,
-    StopSignals,
+from emerald_jax.training.evaluate import report_of
+from emerald_jax.training.faults import (
     check_updates,
     is_out_of_memory,
     out_of_memory,
 )
+from emerald_jax.training.narrator import Narrator
 
 #: Exit code of a run that a signal stopped: saved; the same command continues it.
 INTERRUPTED = 75
@@ -140,9 +139,8 @@ def train(config: Config) -> RunResult:
         log = parts.enter_context(RunLogger(logdir, config, total_steps=config.steps))
         how = "saving, then stopping; a second signal stops at once"
         signals.tell = lambda name: log.say(f"{name}: {how}")
-        with writing_in(logdir):
-            clear_drafts(logdir)
-            if not saved_steps(logdir):  # a resumed run changes only after its restore
+        if not saved_steps(logdir):  # a resumed run changes only after its restore
+            with writing_in(logdir):
                 write_config(logdir, config)
         narrator = Narrator(log, config, replay)
         loop, stopped, evaluation = None, "", None
@@ -262,9 +260,11 @@ class Loop:
         if not self.config.log.eval_episodes or not self.updates:
             return None
         player, episodes = self.agent.evaluator(self.updates), self.config.log.eval_episodes
-        given = {"updates": self.updates, "check": self.signals.check}
-        if report := final_evaluation(player, self.env, episodes, **given):
-            self.narrator.evaluation(self.env_steps, report)
+        played = play_episodes(self.env, episodes, player, lambda record: self.signals.check())
+        report = report_of(self.env.spec.name, self.updates, "sample", tuple(played), {})
+        if not report.episodes:  # faults cut all of them short
+            return None
+        self.narrator.evaluation(self.env_steps, report)
         return report
 
     def save(self) -> bool:

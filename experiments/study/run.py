@@ -28,12 +28,13 @@ from emerald_jax.envs.base import EnvError
 from emerald_jax.look.figures import decoding_strip
 from emerald_jax.look.inside import decoding_trace
 from emerald_jax.look.style import png_of
+from emerald_jax.process import StoppedError
 from emerald_jax.replay.store import ReplayError
 from emerald_jax.run.directory import EPISODES_FILE, CheckpointError, read_rows, write_atomic
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.pictures import report_strip
+from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import INTERRUPTED, train
-from emerald_jax.training.stopping import RunError, StoppedError
 from emerald_jax.types import Array, Batch, Key, Params
 from experiments.study import measures, tiles, worlds
 from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +32,8 @@ from emerald_jax.run.directory import CheckpointError
 from emerald_jax.training import devices, loop
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
+from emerald_jax.training.faults import out_of_memory
 from emerald_jax.training.loop import INTERRUPTED, train
-from emerald_jax.training.stopping import out_of_memory
 
 STEPS, HALF = 160, 112
 HOLD, BEST_OF = 3, 4
@@ -142,10 +143,15 @@ def test_a_run_leaves_its_artefacts(straight):
     )
 
 
-def test_an_interrupted_run_continues_bit_for_bit(straight, tmp_path):
-    logdir = tmp_path / "halves"
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run of :data:`HALF` steps, to be continued in copies."""
+    return train(tiny(tmp_path_factory.mktemp("runs") / "half", steps=HALF, eval_episodes=6))
+
+
+def test_an_interrupted_run_continues_bit_for_bit(straight, half, tmp_path):
     # The evaluation at the end of the first half leaves no trace in the second.
-    first = train(tiny(logdir, steps=HALF, eval_episodes=6))
+    first, logdir = half, shutil.copytree(half.logdir, tmp_path / "halves")
     assert len(first.evaluation.episodes) == 6
     assert rows(logdir, "metrics.jsonl")[-1]["eval/return"] == first.evaluation.score
     assert first.evaluation.length == 9
@@ -314,9 +320,8 @@ def test_a_run_may_go_on_with_other_devices(tmp_path):
     assert [row["train/updates"] for row in ours] == [row["train/updates"] for row in theirs]
 
 
-def test_updates_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
-    logdir = tmp_path / "run"
-    train(tiny(logdir, steps=HALF))
+def test_updates_that_are_not_finite_end_the_run(half, tmp_path, monkeypatch):
+    logdir = shutil.copytree(half.logdir, tmp_path / "run")
     before = newest_leaves(logdir)
     plain = loop.make_sampler
 
@@ -383,10 +388,9 @@ def test_every_resume_plays_other_worlds(tmp_path, monkeypatch):
     assert worlds("again") == first
 
 
-def test_a_resume_refuses_an_environment_of_another_shape(tmp_path, monkeypatch):
-    logdir = tmp_path / "run"
-    train(tiny(logdir, steps=12))
+def test_a_resume_refuses_an_environment_of_another_shape(half, tmp_path, monkeypatch):
+    logdir = shutil.copytree(half.logdir, tmp_path / "run")
     spec = loop.spec_of("gymnax:Catch-bsuite", tiny(logdir).envs)
     monkeypatch.setattr(loop, "spec_of", lambda *_: dataclasses.replace(spec, num_actions=4))
     with pytest.raises(EnvError, match="has 4 actions, this run was trained with 3"):
-        train(tiny(logdir, steps=24))
+        train(tiny(logdir, steps=STEPS))
