@@ -18,8 +18,8 @@ from benchmarks.suite.harness import script_parser, with_changes, write_result
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.replay import make_sampler
 from emerald_jax.run.machine import compile_program, prepare_jax
-from emerald_jax.training.collect import record
 from emerald_jax.training.devices import compile_train_step, local_devices, put_batch
+from emerald_jax.training.evaluate import record
 from emerald_jax.types import Batch
 
 #: Losses that are compared; the actor's, which can be zero, is left out.

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _HOMES = {
     # Trained agents and runs.
     "load": "emerald_jax.run.weights",
-    "Agent": "emerald_jax.agent.agent",
-    "Run": "emerald_jax.run.run",
+    "Agent": "emerald_jax.agent",
+    "Run": "emerald_jax.run",
     "Recordings": "emerald_jax.run.recordings",
     "DreamEnv": "emerald_jax.look.play_session",
     "evaluate_run": "emerald_jax.training.evaluate",

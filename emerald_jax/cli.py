@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from emerald_jax.commands.shared import COMMANDS, table, write_error, write_out
+from emerald_jax.commands import COMMANDS, table, write_error, write_out
 from emerald_jax.config import ConfigError
 from emerald_jax.process import expand_home, machine_error, prepare_process, safe_output
 
@@ -18,7 +18,7 @@ _USER_ERRORS = (
     ("emerald_jax.config", "ConfigError"),
     ("emerald_jax.envs.base", "EnvError"),
     ("emerald_jax.replay.store", "ReplayError"),
-    ("emerald_jax.run.files", "CheckpointError"),
+    ("emerald_jax.run.directory", "CheckpointError"),
     ("emerald_jax.training.loop", "RunError"),
 )
 

@@ -24,8 +24,7 @@ from matplotlib.figure import Figure
 
 from emerald_jax.look import figures
 from emerald_jax.reports.runs import NONE, Table
-from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows, write_atomic
 from emerald_jax.run.log import achievements_of, is_whole_row
 from emerald_jax.scores import crafter_score, success_rates
 from experiments.study.page import write_page
@@ -134,7 +133,7 @@ def _wait(command: list[str], env: dict[str, str]) -> int:
 
 def _machine() -> str:
     """Hardware and commit, from another process: the process that asks JAX holds the GPU."""
-    code = "from emerald_jax.run.machine import machine_line; print(machine_line())"
+    code = "from benchmarks.suite.machine import machine_line; print(machine_line())"
     return subprocess.check_output([sys.executable, "-c", code], text=True).strip()
 
 

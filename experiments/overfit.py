@@ -14,13 +14,14 @@ import json
 from pathlib import Path
 
 import emerald_jax as ej
+from benchmarks.suite.machine import machine_line
 from emerald_jax.reports.runs import Table
-from emerald_jax.run.files import write_json
-from emerald_jax.run.machine import machine_line, prepare_jax
-from emerald_jax.training import collect
+from emerald_jax.run.directory import write_json
+from emerald_jax.run.machine import prepare_jax
+from emerald_jax.training.evaluate import record
 from experiments.study.page import RESULT_FILE, write_page
 from experiments.study.plan import change
-from experiments.study.worlds import train_world
+from experiments.study.worlds import split, train_world
 
 TARGET, STEPS = 0.0005, 64
 
@@ -41,8 +42,8 @@ def main() -> None:
     settings |= {"model.channels": options.channels, "model.dropout": options.dropout}
     settings |= {"replay.sampler": "windows", "replay.batch": 1, "replay.length": STEPS}
     config = change(ej.get_preset(options.preset), settings)
-    played = collect.record(config, STEPS, config.seed)
-    sequence, _ = collect.split(played, 1 - STEPS / (played.written - played.oldest))
+    played = record(config, STEPS, config.seed)
+    sequence, _ = split(played, 1 - STEPS / (played.written - played.oldest))
 
     def stop(number: int, metrics: dict[str, float]) -> bool:
         error = metrics["model/pixel_error"]

@@ -22,7 +22,7 @@ from benchmarks.suite.report import (
     write_report,
 )
 from emerald_jax.cli import guarded
-from emerald_jax.commands.shared import Parser, number
+from emerald_jax.commands import Parser, number
 from emerald_jax.config import ConfigError
 from emerald_jax.run.machine import prepare_jax
 

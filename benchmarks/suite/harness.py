@@ -27,14 +27,15 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.suite.flops import Flops
+from benchmarks.suite.machine import machine_line
 from benchmarks.suite.report import Repeats, Row
 from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
-from emerald_jax.commands.shared import Parser, number
+from emerald_jax.commands import Parser, number
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
 from emerald_jax.presets import get_preset
-from emerald_jax.run.files import write_json
-from emerald_jax.run.machine import compile_program, machine_line
+from emerald_jax.run.directory import write_json
+from emerald_jax.run.machine import compile_program
 from emerald_jax.training.update import start_positions
 from emerald_jax.types import Batch, Carry, Key, Starts
 

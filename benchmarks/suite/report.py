@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.suite.machine import describe_machine, versions
 from emerald_jax.config import ConfigError
 from emerald_jax.reports.runs import Table as MarkdownTable
-from emerald_jax.run.files import write_atomic
-from emerald_jax.run.machine import describe_machine, versions
+from emerald_jax.run.directory import write_atomic
 
 FORMAT = "emerald-jax bench 1"
 

@@ -1,1 +1,446 @@
-"""ONE agent: its networks and state, how it acts, how it dreams."""
+"""The agent: networks and their parameters in one object that acts, dreams and computes losses.
+
+:func:`act` is one pure step: it encodes images, updates each environment's memory and acts. The
+memory is the transformer's last C keys and values, so that the agent remembers C x blocks steps, or
+the state of the GRU. At an episode's first frame a learned start replaces the past, exactly as in
+training. :class:`Agent` keeps no memory: :meth:`Agent.initial` creates a state and
+:meth:`Agent.act` returns the next one, so one agent can play several games at once and a step can
+be repeated. :class:`Player` keeps the memory for callers that only want actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8
+
+from emerald_jax.agent.state import Learner, RunError, count_parameters, init_carry
+from emerald_jax.config import Config
+from emerald_jax.envs.base import EnvSpec, VectorStep
+from emerald_jax.ops.distributions import sample_categorical
+from emerald_jax.types import AnyArray, Array, Batch, Carry, Key, Params, PolicyFn, State
+
+if TYPE_CHECKING:
+    from emerald_jax.agent.dream import Rollout, Shown
+
+Mode = Literal["sample", "mode"]
+
+
+class Observation(NamedTuple):
+    """The fields of a vector step that acting reads.
+
+    Attributes:
+        image: `[E, height, width, 3]` uint8.
+        action: `[E]` int32, the action that led into the image; -1 on first frames.
+        is_first: `[E]` bool.
+    """
+
+    image: Array
+    action: Array
+    is_first: Array
+
+
+class Acted(NamedTuple):
+    """Result of one acting step.
+
+    Attributes:
+        action: `[E]` int32.
+        carry: :class:`Carry` `[E]` for the next step.
+        finite: `[]` bool, False when a policy output was NaN or infinite.
+        state: :class:`State` `[E]`, s_t of every environment.
+    """
+
+    action: Array
+    carry: Carry
+    finite: Array
+    state: State
+
+
+def act(
+    params: dict[str, Params],
+    carry: Carry,
+    observation: Observation,
+    key: Key,
+    *,
+    learner: Learner,
+    mode: bool = False,
+    noise: Key | None = None,
+) -> Acted:
+    """Choose one action for every environment; ``learner`` and ``mode`` are static.
+
+    ``params`` are ``world_model`` and ``actor``. ``mode`` takes the most probable action instead of
+    a sample (the paper samples). ``noise`` are `[E]` keys for the actions, from :func:`held_noise`;
+    None derives them from ``key``.
+    """
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, observation.action.shape[0]))
+
+    def one(carry: Carry, seen: Observation, latent_key: Key, action_key: Key) -> tuple:
+        net = learner.model.bind({"params": params["world_model"]})
+        image, led, first = (x[None] for x in seen)  # a chunk of length one, as in training
+        passed = net.observe(image, led, first, carry, latent_key)
+        log_probs = learner.actor_critic.policy(params["actor"], passed.state)[0]
+        sampled = sample_categorical(action_key, log_probs)
+        action = jnp.argmax(log_probs).astype(jnp.int32) if mode else sampled
+        state = jax.tree.map(lambda x: x[0], passed.state)
+        return action, passed.carry, jnp.all(jnp.isfinite(log_probs)), state
+
+    action_keys = keys[:, 1] if noise is None else noise
+    action, carry, finite, state = jax.vmap(one)(carry, observation, keys[:, 0], action_keys)
+    return Acted(action, carry, finite.all(), state)
+
+
+def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
+    """`[count]` keys for the actions of one vector step; each is used for ``hold`` steps in a row.
+
+    An action is sampled by comparing the policy's cumulative probabilities with one uniform number.
+    Holding the number keeps each step's action distribution and correlates successive actions: a
+    confident policy is unaffected; a near-uniform one repeats its action for ``hold`` steps instead
+    of dithering. (Own choice; related to coloured noise for continuous actions, Eberhard et al.,
+    ICLR 2023.) The environments change their keys at different steps. A hold of 1 gives the keys
+    that :func:`act` derives from ``base`` with ``number`` folded in; hold x count must fit uint32.
+    """
+    periods = number // hold
+    offset = jnp.arange(count, dtype=jnp.uint32) * hold // count
+    old, new = (jax.random.split(jax.random.fold_in(base, periods + i), count) for i in (0, 1))
+    keys = jnp.where(number % hold + offset >= hold, new, old)
+    return jax.vmap(jax.random.split)(keys)[:, 1]
+
+
+def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
+    """:func:`act` jitted: ``(params, carry, observation, base key, step) -> Acted``, carry donated.
+
+    ``step`` is `[2]` uint32, the vector step's number and the steps that noise is held for.
+    """
+
+    def one(params: Any, carry: Any, observation: Observation, base: Key, step: Array) -> Acted:
+        number, hold = step
+        key = jax.random.fold_in(base, number)
+        noise = held_noise(base, number, hold, observation.action.shape[0])
+        return act(params, carry, observation, key, learner=learner, mode=mode, noise=noise)
+
+    return jax.jit(one, donate_argnums=1)
+
+
+def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, Observation, Array]:
+    """Shapes of carry, observation and step of ``count`` environments."""
+    carry = jax.eval_shape(partial(init_carry, learner, count))
+    observation = Observation(
+        image=jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.uint8),
+        action=jax.ShapeDtypeStruct((count,), jnp.int32),
+        is_first=jax.ShapeDtypeStruct((count,), jnp.bool_),
+    )
+    return carry, observation, jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+
+class Player:
+    """Plays E environments with an agent and remembers their past between vector steps.
+
+    Attributes:
+        params: ``world_model`` and ``actor``; may be replaced between steps, as training does.
+        carry: :class:`Carry` `[E]`.
+        state: :class:`State` `[E]` of the newest frames; None before the first step.
+        number: vector steps so far; decides the random numbers of the next one.
+    """
+
+    def __init__(
+        self, act: Callable, params: dict[str, Params], carry: Carry, key: Key, hold: int = 1
+    ) -> None:
+        """Play with ``act`` of :func:`compile_acting`; ``key`` is the base key of all actions."""
+        self.params, self.carry, self.number = params, carry, 0
+        self.state: State | None = None
+        self._act, self._key, self._hold = act, key, hold
+
+    def __call__(self, record: VectorStep) -> np.ndarray:
+        """One action `[E]` int32 per environment; RunError if a policy output is not finite."""
+        seen = jax.device_put(Observation(record.image, record.action, record.is_first))
+        step = jax.device_put(np.array([self.number, self._hold], np.uint32))
+        acted = self._act(self.params, self.carry, seen, self._key, step)
+        self.carry, self.state = acted.carry, acted.state
+        self.number += 1
+        action, finite = jax.device_get((acted.action, acted.finite))
+        if not finite:
+            raise RunError("the policy is not finite: use an earlier checkpoint")
+        return action
+
+
+class AgentState(NamedTuple):
+    """The agent's memory of B environments.
+
+    Attributes:
+        carry: :class:`Carry` `[B]`, memory of the sequence model and newest latent.
+        action: `[B]` int32, the agent's last action; -1 before the first.
+    """
+
+    carry: Carry
+    action: Array
+
+
+class Dream(NamedTuple):
+    """A dream as NumPy arrays; all have a leading `[B]` if the observations had one.
+
+    Attributes:
+        frames: `[H, height, width, 3]` uint8, imagined frames.
+        rewards: `[H]` float32, predicted reward that came with each frame.
+        continues: `[H]` float32, predicted probability that the episode continues after it.
+        tokens: `[H, h, w, G]` int32, class indices of the latent.
+        confidence: `[H, h, w, G]` float32, the probability each token was drawn with.
+        actions: `[H]` int32; ``actions[k]`` led into ``frames[k]``.
+        seen: `[T, height, width, 3]` uint8, reconstructions of the observations.
+    """
+
+    frames: np.ndarray
+    rewards: np.ndarray
+    continues: np.ndarray
+    tokens: np.ndarray
+    confidence: np.ndarray
+    actions: np.ndarray
+    seen: np.ndarray
+
+
+class Agent:
+    """Networks with their parameters; see the module docstring.
+
+    Attributes:
+        learner: networks and settings, for the pure functions of this package.
+        params: ``world_model``, ``actor`` and ``critic``, plain trees of arrays.
+        spec: the environment's spaces and names.
+        updates: gradient updates that produced the parameters.
+        env_steps: environment steps that produced them; None if unknown.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        params: dict[str, Params],
+        spec: EnvSpec,
+        updates: int = 0,
+        env_steps: int | None = None,
+    ) -> None:
+        """Combine networks and parameters; :func:`emerald_jax.load` reads them from a run."""
+        self.learner, self.params, self.spec = learner, params, spec
+        self.updates, self.env_steps = updates, env_steps
+        self._act = jax.jit(partial(_act, learner=learner), static_argnames="mode")
+        # A caller's own policy is part of the program: pass the same function to compile once.
+        names = ("horizon", "steps", "policy")
+        self._dream = jax.jit(partial(_dream, learner=learner), static_argnames=names)
+        self._losses = jax.jit(partial(_losses, learner=learner))
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        return self.learner.config
+
+    def __repr__(self) -> str:
+        return (
+            f"<agent of {self.spec.name}: {self.spec.num_actions} actions, "
+            f"{count_parameters(self.params)['total']:,} parameters, {self.updates:,} updates>"
+        )
+
+    def initial(self, batch: int = 1) -> AgentState:
+        """The state before the first frame of ``batch`` environments."""
+        action = jnp.full((batch,), -1, jnp.int32)
+        return self._place(AgentState(init_carry(self.learner, batch), action))
+
+    def player(self, count: int, key: Key, *, mode: Mode = "sample") -> Player:
+        """A :class:`Player` of ``count`` environments, ``player(record) -> actions [count]``.
+
+        Args:
+            count: number of environments.
+            key: base key of the sampled latents and actions.
+            mode: ``sample`` from the policy, or ``mode`` for its most probable action.
+        """
+        program = compile_acting(self.learner, mode=mode == "mode")
+        return Player(program, self.params, self._place(init_carry(self.learner, count)), key)
+
+    def act(
+        self,
+        obs: UInt8[AnyArray, "B height width 3"],
+        state: AgentState,
+        key: Key,
+        *,
+        is_first: Bool[AnyArray, " B"] | None = None,
+        mode: bool = False,
+    ) -> tuple[Int32[np.ndarray, " B"], AgentState]:
+        """Choose one action for every environment; compiled once per batch size.
+
+        Args:
+            obs: `[B, height, width, 3]` uint8.
+            state: from :meth:`initial` or the previous call.
+            key: consumed.
+            is_first: `[B]` bool, environments whose frame starts a new episode; None means that all
+                episodes continue. The very first call needs none.
+            mode: take the most probable action instead of a sample.
+
+        Returns:
+            The actions `[B]` int32, and the state for the next call.
+
+        Raises:
+            ValueError: ``obs`` or ``is_first`` has the wrong shape or type.
+        """
+        count = state.action.shape[0]
+        _check_images(obs, (count, *self.spec.image_shape))
+        first = np.zeros(count, bool) if is_first is None else np.asarray(is_first, bool)
+        if first.shape != (count,):
+            raise ValueError(f"is_first has shape {first.shape}: it must be ({count},)")
+        action, state = self._act(self.params, state, obs, first, key, mode=bool(mode))
+        return np.asarray(action), state
+
+    def imagine(
+        self,
+        obs: UInt8[AnyArray, "*B T height width 3"],
+        actions: Int[AnyArray, "*B T"] | None = None,
+        *,
+        key: Key,
+        horizon: int = 50,
+        future: Int[AnyArray, "*B H"] | None = None,
+        policy: PolicyFn | None = None,
+        steps: int | None = None,
+        temperature: float = 1.0,
+    ) -> Dream:
+        """Read real frames, then dream; compiled once per shape, horizon and ``steps``.
+
+        Args:
+            obs: `[T, height, width, 3]` uint8, or `[B, T, …]`: observations, oldest first.
+            actions: `[T]` or `[B, T]` int, the action that led into each observation, -1 where an
+                episode begins. May be None for a single frame.
+            key: consumed.
+            horizon: imagined steps H.
+            future: `[H]` or `[B, H]` int, actions of the dream (an open loop); None lets the policy
+                choose.
+            policy: any policy, see :data:`emerald_jax.types.PolicyFn`; None uses the agent's own.
+            steps: MaskGIT decoding steps S; None uses the run's, 0 the linear head.
+            temperature: of the tokens; below 1 makes likely tokens more likely.
+
+        Returns:
+            :class:`Dream`.
+
+        Raises:
+            ValueError: shapes, types or values do not fit.
+        """
+        obs = np.asarray(obs)
+        single = obs.ndim == 4
+        if single:
+            obs, actions, future = obs[None], _lead(actions), _lead(future)
+        _check_images(obs, (*obs.shape[:2], *self.spec.image_shape))
+        if horizon < 1 or not temperature > 0:
+            raise ValueError(f"horizon {horizon} must be 1 or more, temperature {temperature} > 0")
+        steps = self.config.behavior.decode_steps if steps is None else int(steps)
+        if not 0 <= steps <= self.config.tokens:
+            raise ValueError(f"steps is {steps}: it must lie in 0 … {self.config.tokens}")
+        if actions is None and obs.shape[1] == 1:
+            actions = np.full(obs.shape[:2], -1)
+        past = self._check_actions(actions, obs.shape[:2], "actions", least=-1)
+        if future is not None:
+            future = self._check_actions(future, (obs.shape[0], horizon), "future", least=0)
+        arguments = (past, future, key, np.float32(temperature))
+        options = dict(horizon=horizon, steps=steps, policy=policy)
+        dreamt = _as_dream(*jax.device_get(self._dream(self.params, obs, *arguments, **options)))
+        return Dream(*(x[0] for x in dreamt)) if single else dreamt
+
+    def losses(self, batch: Batch, key: Key) -> dict[str, float]:
+        """World-model losses of real sequences, unweighted means over `[B, L]`, without dropout.
+
+        Args:
+            batch: :class:`Batch` `[B, L]`; a ``carry`` of None means that no past is known.
+            key: consumed.
+
+        Returns:
+            One number per term of :class:`emerald_jax.config.LossConfig`.
+        """
+        if batch.carry is None:
+            batch = batch._replace(carry=self.initial(batch.action.shape[0]).carry)
+        found = jax.device_get(self._losses(self.params["world_model"], batch, key))
+        return {name: float(value) for name, value in found.items()}
+
+    def _place(self, tree: Any) -> Any:
+        """Put arrays on the device of the parameters."""
+        return jax.device_put(tree, jax.tree.leaves(self.params)[0].sharding)
+
+    def _check_actions(
+        self, actions: Any, shape: tuple[int, int], name: str, least: int
+    ) -> np.ndarray:
+        if actions is None:
+            raise ValueError(f"{name} is missing: several frames need the actions between them")
+        actions = np.asarray(actions)
+        if actions.shape != shape or not np.issubdtype(actions.dtype, np.integer):
+            found = f"{actions.shape} {actions.dtype}"
+            raise ValueError(f"{name} is {found}: it must be {shape} integers")
+        if actions.size and not (least <= actions.min() and actions.max() < self.spec.num_actions):
+            raise ValueError(f"{name} must lie in {least} … {self.spec.num_actions - 1}")
+        return actions.astype(np.int32)
+
+
+def _act(
+    params: dict[str, Params],
+    state: AgentState,
+    obs: Array,
+    is_first: Array,
+    key: Key,
+    *,
+    learner: Learner,
+    mode: bool,
+) -> tuple[Array, AgentState]:
+    """:func:`act` with the last action kept in the state."""
+    action = jnp.where(is_first, -1, state.action)
+    seen = Observation(obs, action, action < 0)
+    acted = act(params, state.carry, seen, key, learner=learner, mode=mode)
+    return acted.action, AgentState(acted.carry, acted.action)
+
+
+def _dream(
+    params: dict[str, Params],
+    obs: Array,
+    actions: Array,
+    future: Array | None,
+    key: Key,
+    temperature: Array,
+    *,
+    learner: Learner,
+    **options: Any,
+) -> tuple[Rollout, Shown, Array]:
+    """:func:`dream.dream` of batch-major arrays, with its states decoded."""
+    from emerald_jax.agent.dream import dream, show  # loading an agent needs neither
+
+    future, images = None if future is None else future.T, jnp.swapaxes(obs, 0, 1)
+    options |= {"learner": learner, "temperature": temperature}
+    dreamt = dream(params, images, actions.T, future, key, **options)
+    shown = show(params, dreamt.state, learner=learner)
+    return dreamt, shown, show(params, dreamt.seen, learner=learner).frame
+
+
+def _losses(params: Params, batch: Batch, key: Key, *, learner: Learner) -> dict[str, Array]:
+    from emerald_jax.losses import world_model_losses
+
+    def one(sequence: Batch, key: Key) -> dict[str, Array]:
+        options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}
+        return world_model_losses(params, sequence, key, **options)[0]
+
+    terms = jax.vmap(one)(batch, jax.random.split(key, batch.action.shape[0]))
+    return jax.tree.map(jnp.mean, terms)
+
+
+def _as_dream(dreamt: Rollout, shown: Shown, seen: np.ndarray) -> Dream:
+    """Batch-major NumPy arrays, latent positions laid out as their grid."""
+    side = round(dreamt.state.z.shape[-2] ** 0.5)
+
+    def grid(x: np.ndarray) -> np.ndarray:
+        return x.reshape(*x.shape[:-2], side, side, x.shape[-1])
+
+    tokens, confidence = grid(dreamt.state.z), grid(dreamt.state.confidence)
+    parts = Dream(*shown, tokens, confidence, dreamt.action, seen)
+    return Dream(*(np.swapaxes(x, 0, 1) for x in parts))
+
+
+def _lead(array: Any) -> np.ndarray | None:
+    return None if array is None else np.asarray(array)[None]
+
+
+def _check_images(obs: Any, shape: tuple[int, ...]) -> None:
+    found = tuple(obs.shape)
+    if found != shape or obs.dtype != np.uint8:
+        raise ValueError(f"obs is {found} {obs.dtype}: it must be {shape} uint8")

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from emerald_jax import __version__
-from emerald_jax.commands.shared import Parser, envs_from, number, table, write_out
+from emerald_jax.commands import Parser, envs_from, number, table, write_out
 from emerald_jax.config import Config, ConfigError, EnvsConfig
 from emerald_jax.run.directory import read_config
 
@@ -28,11 +28,12 @@ def run_collect(arguments: list[str]) -> int:
     add("--image-size", type=size, default=0, help="pixels per side (64, or the run's own)")
     options = parser.parse_args(arguments)
     config = _collect_config(options)
-    from emerald_jax.training import collect
+    from emerald_jax.run.recordings import refuse_dataset, write_dataset
 
-    collect.refuse_dataset(Path(options.out))
+    refuse_dataset(Path(options.out))
     from emerald_jax.run.machine import prepare_jax
     from emerald_jax.run.weights import load
+    from emerald_jax.training.evaluate import facts_of, record
     from emerald_jax.types import key_of
 
     prepare_jax()
@@ -40,9 +41,9 @@ def run_collect(arguments: list[str]) -> int:
     if options.policy != "random":
         agent = load(options.policy, config=config)
         policy = agent.player(config.envs.count, key_of(options.seed))
-    replay = collect.record(config, options.steps, options.seed, policy)
-    facts = collect.facts_of(config, options.policy, options.seed, options.steps)
-    path = collect.write_dataset(options.out, replay, facts)
+    replay = record(config, options.steps, options.seed, policy)
+    facts = facts_of(config, options.policy, options.seed, options.steps)
+    path = write_dataset(options.out, replay, facts)
     found = f"{len(replay):,} records of {config.env} by {options.policy}"
     return write_out(f"{found}: {path.parent}\n")
 

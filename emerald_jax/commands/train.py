@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from emerald_jax.commands.shared import Parser, preset_list, write_error, write_out
+from emerald_jax.commands import Parser, preset_list, write_error, write_out
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import PRESETS, get_preset
 from emerald_jax.run.directory import check_run_dir
@@ -40,15 +40,10 @@ def run_train(arguments: list[str]) -> int:
 
 
 def parse_train(arguments: Sequence[str]) -> Config:
-    """The configuration described by the arguments of ``emerald-jax train``.
+    """The configuration of a preset's name and settings, in any order, such as ``--model.width 8``.
 
-    Args:
-        arguments: a preset's name and settings in any order, such as ``["crafter", "--model.width",
-            "256", "--seed=3"]``. Hyphens and underscores are equal.
-
-    Raises:
-        ConfigError: without a preset, for an unknown preset or setting, or for a wrong value.
-        SystemExit: with code 0 after ``--help`` has been printed.
+    Hyphens and underscores are equal. ConfigError without a preset, for an unknown preset or
+    setting, or for a wrong value; SystemExit with code 0 after ``--help`` has been printed.
     """
     positional, settings = _read([a for a in arguments if a not in _HELP])
     if len(positional) > 1:

@@ -18,7 +18,7 @@ import imageio.v2 as imageio
 import numpy as np
 from jaxtyping import UInt8
 
-from emerald_jax.agent.agent import Agent, Dream
+from emerald_jax.agent import Agent, Dream
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env

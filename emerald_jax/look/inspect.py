@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from matplotlib.figure import Figure
 
-from emerald_jax.agent.agent import Agent, Dream
+from emerald_jax.agent import Agent, Dream
 from emerald_jax.agent.dream import read, show
 from emerald_jax.agent.state import Learner, count_parameters
 from emerald_jax.config import Config
@@ -39,11 +39,12 @@ from emerald_jax.replay import ReplayError
 from emerald_jax.run.directory import (
     EPISODES_FILE,
     METRICS_FILE,
+    CheckpointError,
     compare_settings,
     read_config,
     read_rows,
+    write_atomic,
 )
-from emerald_jax.run.files import CheckpointError, write_atomic
 from emerald_jax.run.log import achievements_of
 from emerald_jax.run.pictures import report_strip
 from emerald_jax.run.recordings import Clip, Recordings

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.agent.agent import Agent
+from emerald_jax.agent import Agent
 from emerald_jax.agent.dream import Dreamt, Shown, dream_step, read, sample_policy, show
 from emerald_jax.agent.state import Learner
 from emerald_jax.config import ConfigError

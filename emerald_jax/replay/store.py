@@ -111,7 +111,8 @@ class Replay:
         row = self.written
         slot = row % self.rows
         begins = np.asarray(step.is_first, np.bool_)
-        if not self._continues(row):
+        lost = self.holes[-1][1] if self.holes else -1
+        if row in (self.oldest, lost):  # the row before is not held
             begins = np.ones_like(begins)
         else:
             # An episode without an end (its environment crashed or was restarted) was truncated.
@@ -207,11 +208,6 @@ class Replay:
             for name, column in self.columns.items():
                 getattr(out, name)[sequence, at : at + piece] = column[index : index + piece, env]
             start, at, count = start + piece, at + piece, count - piece
-
-    def _continues(self, row: int) -> bool:
-        """Whether the row before ``row`` is held."""
-        lost = self.holes[-1][1] if self.holes else -1
-        return row > self.oldest and row != lost
 
     def _close_episode(self, env: int, stop: int) -> None:
         """End the open episode of ``env``, if any, before row ``stop``."""

@@ -12,7 +12,7 @@ import numpy as np
 from emerald_jax.look.figures import Bar, bar_figure, rates_figure, returns_figure, save
 from emerald_jax.reports import atari, crafter, runs
 from emerald_jax.reports.runs import RunFacts
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.directory import write_atomic
 from emerald_jax.scores import atari100k, crafter_score
 
 REPORT_FILE = "report.md"

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -28,20 +28,25 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from emerald_jax import __version__
-from emerald_jax.run.directory import CHECKPOINTS_DIR, METADATA_FILE, REPLAY_DIR, read_metadata
-from emerald_jax.run.files import (
+from emerald_jax.run.directory import (
+    CHECKPOINTS_DIR,
+    METADATA_FILE,
+    REPLAY_DIR,
     CheckpointError,
     DamagedError,
     check_sums,
     first_line,
+    read_metadata,
+    saved_steps,
     sync_directory,
     write_json,
     write_sums,
+    writing_in,
 )
 
 if TYPE_CHECKING:
     from emerald_jax.replay import Replay
-    from emerald_jax.run.replay_files import ReplayFiles
+    from emerald_jax.run.recordings import ReplayFiles
 
 _log = logging.getLogger(__name__)
 
@@ -87,20 +92,17 @@ class Store(AbstractContextManager):
         self._last = -1  # newest step of this run's own history
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: tuple[int, Future[None]] | None = None
-        _quiet_orbax()
         _check_directory(self.directory, read_only)
 
     @cached_property
     def _replay(self) -> ReplayFiles:
-        # Imported when used, so that loading weights does not need the replay.
-        from emerald_jax.run.replay_files import ReplayFiles
+        from emerald_jax.run.recordings import ReplayFiles  # loading weights does not need it
 
         return ReplayFiles(self.directory.parent / REPLAY_DIR)
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first, damaged ones included."""
-        paths = self.directory.iterdir() if self.directory.is_dir() else ()
-        return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
+        return saved_steps(self.directory.parent)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """One step's metadata.json; DamagedError if it is missing, altered, or another step's."""
@@ -124,19 +126,10 @@ class Store(AbstractContextManager):
     def save(
         self, step: int, tree: Any, metadata: dict[str, Any], replay: Replay | None = None
     ) -> bool:
-        """Begin to save one consistent point; files are written in the background.
+        """Begin to save one consistent point of JSON values and arrays; written in the background.
 
-        The arrays are copied before this returns, so the caller may donate them at once.
-
-        Args:
-            step: number of updates, larger than that of any step saved or restored before.
-            tree: pytree of arrays (random keys as ``jax.random.key_data``).
-            metadata: JSON values; TypeError for others.
-            replay: the replay as it is now; always the same one.
-
-        Returns:
-            Whether the step is being written, or already saved. False, with a warning, if it cannot
-            be written: older steps stay. A failure in the background is returned by :meth:`wait`.
+        The arrays are copied first, so the caller may donate them. ``step``, the number of updates,
+        exceeds all steps saved or restored before. False, with a warning, if it cannot be written.
         """
         if self._read_only:
             raise CheckpointError(f"{self.directory} was opened read-only: nothing can be saved")
@@ -193,35 +186,23 @@ class Store(AbstractContextManager):
         replay: Replay | None = None,
         step: int | None = None,
         *,
-        prefix: str = "",
         cast: Sequence[str] = CARRIES,
     ) -> Restored:
-        """Load a point, checking every byte.
+        """Load ``step``, or the newest sound one, checking every byte; fill an empty ``replay``.
 
-        Args:
-            abstract: pytree of ``jax.ShapeDtypeStruct`` (or arrays). Each leaf goes to its
-                ``sharding``, or to the default device, whatever devices saved it; numpy arrays, and
-                types that JAX would narrow, come back as numpy arrays.
-            replay: an empty store to fill; None leaves the replay on disk.
-            step: the step; None takes the newest sound one.
-            prefix: name of ``abstract`` in the tree, such as ``params/actor``, to load a part.
-            cast: name prefixes of leaves whose floats may have been saved in another precision.
-
-        Raises:
-            CheckpointError: if there is no (sound) step, or its arrays do not fit ``abstract``.
+        ``abstract`` is a pytree of ``jax.ShapeDtypeStruct`` or arrays; each leaf goes to its
+        ``sharding``, or to the default device. numpy arrays, and types that JAX would narrow, come
+        back as numpy arrays. Floats below the names of ``cast`` may have been saved in another
+        precision. CheckpointError if there is no (sound) step, or its arrays do not fit.
         """
-        lead = f"{prefix}/" if prefix else ""
-        wanted = {f"{lead}{name}": leaf for name, leaf in named_leaves(abstract).items()}
-
-        def check(candidate: int, saved: dict[str, Any]) -> None:
-            for name in wanted if prefix else {**wanted, **saved}:
-                if wrong := _misfit(name, saved.get(name), wanted.get(name), tuple(cast)):
-                    raise CheckpointError(
-                        f"checkpoint {candidate} in {self.directory} does not fit: {wrong} in "
-                        "this run; use the settings it was saved with"
-                    )
-
-        leaves, metadata, found = self._read_newest(step, check)
+        leaves, metadata, found = self._read_newest(step)
+        saved, wanted = metadata["leaves"], named_leaves(abstract)
+        for name in {**wanted, **saved}:
+            if wrong := _misfit(name, saved.get(name), wanted.get(name), tuple(cast)):
+                raise CheckpointError(
+                    f"checkpoint {found} in {self.directory} does not fit: {wrong} in this run; "
+                    "use the settings it was saved with"
+                )
         self._last = found
         placed = [_place(leaves[name], leaf) for name, leaf in wanted.items()]
         tree = jax.tree.unflatten(jax.tree.structure(abstract), placed)
@@ -232,7 +213,7 @@ class Store(AbstractContextManager):
 
     def read(self, prefix: str, step: int | None = None) -> Restored:
         """The part of a step below ``prefix`` as nested dicts of numpy arrays; see restore."""
-        leaves, metadata, found = self._read_newest(step, lambda candidate, saved: None)
+        leaves, metadata, found = self._read_newest(step)
         start = f"{prefix}/"
         part = {n.removeprefix(start): leaf for n, leaf in leaves.items() if n.startswith(start)}
         if not part:
@@ -276,13 +257,8 @@ class Store(AbstractContextManager):
             os.rename(self.directory / str(old), doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def _read_newest(
-        self, step: int | None, check: Callable[[int, dict[str, Any]], None]
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
-        """Arrays by name, metadata and number of ``step``, or of the newest sound one.
-
-        ``check`` is called with each candidate and its leaves before they are read; it may raise.
-        """
+    def _read_newest(self, step: int | None) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
+        """Arrays by name, metadata and number of ``step``, or of the newest sound one."""
         damaged = []
         steps = self.steps()
         if not steps:
@@ -293,7 +269,6 @@ class Store(AbstractContextManager):
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 metadata = self.metadata(candidate)
-                check(candidate, metadata["leaves"])
                 leaves = self._read_leaves(candidate, metadata["leaves"])
             except DamagedError as error:
                 _log.warning("checkpoint %d in %s is damaged: %s", candidate, self.directory, error)
@@ -326,13 +301,11 @@ def _check_directory(directory: Path, read_only: bool) -> None:
         raise CheckpointError(f"{directory} is no directory of checkpoints: it holds {foreign[0]}")
     if read_only:
         return
-    try:
+    with writing_in(directory):
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f"probe{_TEMPORARY}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written in: {error.strerror}") from error
     _remove_drafts(directory)
 
 

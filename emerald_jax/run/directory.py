@@ -1,4 +1,7 @@
-"""A run directory: its files, its settings, and its rows of JSON. Nothing here imports JAX.
+"""A run directory: its files, digests, settings, rows of JSON and lock. Nothing here imports JAX.
+
+Files are written completely or not at all. ``SHA256SUMS`` in a directory lists the digest of each
+of its files, as ``sha256sum`` writes it; it is the only digest scheme of the package.
 
 A run may be resumed with other settings. Refused is one that decides the *shape* of anything saved,
 or what saved *data* mean: what a replay record is, what an action does, what a return counts. Those
@@ -10,19 +13,27 @@ discount is stored, and the critic adapts to it as it adapts to a better policy.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import logging
 import math
 import os
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.run.files import LOCK_FILE, write_atomic, write_json
 
+_log = logging.getLogger(__name__)
+
+LOCK_FILE = "lock"
+SUMS_FILE = "SHA256SUMS"
+#: Files that have no digest in checkpoints of versions up to a5675e2; they hold only times.
+_LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 EPISODES_FILE = "episodes.jsonl"
@@ -40,8 +51,6 @@ METADATA_FILE = "metadata.json"
 #: Rows kept in memory while they cannot be written; beyond this the oldest are dropped.
 _WAITING_ROWS = 10_000
 
-_log = logging.getLogger(__name__)
-
 #: Settings that may change; ``group.*`` is a complete group.
 FREE = (
     *("preset", "steps", "max_minutes", "train_ratio", "seed", "logdir", "devices"),
@@ -53,6 +62,126 @@ FREE = (
 
 #: The settings that decide how many updates are due after so many steps.
 PACE = ("train_ratio", "replay.prefill")
+
+
+class CheckpointError(RuntimeError):
+    """Something saved cannot be used or written; the message is one line with a way out."""
+
+
+class DamagedError(CheckpointError):
+    """A saved file is missing, truncated or altered; an older one may still be intact."""
+
+
+class RunInUseError(CheckpointError):
+    """Another process uses this run directory."""
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a complete file to disk; after a kill or a power cut the old content is still there.
+
+    Parent directories are made. OSError when the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process id keeps two processes from writing to the same draft.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # not every file system can sync a directory
+        sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file by :func:`write_atomic`."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory to disk, so that a rename inside it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing_in(directory: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a CheckpointError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written in: {error.strerror}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line, at most 160 characters (orbax prints complete trees)."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "RESOURCE_EXHAUSTED" in str(error):  # tensorstore's name for it
+        return "No space left on device"
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(directory: Path) -> None:
+    """Write SHA256SUMS of all files below ``directory``."""
+    lines = [f"{file_digest(directory / name)}  {name}\n" for name in _files_of(directory)]
+    write_atomic(directory / SUMS_FILE, "".join(lines).encode())
+
+
+def check_sums(directory: Path, *, only: str = "") -> None:
+    """Refuse a directory in which a file is missing, altered, or was added since write_sums.
+
+    ``only`` names a single file to check. DamagedError names the bad one.
+    """
+    try:
+        lines = (directory / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+        expected = {name: found for found, name in (line.split("  ", 1) for line in lines)}
+        late = {name for name in _files_of(directory) if Path(name).name in _LATE} - {*expected}
+        names = {only} if only else {*expected, *_files_of(directory)} - late
+        for name in sorted(names):
+            if not (directory / name).is_file():
+                raise DamagedError(f"{name} is missing")
+            if file_digest(directory / name) != expected.get(name):
+                raise DamagedError(f"{name} is not the file that was written")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"its files cannot be checked: {first_line(error)}") from error
+
+
+def _files_of(directory: Path) -> list[str]:
+    """Names of all files below ``directory`` but SHA256SUMS, in a fixed order."""
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != SUMS_FILE)
+    return [str(path.relative_to(directory)) for path in paths]
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Make a directory that appears complete, by a rename, or not at all.
+
+    ``target`` must not exist. Yields the draft to write to; SHA256SUMS is added at the end.
+    """
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        write_sums(draft)
+        os.rename(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 class Difference(NamedTuple):
@@ -110,7 +239,7 @@ def read_metadata(step: Path) -> tuple[dict[str, Any], str]:
 
 def _saved_settings(logdir: Path) -> Iterator[tuple[str, Any]]:
     """Version and settings in the readable checkpoints, newest first; digests are not checked."""
-    for step in sorted(saved_steps(logdir), reverse=True):
+    for step in reversed(saved_steps(logdir)):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found, _ = read_metadata(logdir / CHECKPOINTS_DIR / str(step))
             yield found.get("version", "0.1.0"), found["run"]["config"]
@@ -155,14 +284,7 @@ def write_config(logdir: Path, config: Config) -> None:
 
 
 def read_config(run: str | Path) -> Config:
-    """The settings of a run.
-
-    Args:
-        run: a run directory, or an export.
-
-    Raises:
-        ConfigError: when ``run`` is neither, or its config.json cannot be read.
-    """
+    """The settings of a run or of an export; ConfigError if it is neither, or not readable."""
     run = Path(run).expanduser()
     path = run / CONFIG_FILE
     if not run.exists():
@@ -184,14 +306,9 @@ def read_config(run: str | Path) -> Config:
 def check_run_dir(config: Config) -> Path:
     """Refuse a run directory in which ``config`` cannot be trained; write nothing.
 
-    A directory without a checkpoint has nothing to resume, so any settings may start there.
-
-    Returns:
-        The absolute path of the directory, which may not exist yet.
-
-    Raises:
-        ConfigError: when it is a file, is not writable, holds other files, or a run that cannot be
-            resumed with these settings; or when the weights of ``init_from`` do not exist.
+    Returns its absolute path; it may not exist yet. ConfigError when it is a file, is not writable,
+    holds other files, or a run that cannot be resumed with these settings; or when the weights of
+    ``init_from`` do not exist. Without a checkpoint any settings may start there.
     """
     try:
         # Absolute, as an environment may change the working directory.
@@ -203,7 +320,7 @@ def check_run_dir(config: Config) -> Path:
     existing = next(path for path in (logdir, *logdir.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"logdir {logdir} cannot be written in: choose another --logdir")
-    begun = has_checkpoints(logdir)
+    begun = saved_steps(logdir)
     if config.init_from and not begun:
         read_config(config.init_from)
     # The lock and drafts may be left from a process that ended before it wrote anything else.
@@ -220,20 +337,9 @@ def check_run_dir(config: Config) -> Path:
 
 
 def saved_steps(logdir: Path) -> list[int]:
-    """Numbers of the checkpoints in a run directory, sound or not, in no order."""
+    """Numbers of the checkpoints in a run directory, sound or not, oldest first."""
     paths = (logdir / CHECKPOINTS_DIR).glob("*")
-    return [int(path.name) for path in paths if path.name.isdecimal()]
-
-
-def has_checkpoints(logdir: Path) -> bool:
-    """Whether there is a checkpoint in a run directory, sound or not."""
-    return bool(saved_steps(logdir))
-
-
-def clear_drafts(logdir: Path) -> None:
-    """Delete the drafts of killed processes; the run must be locked."""
-    for path in logdir.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -328,3 +434,50 @@ class JsonLines:
         except OSError:
             self._file.truncate(end)
             raise
+
+
+class RunLock(contextlib.AbstractContextManager):
+    """Locks a run directory for this process until :meth:`release` or until the process ends.
+
+    The kernel drops the lock with its process, so no stale lock is left. The file itself stays; it
+    holds the owner's process id for the error message.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        """Take the lock and delete drafts of killed processes; the directory is made if needed.
+
+        RunInUseError if another process holds it, CheckpointError if it is not writable.
+        """
+        path = Path(directory) / LOCK_FILE
+        self._handle: int | None = None
+        with writing_in(directory):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise RunInUseError(
+                f"{directory} is in use by process {owner}: stop it, or choose another --logdir"
+            ) from None
+        except OSError as error:  # a network file system without locks
+            _log.warning("%s has no file locks (%s): it is not locked", directory, error.strerror)
+        with contextlib.suppress(OSError):  # on a full disk the message lacks the process id
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        self._handle = handle
+        with writing_in(directory):
+            for draft in path.parent.glob(".*.tmp"):
+                draft.unlink(missing_ok=True)
+        # A forked worker would inherit the file descriptor and keep the lock after this process.
+        os.register_at_fork(after_in_child=self.release)
+
+    def release(self) -> None:
+        """Release the lock; safe to call twice."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emerald_jax.envs.base import Episode, achievement_names, is_crafter_like
-from emerald_jax.run.directory import STATS_FILE, JsonLines
-from emerald_jax.run.files import write_json
+from emerald_jax.run.directory import STATS_FILE, JsonLines, write_json
 from emerald_jax.scores import atari_game, crafter_score, human_normalised, success_rates
 
 EVALS_DIR = "evals"
@@ -62,7 +61,7 @@ def result_of(report: EvalReport) -> dict[str, Any]:
     result |= {**report.settings, "episodes": len(scores), "left_out": report.left_out}
     result |= {"return": report.score, "standard_error": report.error}
     result |= {"lowest": min(scores), "highest": max(scores)}
-    result["length"] = statistics.fmean(episode.length for episode in report.episodes)
+    result["length"] = report.length
     more = {"human_normalised": report.human_normalised, "rates": report.rates or None}
     more["score"] = report.crafter_score
     return result | {name: value for name, value in more.items() if value is not None}
@@ -139,6 +138,11 @@ class EvalReport:
         return statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
 
     @property
+    def length(self) -> float:
+        """Mean length in agent steps."""
+        return statistics.fmean(e.length for e in self.episodes)
+
+    @property
     def rates(self) -> dict[str, float]:
         """Success rates in per cent, by achievement; empty if an episode reports none."""
         names = achievement_names(self.episodes)
@@ -158,13 +162,12 @@ class EvalReport:
 
     def __str__(self) -> str:
         scores = [e.score for e in self.episodes]
-        lengths = statistics.fmean(e.length for e in self.episodes)
         how = f"actions by {self.mode}" if self.mode != "random" else "random actions"
         after = f" after {self.updates:,} updates" if self.mode != "random" else ""
         lines = [
             f"{self.env}{after}, {len(scores)} episodes, {how}",
             f"return {self.score:.3f} ± {self.error:.3f} (standard error), "
-            f"from {min(scores):.2f} to {max(scores):.2f}, {lengths:.0f} steps long on average",
+            f"from {min(scores):.2f} to {max(scores):.2f}, {self.length:.0f} steps long on average",
         ]
         capped = [e.extra["capped"] for e in self.episodes if "capped" in e.extra]
         if capped:

@@ -8,7 +8,6 @@ scalars, and the caller decides when to wait for them.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -19,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import imageio
 import numpy as np
@@ -39,9 +38,9 @@ from emerald_jax.run.directory import (
     STATS_FILE,
     TENSORBOARD_DIR,
     JsonLines,
+    write_atomic,
 )
 from emerald_jax.run.evaluations import achievements_of, is_whole_row, stats_rows
-from emerald_jax.run.files import write_atomic
 from emerald_jax.run.pictures import encode_png
 
 _log = logging.getLogger(__name__)
@@ -59,7 +58,8 @@ PLAIN_LINE_EVERY_S = 10.0
 class RunLogger(AbstractContextManager):
     """The log of one run; a context manager that closes itself. Steps are environment steps.
 
-    Nothing is written before the first row, picture or scalar.
+    Nothing is written before the first row, picture or scalar. ``say`` and ``result`` are those of
+    :class:`ProgressView`.
     """
 
     def __init__(self, logdir: str | Path, config: Config, *, total_steps: int) -> None:
@@ -76,6 +76,7 @@ class RunLogger(AbstractContextManager):
         self._purge_step: int | None = None
         limit, quiet = 60 * config.max_minutes, config.log.quiet
         self._view = ProgressView(total_steps, max_seconds=limit, quiet=quiet)
+        self.say, self.result = self._view.say, self._view.result
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -88,9 +89,8 @@ class RunLogger(AbstractContextManager):
     def rewind(self, step: int) -> None:
         """Drop everything logged after ``step``, to resume from a checkpoint of that step.
 
-        Call it before anything is logged. Later rows of metrics.jsonl and episodes.jsonl and later
-        pictures are deleted, and TensorBoard hides later points. stats.jsonl, whose format has no
-        step, is rewritten from the remaining episodes.
+        Call it first. Later rows and pictures are deleted, and TensorBoard hides later points.
+        stats.jsonl, whose format has no step, is rewritten from the remaining episodes.
         """
         self._metrics.rewind(step)
         self._scores.clear()
@@ -111,10 +111,9 @@ class RunLogger(AbstractContextManager):
         self._purge_step = step + 1
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log one row of numbers to metrics.jsonl and TensorBoard.
+        """Log one row of numbers to metrics.jsonl (NaN and infinity are null) and TensorBoard.
 
-        Names stand in groups, such as ``loss/image``. NaN and infinity are null in the row and left
-        out of TensorBoard.
+        Names stand in groups, such as ``loss/image``.
         """
         numbers = {name: float(value) for name, value in values.items()}
         self._metrics.append({"step": int(step), "time": _now(), **numbers})
@@ -161,14 +160,6 @@ class RunLogger(AbstractContextManager):
     def progress(self, step: int, updates: int) -> None:
         """Show the progress; cheap enough to call at every vector step."""
         self._view.update(step, updates, self.mean_score)
-
-    def say(self, text: str) -> None:
-        """Print one line on standard error, unless ``log.quiet`` is set."""
-        self._view.say(text)
-
-    def result(self, text: str) -> None:
-        """Print a result on standard output, also if ``log.quiet`` is set."""
-        self._view.result(text)
 
     def close(self) -> None:
         """End the progress bar and flush every file; safe to call twice."""
@@ -259,24 +250,11 @@ def _check_frames(rule: str, array: np.ndarray) -> None:
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:
     """``frames``, `[T, height, width, 3]` uint8, as the bytes of an endless GIF."""
-    buffer = io.BytesIO()
-    with imageio.get_writer(buffer, format="GIF", duration=1000 / fps, loop=0) as writer:
-        for frame in frames:
-            writer.append_data(frame)
-    return buffer.getvalue()
-
-
-class _Sample(NamedTuple):
-    time: float
-    step: int
-    updates: int
+    return imageio.mimwrite("<bytes>", list(frames), format="GIF", duration=1000 / fps, loop=0)
 
 
 class ProgressView:
-    """Shows progress on standard error and results on standard output.
-
-    It computes rates, time left and memory from steps, updates and the clock.
-    """
+    """Shows progress on standard error and results on standard output."""
 
     def __init__(
         self,
@@ -292,84 +270,78 @@ class ProgressView:
         ``max_seconds`` is the run's limit of wall time, 0 for none; ``clock`` returns seconds;
         ``console`` is standard error if None; ``quiet`` shows results only.
         """
-        self._total = total_steps
-        self._quiet = quiet
-        self._clock = clock
+        self._quiet, self._clock = quiet, clock
         stream = SafeStream(sys.stderr)
         self._console = console or Console(file=stream, highlight=False, soft_wrap=True)
         self._deadline = clock() + max_seconds if max_seconds > 0 else math.inf
-        self._samples: deque[_Sample] = deque()
-        self._newest = (_Sample(clock(), 0, 0), math.nan)
-        self._last_line = -math.inf
+        self._newest = (0, 0, math.nan)
+        self._next_sample = self._next_line = -math.inf
         self._process = psutil.Process()
-        self._bar: Progress | None = None
+        # Without a terminal it draws nothing, but measures the rates.
+        self._bar = Progress(
+            TextColumn("{task.completed:>,.0f} / {task.total:,.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f} %"),
+            TextColumn("{task.fields[parts]}", markup=False),
+            console=self._console,
+            get_time=clock,
+            speed_estimate_period=RATE_WINDOW_S,
+            refresh_per_second=4,
+            expand=True,
+            disable=not self._console.is_terminal,
+        )
+        self._steps = self._bar.add_task("", total=total_steps, parts="")
+        self._updates = self._bar.add_task("", total=None, visible=False)
 
     def update(self, step: int, updates: int, score: float) -> None:
         """Record the progress, and show it if enough time has passed.
 
         ``score`` is the mean return of recent episodes; NaN when there is none.
         """
-        now = self._clock()
-        self._newest = (_Sample(now, step, updates), score)
-        if self._quiet or (self._samples and now - self._samples[-1].time < SAMPLE_EVERY_S):
-            return
-        self._show(*self._newest)
+        self._newest = (step, updates, score)
+        if not self._quiet and self._clock() >= self._next_sample:
+            self._show()
 
     def say(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
+        """Print one line on standard error, above the bar if there is one, unless ``quiet``."""
         if not self._quiet:
             # Without markup, so that a path in brackets is not taken for a style.
             self._console.print(text, markup=False)
 
     def result(self, text: str) -> None:
-        """End the bar and print a line on standard output."""
+        """End the bar and print a line on standard output, also if ``quiet``."""
         self.close()
         print(text, file=SafeStream(sys.stdout), flush=True)
 
     def close(self) -> None:
         """Draw the bar a last time and release the terminal; safe to call twice."""
-        if self._bar is not None:
-            self._show(*self._newest)
+        if self._bar.live.is_started:
+            self._show()
             self._bar.stop()
-            self._bar = None
 
-    def _show(self, sample: _Sample, score: float) -> None:
-        now, step, _ = sample
-        self._samples.append(sample)
-        while now - self._samples[0].time > RATE_WINDOW_S and len(self._samples) > 2:
-            self._samples.popleft()
+    def _show(self) -> None:
+        now, (step, updates, score) = self._clock(), self._newest
+        self._next_sample = now + SAMPLE_EVERY_S
+        self._bar.update(self._updates, completed=updates)
+        self._bar.update(self._steps, completed=step)
         if self._console.is_terminal:
-            self._draw(step, score)
-        elif now - self._last_line >= PLAIN_LINE_EVERY_S:
-            self._last_line = now
-            share = f"{step:,} / {self._total:,} steps ({100 * step / self._total:.0f} %)"
-            self.say(f"{share}  {self._parts(score)}")
-
-    def _draw(self, step: int, score: float) -> None:
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.completed:>,.0f} / {task.total:,.0f}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.percentage:.0f} %"),
-                TextColumn("{task.fields[parts]}", markup=False),
-                console=self._console,
-                refresh_per_second=4,
-                expand=True,
-            )
-            self._bar.add_task("", total=self._total, parts="")
+            self._bar.update(self._steps, parts=self._parts(score))
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=step, parts=self._parts(score))
+        elif now >= self._next_line:
+            self._next_line = now + PLAIN_LINE_EVERY_S
+            total = self._bar.tasks[self._steps].total
+            share = f"{step:,} / {total:,} steps ({100 * step / total:.0f} %)"
+            self.say(f"{share}  {self._parts(score)}")
 
     def _parts(self, score: float) -> str:
         """Return, updates/s, time left and memory, as far as they are known."""
-        first, last = self._samples[0], self._samples[-1]
-        seconds = last.time - first.time
+        steps, updates = (self._bar.tasks[task] for task in (self._steps, self._updates))
         parts = [] if math.isnan(score) else [f"return {score:.2f}"]
-        if seconds > 0 and last.updates > first.updates:
-            parts.append(f"{(last.updates - first.updates) / seconds:.3g} updates/s")
-        left = self._deadline - last.time
-        if seconds > 0 and last.step > first.step:
-            left = min(left, (self._total - last.step) * seconds / (last.step - first.step))
+        if updates.speed:
+            parts.append(f"{updates.speed:.3g} updates/s")
+        left = self._deadline - self._clock()
+        if steps.time_remaining is not None:
+            left = min(left, steps.time_remaining)
         if math.isfinite(left):
             parts.append(f"{format_seconds(left)} left")
         return "  ".join([*parts, format_bytes(self._process.memory_info().rss)])

@@ -85,16 +85,10 @@ def report_strip(
     """Real frames, their reconstructions and an imagined continuation in one picture.
 
     Four rows per sequence: ``real``; ``decoded`` (the posterior's reconstruction of every frame);
-    ``imagined`` (reconstructions up to ``context``, then, right of an orange line, the open-loop
-    imagination); ``error`` (|real - imagined|, brighter is worse). Small frames are enlarged by an
-    integer factor, without smoothing.
-
-    Args:
-        real: `[B, T, height, width, 3]` uint8, or one sequence without B.
-        recon: the same shape, reconstructions of ``real``.
-        dream: the imagined frames from ``context`` on, `[B, T - context, height, width, 3]`, or the
-            shape of ``real``, of which the first ``context`` frames are not shown.
-        context: frames the model had seen when imagination began, 1 to T - 1.
+    ``imagined`` (reconstructions up to ``context``, 1 to T - 1, then, right of an orange line, the
+    open-loop imagination); ``error`` (|real - imagined|, brighter is worse). Small frames are
+    enlarged by an integer factor. B may be absent. ``dream`` has the frames from ``context`` on, or
+    as many as ``real``, of which the first ``context`` are not shown.
     """
     real, recon, dream = (np.asarray(x) for x in (real, recon, dream))
     if real.ndim == 4:

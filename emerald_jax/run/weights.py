@@ -20,18 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax import __version__
-from emerald_jax.agent.agent import Agent
+from emerald_jax.agent import Agent
 from emerald_jax.agent.state import GROUPS, Learner, build_learner, init_state
 from emerald_jax.config import Config
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.run.checkpoint import Store, describe, load_tree, named_leaves, nest, save_tree
-from emerald_jax.run.directory import compare_settings, read_config, write_config
-from emerald_jax.run.files import (
+from emerald_jax.run.directory import (
     CheckpointError,
     DamagedError,
     check_sums,
+    compare_settings,
     first_line,
     new_directory,
+    read_config,
+    write_config,
     write_json,
 )
 from emerald_jax.run.machine import prepare_jax
@@ -81,33 +83,30 @@ def read_weights(
     *,
     groups: Sequence[str] = GROUPS,
 ) -> tuple[dict[str, Params], int, dict[str, Any]]:
-    """The parameters of a run or of an export, every byte checked, in float32.
+    """The parameters of a run or of an export for ``learner``, every byte checked, in float32.
 
-    Args:
-        source: a run directory or an export; it is only read.
-        learner: the networks they are for.
-        checkpoint: a run's number of updates; None takes the newest sound checkpoint.
-        groups: parameter groups to read.
-
-    Returns:
-        A tree per group; the number of updates; the metadata saved with them.
-
-    Raises:
-        ConfigError: ``source`` is neither.
-        CheckpointError: it is damaged or does not fit the networks; one line that names a setting.
+    Returns a tree per group, the number of updates, and the metadata saved with them. ConfigError
+    if ``source`` is neither; CheckpointError, which names a setting, if it is damaged or does not
+    fit the networks. ``checkpoint`` None takes a run's newest sound one.
     """
     source = Path(source).expanduser()
     config = read_config(source)
+    if (source / EXPORT_FILE).is_file():
+        leaves, step, metadata = _read_export(source, checkpoint)
+    else:
+        found = Store(source, read_only=True).read("state/params", checkpoint)
+        leaves, step, metadata = named_leaves(found.tree), found.step, found.metadata
     shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0)).params
     shapes = {group: shapes[group] for group in groups}
-    try:
-        if (source / EXPORT_FILE).is_file():
-            return _read_export(source, shapes, checkpoint)
-        store = Store(source, read_only=True)
-        found = store.restore(shapes, step=checkpoint, prefix="state/params")
-    except CheckpointError as error:
-        raise _explain(source, config, learner.config, error) from error
-    return found.tree, found.step, found.metadata
+    wanted = named_leaves(shapes)
+    for name in {**wanted, **leaves}:
+        there, here = (list(t[name].shape) if name in t else "absent" for t in (leaves, wanted))
+        if there != here and name.partition("/")[0] in shapes:
+            if differ := _differing(config, learner.config):
+                raise CheckpointError(f"the weights in {source} do not fit this run: {differ}")
+            raise CheckpointError(f"{source} does not fit: {name} is {there} in it, {here} here")
+    placed = [jax.device_put(leaves[name].astype(leaf.dtype)) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(shapes), placed), step, metadata
 
 
 def write_weights(
@@ -118,17 +117,11 @@ def write_weights(
     *,
     dtype: Dtype = "float32",
 ) -> dict[str, Any]:
-    """Write parameters to a new export; returns the content of its export.json.
+    """Write parameters, a tree per group, to the new export ``target``; returns its export.json.
 
-    Args:
-        target: made; must not exist.
-        params: tree per parameter group; any subset of :data:`GROUPS`.
-        config: the settings of the networks.
-        metadata: JSON values for export.json, such as ``step``, ``env_steps`` and ``source``.
-        dtype: of the floats; bfloat16 halves the size and keeps three significant digits.
-
-    Raises:
-        CheckpointError: ``target`` exists or cannot be written.
+    ``metadata`` are JSON values for export.json, such as ``step``, ``env_steps`` and ``source``;
+    ``dtype`` is that of the floats: bfloat16 halves the size and keeps three significant digits.
+    CheckpointError if ``target`` exists or cannot be written.
     """
     target = Path(target).absolute()
     if target.exists() or target.is_symlink():
@@ -162,9 +155,9 @@ def export_weights(
 
 
 def _read_export(
-    source: Path, shapes: dict[str, Any], checkpoint: int | None
-) -> tuple[dict[str, Params], int, dict[str, Any]]:
-    """:func:`read_weights` of an export."""
+    source: Path, checkpoint: int | None
+) -> tuple[dict[str, np.ndarray], int, dict[str, Any]]:
+    """Arrays by name, number of updates and metadata of an export."""
     try:
         check_sums(source)
         content = json.loads((source / EXPORT_FILE).read_bytes())
@@ -174,22 +167,13 @@ def _read_export(
         raise DamagedError(f"export {source} is damaged: {first_line(error)}") from error
     if checkpoint not in (None, content["step"]):
         raise CheckpointError(f"{source} holds checkpoint {content['step']}, not {checkpoint}")
-    wanted = named_leaves(shapes)
-    for name in {**wanted, **leaves}:
-        there, here = (list(t[name].shape) if name in t else "absent" for t in (leaves, wanted))
-        if there != here and name.partition("/")[0] in shapes:
-            raise CheckpointError(f"{source} does not fit: {name} is {there} in it, {here} here")
-    placed = [jax.device_put(leaves[n].astype(leaf.dtype)) for n, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(shapes), placed), content["step"], content
+    return leaves, content["step"], content
 
 
-def _explain(source: Path, theirs: Config, ours: Config, error: CheckpointError) -> CheckpointError:
-    """The same error in terms of settings, where some that shape the networks differ."""
-    found = [
+def _differing(theirs: Config, ours: Config) -> str:
+    """The settings that shape the networks and differ."""
+    return ", ".join(
         f"{d.name} {d.before} there and {d.now} here"
         for d in compare_settings(theirs, ours)
         if not d.free and re.match(r"env$|envs\.image_size$|model\.", d.name)
-    ]
-    if "not fit" not in str(error) or not found:
-        return error
-    return CheckpointError(f"the weights in {source} do not fit this run: {', '.join(found)}")
+    )

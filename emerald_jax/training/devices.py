@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emerald_jax.agent.acting import Player, abstract_acting, compile_acting
+from emerald_jax.agent import Player, abstract_acting, compile_acting
 from emerald_jax.agent.dream import OpenLoop, open_loop
 from emerald_jax.agent.state import (
     Learner,

@@ -1,4 +1,4 @@
-"""Evaluation: play complete episodes with fixed parameters.
+"""Play with fixed parameters: complete episodes for an evaluation, or steps for a data set.
 
 ``envs/playing.py`` decides how many episodes each environment plays, and why;
 ``run/evaluations.py`` stores the results. Nothing here changes a run's training state.
@@ -6,21 +6,27 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from emerald_jax.agent.acting import Player
-from emerald_jax.agent.agent import Mode
+from emerald_jax.agent import Mode
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.envs.base import EnvSpec, Episode, VectorEnv
-from emerald_jax.envs.playing import FAR, Watcher, is_whole, play_episodes, play_randomly
-from emerald_jax.envs.registry import make_vector_env
+from emerald_jax.envs.base import EnvSpec, Episode
+from emerald_jax.envs.playing import (
+    FAR,
+    Policy,
+    Watcher,
+    is_whole,
+    play_episodes,
+    play_randomly,
+    random_policy,
+)
+from emerald_jax.envs.registry import make_vector_env, spec_of
+from emerald_jax.replay import Replay
 from emerald_jax.run.directory import read_config
 from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.weights import load
@@ -28,6 +34,8 @@ from emerald_jax.types import key_of
 
 #: Environments in parallel where training had only one.
 SIDE_BY_SIDE = 16
+#: Seeds of recorded play lie far from those that training and evaluation count up from.
+_RECORDED = 2_000_003
 
 
 def evaluate_run(
@@ -95,35 +103,33 @@ def report_of(
     return EvalReport(env, updates, mode, valid, len(played) - len(valid), protocol)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Result of a run's final evaluation: mean return, its standard error, mean agent steps."""
+def record(config: Config, steps: int, seed: int, policy: Policy | None = None) -> Replay:
+    """Play at least ``steps`` environment steps, all together, and store every record.
 
-    score: float
-    error: float
-    length: float
-    episodes: int
-
-    def __str__(self) -> str:
-        return f"return {self.score:.2f} ± {self.error:.2f} over {self.episodes} episodes"
-
-
-def final_evaluation(
-    player: Player, env: VectorEnv, episodes: int, *, check: Callable[[], None]
-) -> tuple[Evaluation | None, dict[str, float]]:
-    """Play complete episodes in the run's own environments, after the last checkpoint.
-
-    ``check`` is called at every vector step; an exception of it ends the evaluation. Returns the
-    result and its row of metrics; None and no row if a fault cut every episode short.
+    ``seed`` is that of the environments, and of the actions where ``policy`` is None, random play.
     """
-    played = tuple(play_episodes(env, episodes, player, lambda record: check()))
-    report = report_of(env.spec.name, 0, "sample", played, {})
-    if not report.episodes:
-        return None, {}
-    length = statistics.fmean(episode.length for episode in report.episodes)
-    result = Evaluation(report.score, report.error, length, len(report.episodes))
-    row = {"eval/return": result.score, "eval/return_error": result.error}
-    row |= {"eval/length": length, "eval/episodes": float(result.episodes)}
-    if report.crafter_score is not None:
-        row["eval/crafter_score"] = report.crafter_score
-    return result, row
+    count = config.envs.count
+    with closing(make_vector_env(config.env, config.envs, seed=seed + _RECORDED)) as env:
+        policy = policy or random_policy(env.spec.num_actions, count, seed)
+        # An episode of one step is two records: no play has more than two records a step.
+        replay = Replay(2 * (steps + 2 * count), count, env.spec.image_shape)
+        step, played = env.reset(), 0
+        replay.append(step)
+        while played < steps:
+            step = env.step(policy(step))
+            replay.append(step)
+            played += step.env_steps
+        return replay
+
+
+def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, Any]:
+    """:attr:`recordings.DataSet.facts` of a recording; arguments as :func:`record`."""
+    spec = spec_of(config.env, config.envs)
+    return {
+        "env": config.env,
+        "policy": policy,
+        "seed": seed,
+        "steps": steps,
+        "num_actions": spec.num_actions,
+        "image_shape": list(spec.image_shape),
+    }

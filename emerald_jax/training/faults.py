@@ -16,7 +16,7 @@ import numpy as np
 
 from emerald_jax.agent.state import RunError, TrainState
 from emerald_jax.config import Config
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.directory import write_atomic
 from emerald_jax.types import Batch
 
 FAULTS_DIR = "faults"

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -26,33 +26,44 @@ import numpy as np
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep, check_same_spec
+from emerald_jax.envs.playing import play_episodes
 from emerald_jax.envs.registry import make_vector_env, spec_of
+from emerald_jax.process import StoppedError, StopSignals
 from emerald_jax.replay import Replay, make_sampler
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import (
     PACE,
+    CheckpointError,
+    DamagedError,
+    RunLock,
     check_run_dir,
-    clear_drafts,
     compare_settings,
-    has_checkpoints,
     refuse_other_data,
+    saved_steps,
     write_config,
+    writing_in,
 )
-from emerald_jax.run.files import CheckpointError, DamagedError, RunLock
+from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.weights import read_weights
 from emerald_jax.training.devices import TrainingAgent, local_devices
-from emerald_jax.training.evaluate import Evaluation, final_evaluation
-from emerald_jax.training.faults import check_updates, is_out_of_memory, out_of_memory
+from emerald_jax.training.evaluate import report_of
+from emerald_jax.training.faults import (
+    check_updates,
+    is_out_of_memory,
+    out_of_memory,
+)
 from emerald_jax.training.narrator import Narrator
-from emerald_jax.training.schedule import Pace, SaveClock
-from emerald_jax.training.signals import StoppedError, StopSignals
 
 #: Exit code of a run that a signal stopped: saved; the same command continues it.
 INTERRUPTED = 75
 #: Counters of :class:`Loop` in a checkpoint.
 COUNTERS = ("env_steps", "updates", "vector_steps")
+#: Seconds until the next attempt after a save that failed, for example on a full disk.
+RETRY_S = 60.0
+#: Share of the interval that the first save is expected to take; later ones are measured.
+EXPECTED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +86,7 @@ class RunResult:
     updates: int
     seconds: float
     stopped: str
-    evaluation: Evaluation | None = None
+    evaluation: EvalReport | None = None
 
     @property
     def exit_code(self) -> int:
@@ -87,7 +98,10 @@ class RunResult:
         head = f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps"
         head += f" and {self.updates:,} updates in {self.seconds:.0f} s"
         if self.evaluation is not None:
-            head += f"\nevaluation with the final weights: {self.evaluation}"
+            score, error = self.evaluation.score, self.evaluation.error
+            count = len(self.evaluation.episodes)
+            head += "\nevaluation with the final weights: "
+            head += f"return {score:.2f} ± {error:.2f} over {count} episodes"
         if self.exit_code:
             return f"{head}\nstopped by {self.stopped}; the same command continues the run"
         return f"{head}\nthe run is in {self.logdir}\ntry next: emerald-jax eval {self.logdir}"
@@ -118,16 +132,15 @@ def train(config: Config) -> RunResult:
         spec = spec_of(config.env, config.envs)
         replay = Replay(config.replay.capacity, config.envs.count, spec.image_shape)
         agent, weights = TrainingAgent(config, spec, devices), None
-        if config.init_from and not has_checkpoints(logdir):
+        if config.init_from and not saved_steps(logdir):
             # Before anything is written or compiled: the weights may not fit.
             weights = read_weights(config.init_from, agent.learner)[0]
         parts.enter_context(RunLock(logdir))
         log = parts.enter_context(RunLogger(logdir, config, total_steps=config.steps))
         how = "saving, then stopping; a second signal stops at once"
         signals.tell = lambda name: log.say(f"{name}: {how}")
-        with _writing(logdir):
-            clear_drafts(logdir)
-            if not has_checkpoints(logdir):  # a resumed run changes only after its restore
+        if not saved_steps(logdir):  # a resumed run changes only after its restore
+            with writing_in(logdir):
                 write_config(logdir, config)
         narrator = Narrator(log, config, replay)
         loop, stopped, evaluation = None, "", None
@@ -158,14 +171,6 @@ def train(config: Config) -> RunResult:
         result = RunResult(logdir, log.mean_score, steps, updates, seconds, stopped, evaluation)
         log.result(str(result))
         return result
-
-
-@contextlib.contextmanager
-def _writing(logdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{logdir} cannot be written in: {error.strerror}") from error
 
 
 def _generation(store: Store, spec: EnvSpec) -> int:
@@ -250,15 +255,17 @@ class Loop:
         if self.clock.due():
             self.save()
 
-    def evaluate(self) -> Evaluation | None:
+    def evaluate(self) -> EvalReport | None:
         """The final evaluation in the run's own environments, if there is one; logs its row."""
         if not self.config.log.eval_episodes or not self.updates:
             return None
         player, episodes = self.agent.evaluator(self.updates), self.config.log.eval_episodes
-        result, row = final_evaluation(player, self.env, episodes, check=self.signals.check)
-        if row:
-            self.narrator.numbers(self.env_steps, row)
-        return result
+        played = play_episodes(self.env, episodes, player, lambda record: self.signals.check())
+        report = report_of(self.env.spec.name, self.updates, "sample", tuple(played), {})
+        if not report.episodes:  # faults cut all of them short
+            return None
+        self.narrator.evaluation(self.env_steps, report)
+        return report
 
     def save(self) -> bool:
         """Start writing a checkpoint; False, without an error, where the disk is full."""
@@ -409,7 +416,7 @@ class Loop:
 
     def _rewind_log(self) -> None:
         """Drop log rows after the restored step and write our settings to config.json."""
-        with _writing(self.logdir):
+        with writing_in(self.logdir):
             self.narrator.rewind(self.env_steps)
             write_config(self.logdir, self.config)
 
@@ -417,3 +424,60 @@ class Loop:
         """Every array that decides the future, independent of the number of devices."""
         pending = self.pending or self.agent.blank_batch()
         return {**self.agent.tree(), "pending": pending, "env": self.env.get_state() or {}}
+
+
+class SaveClock:
+    """Keeps checkpoints on disk at most one interval apart.
+
+    A checkpoint counts from the moment its writing has ended, but its content is as old as the
+    start of the writing. So the next one starts earlier by the time that the last one took to
+    write, but by half the interval at most, or a slow disk would be written to without pause.
+    """
+
+    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """The first checkpoint is to be on disk ``interval_s`` seconds from now."""
+        self._interval, self._clock = interval_s, clock
+        self._took = EXPECTED * interval_s
+        self.begun()
+
+    def begun(self) -> None:
+        """A save begins now."""
+        self._begun = self._clock()
+        self._due = self._begun + self._interval - min(self._took, self._interval / 2)
+
+    def ended(self, well: bool) -> None:
+        """The last save has ended, successfully or not."""
+        now = self._clock()
+        if well:
+            self._took = now - self._begun
+            self._due = self._begun + self._interval - min(self._took, self._interval / 2)
+        else:
+            self._due = now + min(self._interval, RETRY_S)
+
+    def due(self) -> bool:
+        """Whether a save should begin."""
+        return self._clock() > self._due
+
+
+class Pace:
+    """Number of updates that ``train_ratio`` requires for the environment steps taken.
+
+    The ratio counts from a point, at first the end of prefill. A run that is resumed with another
+    ratio counts from there: updates missing or spared at the old ratio are not made up for.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._prefill = config.replay.prefill
+        self._per_update = config.replay.batch * config.replay.length
+        self._ratio = config.train_ratio
+        self.point = (config.replay.prefill, 0)
+
+    def owes(self, env_steps: int, updates: int) -> bool:
+        """Whether another update is due after so many environment steps and updates."""
+        steps, before = self.point
+        owed = math.floor((env_steps - steps) * self._ratio / self._per_update)
+        return env_steps > steps and updates < before + owed
+
+    def restart(self, env_steps: int, updates: int) -> None:
+        """Count from here, or from the end of prefill if that is still to come."""
+        self.point = (max(env_steps, self._prefill), updates)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.envs.playing import endless_notice
 from emerald_jax.replay import Replay, ReplayError, WindowSampler
+from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.pictures import report_strip, side_by_side
 from emerald_jax.training.devices import TrainingAgent, picture_shape
@@ -94,32 +95,31 @@ class Narrator:
             "train/updates": float(updates),
             **real_play(self._replay, spec),
         }
-        self.numbers(env_steps, values)
+        self._write(self._logger.scalars, env_steps, values)
 
-    def numbers(self, env_steps: int, values: dict[str, float]) -> None:
-        """One row of numbers."""
-        with self._despite_full_disk():
-            self._logger.scalars(env_steps, values)
+    def evaluation(self, env_steps: int, report: EvalReport) -> None:
+        """The row of a run's final evaluation."""
+        row = {"return": report.score, "return_error": report.error, "length": report.length}
+        row |= {"episodes": len(report.episodes), "crafter_score": report.crafter_score}
+        known = {f"eval/{name}": value for name, value in row.items() if value is not None}
+        self._write(self._logger.scalars, env_steps, known)
 
     def episodes(self, env_steps: int, record: VectorStep) -> None:
         """One row per episode that ended with ``record``."""
         for episode in record.episodes:
             row = {name: getattr(episode, name) for name in ("score", "length", "env", "terminal")}
-            with self._despite_full_disk():
-                self._logger.episode(env_steps, {**row, **episode.extra})
+            self._write(self._logger.episode, env_steps, {**row, **episode.extra})
 
     def picture(self, env_steps: int, agent: TrainingAgent, number: int) -> None:
         """A picture and a film of open-loop dreams, if the replay holds enough."""
         drawn = draw_dreams(agent, self._replay, number)
         if drawn is not None:
-            with self._despite_full_disk():
-                self._logger.image(env_steps, "dream", drawn[0])
-                self._logger.animation(env_steps, "dream_animated", drawn[1])
+            self._write(self._logger.image, env_steps, "dream", drawn[0])
+            self._write(self._logger.animation, env_steps, "dream_animated", drawn[1])
 
-    @contextmanager
-    def _despite_full_disk(self) -> Iterator[None]:
+    def _write(self, log: Callable[..., Any], *row: Any) -> None:
         try:
-            yield
+            log(*row)
         except OSError as error:
             why = error.strerror
             _log.warning("%s cannot be written to (%s): training continues", self.logdir, why)

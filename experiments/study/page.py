@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from emerald_jax.reports.runs import Table
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run.directory import write_atomic
 from experiments.study.plan import BASELINES, DREAM_METRICS
 
 RESULT_FILE, PAGE_FILE = "result.json", "README.md"

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from emerald_jax.look.figures import GREY, SMALL, add_legend, fit, heading, new_figure, save
 from emerald_jax.reports.runs import NONE, Table, interval
-from emerald_jax.run.files import write_json
+from emerald_jax.run.directory import write_json
 from emerald_jax.scores import Interval
 from experiments.study.page import RESULT_FILE, write_study_page
 from experiments.study.plan import BASELINES, Scale, Study, Variant

@@ -20,20 +20,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.suite.machine import machine_line
 from emerald_jax.agent.dream import open_loop
 from emerald_jax.agent.state import init_carry
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvError
 from emerald_jax.look.figures import decoding_strip, png_of
 from emerald_jax.look.inspect import decoding_trace
+from emerald_jax.process import StoppedError
 from emerald_jax.replay.store import ReplayError
-from emerald_jax.run.directory import EPISODES_FILE, read_rows
-from emerald_jax.run.files import CheckpointError, write_atomic
-from emerald_jax.run.machine import machine_line, prepare_jax
+from emerald_jax.run.directory import EPISODES_FILE, CheckpointError, read_rows, write_atomic
+from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.pictures import report_strip
 from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import INTERRUPTED, train
-from emerald_jax.training.signals import StoppedError
 from emerald_jax.types import Array, Batch, Key, Params
 from experiments.study import measures, tiles, worlds
 from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of

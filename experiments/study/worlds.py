@@ -15,14 +15,16 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.suite.machine import machine_line
 from emerald_jax import __version__
 from emerald_jax.agent.state import Learner, RunError, build_learner, init_carry
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.models.world_model import init_world_model
-from emerald_jax.replay import Replay, ReplayError, make_sampler
-from emerald_jax.run.machine import compile_program, machine_line
+from emerald_jax.replay import COLUMNS, Replay, ReplayError, make_sampler
+from emerald_jax.run import recordings
+from emerald_jax.run.machine import compile_program
 from emerald_jax.run.weights import read_weights, write_weights
-from emerald_jax.training import collect
+from emerald_jax.training import evaluate
 from emerald_jax.training.update import model_gradient
 from emerald_jax.types import Array, Batch, Carry, Key, Params
 from experiments.study import probe
@@ -69,20 +71,36 @@ def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -
 
     ConfigError where its images have another size than the model's.
     """
-    manifest, size = folder / collect.DATASET_FILE, config.envs.image_size
+    manifest, size = folder / recordings.DATASET_FILE, config.envs.image_size
     if record and not manifest.is_file():
         config = dataclasses.replace(config, env=scale.env or config.env)
-        played = collect.record(config, scale.records, seed=0)
-        facts = collect.facts_of(config, "random", 0, scale.records)
-        collect.write_dataset(folder, played, facts)
-    found = collect.read_dataset(folder)
+        played = evaluate.record(config, scale.records, seed=0)
+        facts = evaluate.facts_of(config, "random", 0, scale.records)
+        recordings.write_dataset(folder, played, facts)
+    found = recordings.read_dataset(folder)
     facts = found.facts
     if facts["image_shape"][0] != size:
         held = f"{folder} holds images {facts['image_shape']}"
         raise ConfigError(f"{held}: record with emerald-jax collect --image-size {size}")
-    train, held_out = collect.split(found.replay, HELD_OUT)
+    train, held_out = split(found.replay, HELD_OUT)
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     return Recorded(train, held_out, facts["num_actions"], facts["env"], digest)
+
+
+def split(replay: Replay, held_out: float) -> tuple[Replay, Replay]:
+    """The older rows to train on, and the newest ``held_out`` in (0, 1) of them to test on."""
+    rows = replay.written - replay.oldest
+    border = replay.oldest + max(1, min(rows - 1, round((1 - held_out) * rows)))
+    return _rows(replay, replay.oldest, border), _rows(replay, border, replay.written)
+
+
+def _rows(replay: Replay, start: int, stop: int) -> Replay:
+    part = Replay((stop - start) * replay.num_envs, replay.num_envs, replay.image_shape)
+    index = np.arange(start, stop) % replay.rows
+    for name in COLUMNS:
+        part.columns[name][:] = replay.columns[name][index]
+    part.restore(written=stop - start, oldest=0, holes=())
+    return part
 
 
 def probe_play(scale: Scale, config: Config, data: str) -> Recorded:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.agent.acting import Observation, act, held_noise
+from emerald_jax.agent import Observation, act, held_noise
 from emerald_jax.agent.state import build_learner, init_carry
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.types import Batch

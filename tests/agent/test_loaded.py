@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.agent.acting import Observation, act
-from emerald_jax.agent.agent import Agent
+from emerald_jax.agent import Agent, Observation, act
 from emerald_jax.agent.dream import dream_step
 from emerald_jax.agent.state import init_carry
 from emerald_jax.config import ConfigError
 from emerald_jax.imagination import starts_from, world_model_step
-from emerald_jax.run.files import CheckpointError
-from emerald_jax.run.weights import export_weights, load
+from emerald_jax.run.checkpoint import Store
+from emerald_jax.run.directory import CheckpointError
+from emerald_jax.run.weights import export_weights, load, write_weights
 from tests.model_cases import little_optimisation, make_batch, one_sequence
 from tests.run_cases import catch_config
 
@@ -48,6 +49,20 @@ def test_it_knows_its_run(agent: Agent) -> None:
     assert agent.updates == 9
     assert agent.spec.num_actions == 3
     assert agent.config == catch_config()
+
+
+def test_load_takes_runs_exports_and_other_settings(
+    run: Path, agent: Agent, tmp_path: Path
+) -> None:
+    assert agent.env_steps is None  # this run's metadata has no counters
+    found = Store(run, read_only=True).read("state/params")
+    write_weights(tmp_path / "w", found.tree, catch_config(), {"step": 12, "env_steps": 48})
+    config = catch_config()
+    config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, count=7))
+    agent = load(tmp_path / "w", config=config, device=jax.devices()[-1])
+    assert agent.config.envs.count == 7
+    assert (agent.updates, agent.env_steps) == (12, 48)
+    assert jax.tree.leaves(agent.params)[0].devices() == {jax.devices()[-1]}
 
 
 def test_another_checkpoint(run: Path, agent: Agent) -> None:

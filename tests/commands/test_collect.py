@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.cli import main
-from emerald_jax.training.collect import read_dataset
+from emerald_jax.run.recordings import read_dataset
 
 CATCH = ("--env", "gymnax:Catch-bsuite", "--count", "4", "--image-size", "16")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emerald_jax import cli
-from emerald_jax.commands.eval import default_episodes
+from emerald_jax.commands.runs import default_episodes
 from emerald_jax.envs import Episode, registry
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.presets import get_preset

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from emerald_jax.agent.agent import Agent
+from emerald_jax.agent import Agent
 from emerald_jax.config import ConfigError
 from emerald_jax.look.play_session import CONTEXT, DreamEnv, DreamSession, Picture
 from emerald_jax.replay import ReplayError

@@ -22,10 +22,9 @@ import pytest
 
 from emerald_jax import __version__
 from emerald_jax.config import Config
-from emerald_jax.run import checkpoint
+from emerald_jax.run import Run, checkpoint
 from emerald_jax.run.checkpoint import CheckpointError, DamagedError, Store
 from emerald_jax.run.directory import write_config
-from emerald_jax.run.run import Run
 
 METADATA = {"counters": {"env_steps": 7, "big": 2**100}, "rate": 0.1, "name": "é"}
 
@@ -147,11 +146,8 @@ def test_leaves_go_to_the_devices_asked_for(saved):
 
 
 def test_a_part_of_the_tree(saved):
-    target = abstract(make_tree()[0].params["actor"])
     store = store_of(saved, read_only=True)
-    actor, _, step, _ = store.restore(target, prefix="0/params/actor")
-    read = store.read("0/params/actor").tree
-    assert_equal(read, jax.tree.map(np.asarray, actor))
+    actor, _, step, _ = store.read("0/params/actor")
     with pytest.raises(CheckpointError, match="holds no 0/params/critic"):
         store.read("0/params/critic")
     assert step == 30

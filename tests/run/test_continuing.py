@@ -13,8 +13,8 @@ from emerald_jax.config import Config, ConfigError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import (
     FREE,
+    RunLock,
     check_run_dir,
-    clear_drafts,
     compare_settings,
     run_dir,
     saved_config,
@@ -52,7 +52,7 @@ def test_new_and_empty_directories(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("1\n")
     (tmp_path / ".config.json.123.tmp").write_text("{")
     assert check_run_dir(at(tmp_path)) == tmp_path
-    clear_drafts(tmp_path)
+    RunLock(tmp_path).release()
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from emerald_jax.run import files
-from emerald_jax.run.files import write_atomic
+from emerald_jax.run import directory
+from emerald_jax.run.directory import write_atomic
 
 
 def test_folders_are_made_and_what_was_there_is_replaced(tmp_path):
@@ -27,7 +27,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, step, full)
+    monkeypatch.setattr(directory.os, step, full)
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
@@ -38,6 +38,6 @@ def test_a_file_system_that_cannot_sync_a_directory_is_good_enough(tmp_path, mon
     def refuses(path):
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(files, "sync_directory", refuses)
+    monkeypatch.setattr(directory, "sync_directory", refuses)
     write_atomic(tmp_path / "b.json", b"new")
     assert (tmp_path / "b.json").read_bytes() == b"new"

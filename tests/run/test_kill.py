@@ -17,7 +17,7 @@ import sys
 import numpy as np
 from emerald_jax.replay import Replay
 from emerald_jax.run.checkpoint import Store
-from emerald_jax.run.files import RunLock
+from emerald_jax.run.directory import RunLock
 from tests.replay_world import SHAPE, World, fill
 
 def tree_at(step):

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from emerald_jax.run.files import CheckpointError, RunInUseError, RunLock
+from emerald_jax.run.directory import CheckpointError, RunInUseError, RunLock
 
 #: Takes the lock, forks a worker, waits until the worker runs, prints a line, and waits.
 OWNER = """
 import os, sys, time
-from emerald_jax.run.files import RunLock
+from emerald_jax.run.directory import RunLock
 lock = RunLock(sys.argv[1])
 ready, note = os.pipe()
 if os.fork() == 0:

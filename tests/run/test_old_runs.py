@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,10 +15,9 @@ import emerald_jax as ej
 from emerald_jax.agent.state import build_learner
 from emerald_jax.config import ConfigError
 from emerald_jax.run.checkpoint import Store, named_leaves
-from emerald_jax.run.directory import read_config, saved_config
-from emerald_jax.run.files import DamagedError
+from emerald_jax.run.directory import DamagedError, read_config, saved_config
 from emerald_jax.run.weights import export_weights, read_weights
-from tests.run_cases import NUM_ACTIONS, catch_config, make_run
+from tests.run_cases import NUM_ACTIONS, catch_config
 
 #: orbax wrote these files after the digests were taken.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -52,9 +52,11 @@ def make_old(step: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    path = make_run(tmp_path_factory.mktemp("old") / "run", checkpoints=(9, 12))
-    for step in (9, 12):
+def run(run, tmp_path_factory) -> Path:
+    """A copy of the shared run in the old layout."""
+    path = tmp_path_factory.mktemp("old") / "run"
+    shutil.copytree(run, path)
+    for step in (4, 9):
         make_old(path / "checkpoints" / str(step))
     return path
 
@@ -66,46 +68,46 @@ def learner():
 
 def test_an_old_run_is_listed_and_loaded(run, capsys):
     agent = ej.load(run)
-    assert agent.updates == 12
+    assert agent.updates == 9
     assert [(point.step, point.problem) for point in ej.Run(run).checkpoints] == [
+        (4, None),
         (9, None),
-        (12, None),
     ]
     assert len(ej.Run(run).recordings) > 0
 
 
 def test_an_old_run_is_resumed_in_the_new_layout(run, learner, tmp_path):
     with Store(run) as store:
-        params = read_weights(run, learner, 12)[0]
+        params = read_weights(run, learner, 9)[0]
         shapes = jax.eval_shape(lambda: {"state": {"params": params}})
         point = store.restore(shapes)
-        assert point.step == 12
+        assert point.step == 9
         assert store.save(15, point.tree, {"config": catch_config().to_dict()})
         assert store.wait()
-        assert store.steps() == [9, 12, 15]
+        assert store.steps() == [4, 9, 15]
     assert (run / "checkpoints" / "15" / "metadata.json").is_file()
     assert saved_config(run) == catch_config()
 
 
 def test_a_flipped_bit_of_an_old_run_is_noticed(run):
-    metadata = run / "checkpoints" / "9" / "facts" / "metadata"
+    metadata = run / "checkpoints" / "4" / "facts" / "metadata"
     intact = metadata.read_bytes()
-    metadata.write_bytes(intact.replace(b'"step": 9', b'"step": 8'))
+    metadata.write_bytes(intact.replace(b'"step": 4', b'"step": 8'))
     with pytest.raises(DamagedError, match="facts/metadata is not the file that was written"):
-        Store(run, read_only=True).metadata(9)
+        Store(run, read_only=True).metadata(4)
     metadata.write_bytes(intact)
-    (run / "checkpoints" / "9" / "state" / "new").write_text("x")
+    (run / "checkpoints" / "4" / "state" / "new").write_text("x")
     with pytest.raises(DamagedError, match="state/new is not the file that was written"):
-        Store(run, read_only=True).verify(9)
-    (run / "checkpoints" / "9" / "state" / "new").unlink()
+        Store(run, read_only=True).verify(4)
+    (run / "checkpoints" / "4" / "state" / "new").unlink()
 
 
 def test_an_old_export_is_read(run, learner, tmp_path):
-    export_weights(run, tmp_path / "export", checkpoint=9)
+    export_weights(run, tmp_path / "export", checkpoint=4)
     path = tmp_path / "export" / "export.json"
     path.write_text(seal(json.loads(path.read_text())))
     sum_up(tmp_path / "export")
-    ours, theirs = (named_leaves(read_weights(p, learner, 9)[0]) for p in (path.parent, run))
+    ours, theirs = (named_leaves(read_weights(p, learner, 4)[0]) for p in (path.parent, run))
     for name, leaf in theirs.items():
         np.testing.assert_array_equal(ours[name], leaf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +10,8 @@ import pytest
 
 import emerald_jax as ej
 from emerald_jax.config import ConfigError
-from emerald_jax.run.files import RunLock
-from tests.run_cases import ENVS, ROWS, catch_config, make_run
+from emerald_jax.run.directory import RunLock
+from tests.run_cases import ENVS, ROWS, catch_config
 
 WITHOUT_JAX = """
 import sys
@@ -23,8 +24,8 @@ assert "jax" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run") / "run")
+def path(run, tmp_path_factory):
+    return shutil.copytree(run, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_it_reads_everything(path):
@@ -35,7 +36,7 @@ def test_it_reads_everything(path):
     assert len(run.rows("episodes")) == 20
     assert run.rows("resumes") == run.evaluations == []
     assert len(run.recordings) == ENVS * ROWS
-    assert [(point.step, point.problem) for point in run.checkpoints] == [(9, None)]
+    assert [(point.step, point.problem) for point in run.checkpoints] == [(4, None), (9, None)]
     assert run.agent().updates == run.agent(9).updates == 9
     assert repr(run) == f"Run({str(path)!r})"
 
@@ -43,7 +44,7 @@ def test_it_reads_everything(path):
 def test_it_changes_nothing_while_a_run_is_training(path):
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
     with RunLock(path):
-        assert len(ej.Run(path).checkpoints) == 1
+        assert len(ej.Run(path).checkpoints) == 2
     (path / "lock").unlink()
     assert before.keys() == dict.fromkeys(path.rglob("*"), 0).keys()
 

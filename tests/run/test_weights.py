@@ -17,15 +17,13 @@ from emerald_jax import cli
 from emerald_jax.agent.state import build_learner, fresh_state
 from emerald_jax.config import ConfigError
 from emerald_jax.replay import Replay
+from emerald_jax.run import Run
 from emerald_jax.run.checkpoint import Store, named_leaves
-from emerald_jax.run.directory import write_config
-from emerald_jax.run.files import CheckpointError
-from emerald_jax.run.replay_files import ReplayFiles
-from emerald_jax.run.run import Run
-from emerald_jax.run.weights import export_weights, load, read_weights, write_weights
+from emerald_jax.run.directory import CheckpointError, write_config
+from emerald_jax.run.recordings import ReplayFiles
+from emerald_jax.run.weights import export_weights, read_weights, write_weights
 from tests.model_cases import NUM_ACTIONS, make_state, small_config
 from tests.replay_world import SHAPE, World, fill
-from tests.run_cases import catch_config, make_run
 
 #: Reads a checkpoint, an export and the replay of a run without this package.
 FOREIGNER = """
@@ -226,20 +224,6 @@ def test_the_listing_names_what_is_damaged(run, capsys):
         assert bool(points[20].lost) == (path == chunk)
         path.write_bytes(intact)
     assert not ReplayFiles(run / "nowhere").checker()({"file": "x", "sha256": "", "bytes": 0})
-
-
-def test_load_takes_runs_exports_and_other_settings(tmp_path):
-    run = make_run(tmp_path / "run", checkpoints=(9, 12), rows=8)
-    assert (load(run).updates, load(run, 9).updates) == (12, 9)
-    assert load(run).env_steps is None  # this run's metadata has no counters
-    found = Store(run, read_only=True).read("state/params")
-    write_weights(tmp_path / "w", found.tree, catch_config(), {"step": 12, "env_steps": 48})
-    config = catch_config()
-    config = dataclasses.replace(config, envs=dataclasses.replace(config.envs, count=7))
-    agent = load(tmp_path / "w", config=config, device=jax.devices()[-1])
-    assert agent.config.envs.count == 7
-    assert (agent.updates, agent.env_steps) == (12, 48)
-    assert jax.tree.leaves(agent.params)[0].devices() == {jax.devices()[-1]}
 
 
 def test_a_single_group_is_written_and_read(learner, state, tmp_path):

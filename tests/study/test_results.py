@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emerald_jax.run import machine
+from benchmarks.suite import machine
 from experiments.study.results import (
     bootstrap,
     difference_table,

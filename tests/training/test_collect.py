@@ -10,14 +10,9 @@ import pytest
 
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import COLUMNS, Replay, ReplayError
-from emerald_jax.training.collect import (
-    DATASET_FILE,
-    facts_of,
-    read_dataset,
-    record,
-    split,
-    write_dataset,
-)
+from emerald_jax.run.recordings import DATASET_FILE, read_dataset, write_dataset
+from emerald_jax.training.evaluate import facts_of, record
+from experiments.study.worlds import split
 from tests.replay_world import SHAPE, World, fill
 
 FACTS = {"env": "fake", "num_actions": 5, "image_shape": list(SHAPE)}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,16 +19,16 @@ import jax
 import numpy as np
 import pytest
 
-from emerald_jax.agent.acting import Player
+from emerald_jax.agent import Player
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs import register
 from emerald_jax.envs.base import EnvError, VectorEnv
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
-from emerald_jax.run import replay_files
+from emerald_jax.run import recordings
 from emerald_jax.run.checkpoint import Store
-from emerald_jax.run.files import CheckpointError
+from emerald_jax.run.directory import CheckpointError
 from emerald_jax.training import devices, loop
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
@@ -142,11 +143,16 @@ def test_a_run_leaves_its_artefacts(straight):
     )
 
 
-def test_an_interrupted_run_continues_bit_for_bit(straight, tmp_path):
-    logdir = tmp_path / "halves"
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run of :data:`HALF` steps, to be continued in copies."""
+    return train(tiny(tmp_path_factory.mktemp("runs") / "half", steps=HALF, eval_episodes=6))
+
+
+def test_an_interrupted_run_continues_bit_for_bit(straight, half, tmp_path):
     # The evaluation at the end of the first half leaves no trace in the second.
-    first = train(tiny(logdir, steps=HALF, eval_episodes=6))
-    assert first.evaluation.episodes == 6
+    first, logdir = half, shutil.copytree(half.logdir, tmp_path / "halves")
+    assert len(first.evaluation.episodes) == 6
     assert rows(logdir, "metrics.jsonl")[-1]["eval/return"] == first.evaluation.score
     assert first.evaluation.length == 9
     second = train(tiny(logdir, steps=STEPS))
@@ -228,7 +234,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(place, tmp_path, monkeypatch
     capsys.readouterr()
     if place == "evaluation":
         again = train(tiny(logdir, steps=HALF, eval_episodes=4, quiet=False))
-        assert (again.exit_code, again.evaluation.episodes) == (0, 4)
+        assert (again.exit_code, len(again.evaluation.episodes)) == (0, 4)
         assert "log.quiet: True -> False" in capsys.readouterr().err
 
 
@@ -287,7 +293,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
 
     logdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(replay_files, "write_atomic", fail)
+        patch.setattr(recordings, "write_atomic", fail)
         with pytest.raises(CheckpointError, match=r"cannot be written to .*nothing is kept: free"):
             train(tiny(logdir, steps=HALF))
     assert len(rows(logdir, "metrics.jsonl")) == 3
@@ -314,9 +320,8 @@ def test_a_run_may_go_on_with_other_devices(tmp_path):
     assert [row["train/updates"] for row in ours] == [row["train/updates"] for row in theirs]
 
 
-def test_updates_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
-    logdir = tmp_path / "run"
-    train(tiny(logdir, steps=HALF))
+def test_updates_that_are_not_finite_end_the_run(half, tmp_path, monkeypatch):
+    logdir = shutil.copytree(half.logdir, tmp_path / "run")
     before = newest_leaves(logdir)
     plain = loop.make_sampler
 
@@ -383,10 +388,9 @@ def test_every_resume_plays_other_worlds(tmp_path, monkeypatch):
     assert worlds("again") == first
 
 
-def test_a_resume_refuses_an_environment_of_another_shape(tmp_path, monkeypatch):
-    logdir = tmp_path / "run"
-    train(tiny(logdir, steps=12))
+def test_a_resume_refuses_an_environment_of_another_shape(half, tmp_path, monkeypatch):
+    logdir = shutil.copytree(half.logdir, tmp_path / "run")
     spec = loop.spec_of("gymnax:Catch-bsuite", tiny(logdir).envs)
     monkeypatch.setattr(loop, "spec_of", lambda *_: dataclasses.replace(spec, num_actions=4))
     with pytest.raises(EnvError, match="has 4 actions, this run was trained with 3"):
-        train(tiny(logdir, steps=24))
+        train(tiny(logdir, steps=STEPS))

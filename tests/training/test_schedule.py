@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from emerald_jax.presets import get_preset
-from emerald_jax.training.schedule import RETRY_S, Pace, SaveClock
+from emerald_jax.training.loop import RETRY_S, Pace, SaveClock
 
 
 class Time:

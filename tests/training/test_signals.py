@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from emerald_jax.training.signals import ECHO_S, StoppedError, StopSignals
+from emerald_jax.process import ECHO_S, StoppedError, StopSignals
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ BUSY = """
 import hashlib, signal
 # What a script's background begins with: Python leaves an ignored SIGINT ignored.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-from emerald_jax.training.signals import StopSignals
+from emerald_jax.process import StopSignals
 with StopSignals(lambda name: print(name, flush=True)):
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"x", b"y", 60_000_000)

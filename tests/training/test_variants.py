@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.agent.acting import Observation, act
+from emerald_jax.agent import Observation, act
 from emerald_jax.agent.dream import open_loop
 from emerald_jax.agent.state import build_learner, init_carry
 from emerald_jax.training.update import train_step

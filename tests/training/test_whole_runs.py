@@ -15,9 +15,9 @@ import jax
 import psutil
 import pytest
 
-from emerald_jax.run.run import Run
+from emerald_jax.process import ECHO_S
+from emerald_jax.run import Run
 from emerald_jax.training.loop import INTERRUPTED
-from emerald_jax.training.signals import ECHO_S
 
 pytestmark = pytest.mark.slow
 
