@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal, normal, ones, zeros
 
-from emerald_jax.types import Array
+from emerald_jax.ops import random
+from emerald_jax.types import Array, Key
 
 #: Added to a variance before its root is taken.
 EPSILON = 1e-5
@@ -68,11 +69,13 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        y = x.astype(self.dtype) @ self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        # Rows: the kernel's gradient is then one plain product, without a copy of its operands.
+        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
         if self.use_bias:
             bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
             y = y + spread_rows(bias, y)
-        return y
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class Norm(nn.Module):
@@ -175,6 +178,27 @@ class LatentProjection(nn.Module):
         return y + spread_rows(bias, y)
 
 
+def drop_noise(key: Key | None, rate: float, blocks: int, shape: tuple[int, ...]) -> list[tuple]:
+    """Noise for the two dropouts of each transformer block, in one draw.
+
+    For keys `[...]`, which are consumed, ``blocks`` pairs of `[..., *shape]` uint16; pairs of None
+    without a key or with a rate of 0.
+    """
+    if key is None or rate == 0:
+        return [(None, None)] * blocks
+    noise = random.short_bits(key, (blocks, 2, *shape))
+    noise = jnp.moveaxis(noise, (key.ndim, key.ndim + 1), (0, 1))
+    return [(noise[block, 0], noise[block, 1]) for block in range(blocks)]
+
+
+def drop(x: Array, rate: float, noise: Array | None) -> Array:
+    """Dropout of x with noise of the same shape; None: x unchanged. Rates are exact to 1/65536."""
+    if noise is None:
+        return x
+    kept = noise < jnp.uint16(round((1 - rate) * 2**16))
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
 class FeedForward(nn.Module):
     """Post-norm feed-forward layer, hidden width ``ratio`` D: norm(x + dropout(W2 relu(W1 x)))."""
 
@@ -183,11 +207,11 @@ class FeedForward(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
+    def __call__(self, x: Array, noise: Array | None = None) -> Array:
+        """``noise`` as in :func:`drop`."""
         width = x.shape[-1]
         y = nn.relu(Dense(self.ratio * width, dtype=self.dtype)(x))
-        y = Dense(width, dtype=self.dtype)(y)
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = drop(Dense(width, dtype=self.dtype)(y), self.dropout, noise)
         return Norm(dtype=self.dtype)(x + y)
 
 
@@ -199,8 +223,8 @@ class PositionAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
-        """x `[..., P, F]` -> the same shape."""
+    def __call__(self, x: Array, noise: Array | None = None) -> Array:
+        """x `[..., P, F]` -> the same shape; ``noise`` as in :func:`drop`."""
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype)(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
@@ -208,8 +232,7 @@ class PositionAttention(nn.Module):
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key).astype(jnp.float32)
         weights = jax.nn.softmax(scores * (width // self.heads) ** -0.5, axis=-1)
         mixed = jnp.einsum("...hqk,...khd->...qhd", weights.astype(self.dtype), value)
-        y = Dense(width, dtype=self.dtype)(mixed.reshape(x.shape))
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = drop(Dense(width, dtype=self.dtype)(mixed.reshape(x.shape)), self.dropout, noise)
         return Norm(dtype=self.dtype)(x + y)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int32
 
+from emerald_jax.ops.random import uniform
 from emerald_jax.types import AnyArray, Array, Key
 
 
@@ -46,8 +47,11 @@ def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int3
 
 
 def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
-    """Sample class indices of normalised ``log_probs``; see :func:`choose`. ``key`` is consumed."""
-    return choose(jax.random.uniform(key, log_probs.shape[:-1]), jnp.exp(log_probs))
+    """Sample class indices of normalised ``log_probs``; see :func:`choose`.
+
+    ``key`` is consumed: one key, keys of the leading axes, or the numbers u `[...]` themselves.
+    """
+    return choose(uniform(key, log_probs.shape[key.ndim : -1]), jnp.exp(log_probs))
 
 
 def gumbel(u: Array) -> Array:

@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from emerald_jax.ops import random
 from emerald_jax.types import Array, Key
 
 
@@ -46,11 +47,12 @@ def order_bits(x: Array) -> Array:
 def random_mask(key: Key, num_tokens: int, u: Array) -> Array:
     """Training masks `[..., N]` bool, True = MASK, one for each u `[...]` in [0, 1).
 
-    n = max(1, floor(cos(pi u / 2) N)) tokens are chosen uniformly at random; ``key`` is consumed.
+    n = max(1, floor(cos(pi u / 2) N)) tokens are chosen uniformly at random. ``key`` is consumed:
+    one key, or keys of u's leading axes.
     """
     n = jnp.floor(jnp.cos(jnp.pi / 2 * u) * num_tokens).astype(jnp.int32)
     n = jnp.clip(n, 1, num_tokens)
-    keys = distinct_keys(jax.random.bits(key, (*u.shape, num_tokens), jnp.uint32))
+    keys = distinct_keys(random.bits(key, (*u.shape[key.ndim :], num_tokens)))
     threshold = jnp.take_along_axis(jnp.sort(keys, axis=-1), n[..., None] - 1, axis=-1)
     return keys <= threshold
 
