@@ -412,6 +412,7 @@ def _dream(
 
 def _losses(params: Params, batch: Batch, key: Key, *, learner: Learner) -> dict[str, Array]:
     from emerald_jax.losses import world_model_losses
+
     keys = jax.random.split(key, batch.action.shape[0])
     options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}
     return jax.tree.map(jnp.mean, world_model_losses(params, batch, keys, **options)[0])

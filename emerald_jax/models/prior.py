@@ -9,13 +9,13 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import lecun_normal, normal
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import (
     HIDDEN,
     Dense,
     FeedForward,
+    Initial,
     Norm,
     NormSilu,
     PositionAttention,
@@ -23,6 +23,7 @@ from emerald_jax.models.layers import (
     drop_noise,
     embed_tokens,
     learned_vector,
+    lecun_normal,
     recomputed,
     spread_rows,
 )
@@ -80,8 +81,8 @@ class TokenPredictor(nn.Module):
         c = self.config
         width = c.predictor_width
         words, flat = (c.classes + 1, c.token_width), (c.groups * c.token_width, width)
-        self.words = self.param("words", normal(1.0), words)
-        self.from_words = self.param("from_words", lecun_normal(), flat)
+        self.words = self.param("words", Initial(1.0), words)
+        self.from_words = self.param("from_words", lecun_normal, flat)
         self.from_features = Dense(width, dtype=self.dtype)
         self.places = self.param("places", learned_vector, (c.positions, width))
         self.feed_forward = [

@@ -17,10 +17,17 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import lecun_normal, zeros
 
 from emerald_jax.config import ModelConfig
-from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, recomputed, spread_rows
+from emerald_jax.models.layers import (
+    Dense,
+    LatentProjection,
+    NormSilu,
+    lecun_normal,
+    recomputed,
+    spread_rows,
+    zeros,
+)
 from emerald_jax.types import Array
 
 
@@ -112,7 +119,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
+        kernel = self.param("kernel", lecun_normal, shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         y = convolve(x.astype(self.dtype), kernel, self.padding)
         return y + spread_rows(bias, y)

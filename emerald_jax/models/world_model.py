@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.heads import Head
-from emerald_jax.models.layers import compute_dtype
+from emerald_jax.models.layers import compute_dtype, init_together
 from emerald_jax.models.prior import Autoregressive, DynamicsHead, MaskGit, Spread
 from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
@@ -226,14 +226,17 @@ def empty_carry(model: WorldModel) -> Carry:
 
 def init_world_model(model: WorldModel, key: Key) -> dict:
     """Initial parameters, a nested dict of float32 arrays; ``key`` is consumed."""
-    size = model.config.grid * 2**model.stages
-    flags = jnp.zeros((2,), bool)
-    sequence = Batch(
-        jnp.zeros((2, size, size, 3), jnp.uint8),
-        jnp.zeros((2,), jnp.int32),
-        jnp.zeros((2,)),
-        *(flags, flags, flags, flags),
-        carry=empty_carry(model),
-    )
-    init_key, sample_key = jax.random.split(key)
-    return model.init(init_key, sequence, sample_key, method=WorldModel.everything)["params"]
+
+    def init(key: Key) -> dict:
+        size = model.config.grid * 2**model.stages
+        flags = jnp.zeros((2,), bool)
+        sequence = Batch(
+            jnp.zeros((2, size, size, 3), jnp.uint8),
+            jnp.zeros((2,), jnp.int32),
+            jnp.zeros((2,)),
+            *(flags, flags, flags, flags),
+            carry=empty_carry(model),
+        )
+        return model.init(key, sequence, key, method=WorldModel.everything)["params"]
+
+    return init_together(init, key)
