@@ -182,4 +182,5 @@ class Rssm(SequenceModel):
 
 def first_reset(reset: Array, valid: Array) -> Array:
     """``reset`` `[..., L]`, also True at the first step unless the memory is ``valid`` `[...]`."""
-    return reset | (~valid[..., None] & (jnp.arange(reset.shape[-1]) == 0))
+    first = jnp.broadcast_to(jnp.arange(reset.shape[-1]) == 0, reset.shape)
+    return reset | (first & ~valid[..., None])

@@ -151,12 +151,16 @@ class RelativeAttention(nn.Module):
         query, key, value = self.project(x)
         keys = jnp.concatenate([past[0].astype(self.dtype), key], axis=-3)
         values = jnp.concatenate([past[1].astype(self.dtype), value], axis=-3)
+        weights = self.weights(query, keys, visible).astype(self.dtype)
+        mixed = jnp.einsum("...hqk,...khd->...qhd", weights, values)
+        return self.finish(x, mixed, noise), keys, values
+
+    def weights(self, query: Array, keys: Array, visible: Array) -> Array:
+        """Attention of L queries to C + L keys, `[..., heads, L, C + L]` float32; see `chunk`."""
         content, distance = self.biased(query)
         scores = jnp.einsum("...qhd,...khd->...hqk", content, keys)
         scores = scores + skew(self.distance_terms(distance), keys.shape[-3])
-        weights = masked_softmax(scores, visible, self.dtype)
-        mixed = jnp.einsum("...hqk,...khd->...qhd", weights, values)
-        return self.finish(x, mixed, noise), keys, values
+        return masked_softmax(scores, visible)
 
     def imagine(
         self,
@@ -164,7 +168,8 @@ class RelativeAttention(nn.Module):
         prefix: tuple[Array, Array],
         own: tuple[Array, Array],
         step: Array,
-        distances: Array,
+        visible: Array,
+        columns: Array,
     ) -> tuple[Array, Array, Array]:
         """One new query per rollout over the shared prefix and its own imagined keys.
 
@@ -173,8 +178,8 @@ class RelativeAttention(nn.Module):
             prefix: shared keys and values `[..., T, heads, D / heads]`.
             own: keys and values `[..., n, H, heads, D / heads]`, filled up to ``step``.
             step: `[]` int32, imagined tokens before this one.
-            distances: `[..., n, T + H]` int32, distance back to each real and own token; values
-                outside 0 … C are hidden.
+            visible: `[..., n, T + H]` bool, the real and own tokens that the query attends to.
+            columns: `[..., n, C + 1, T + H]` one-hot, the distance term of each token.
 
         Returns:
             `[..., n, D]`, and ``own`` with this token written at ``step``.
@@ -188,23 +193,25 @@ class RelativeAttention(nn.Module):
         shared = jnp.einsum("...nhd,...thd->...hnt", content, prefix[0])
         imagined = jnp.einsum("...nhd,...nkhd->...hnk", content, keys)
         scores = jnp.concatenate([shared, imagined], axis=-1)
-        context = self.config.context
-        terms = self.distance_terms(positional)
-        scores = scores + jnp.take_along_axis(
-            terms, jnp.clip(context - distances, 0, context)[..., None, :, :], axis=-1
+        # A product with one-hot columns is exact; accelerators gather slowly.
+        terms = jnp.einsum(
+            "...hnm,...nmk->...hnk",
+            self.distance_terms(positional),
+            columns,
+            precision=jax.lax.Precision.HIGHEST,
         )
-        weights = masked_softmax(scores, (distances >= 0) & (distances <= context), self.dtype)
+        weights = masked_softmax(scores + terms, visible).astype(self.dtype)
         length = prefix[0].shape[-3]
         mixed = jnp.einsum("...hnt,...thd->...nhd", weights[..., :length], prefix[1])
         mixed = mixed + jnp.einsum("...hnk,...nkhd->...nhd", weights[..., length:], values)
         return self.finish(x, mixed, None), keys, values
 
 
-def masked_softmax(scores: Array, visible: Array, dtype: jnp.dtype) -> Array:
-    """Attention weights of ``scores`` `[..., heads, Q, K]` where ``visible`` `[..., Q, K]`."""
+def masked_softmax(scores: Array, visible: Array) -> Array:
+    """Float32 weights of ``scores`` `[..., heads, Q, K]` where ``visible`` `[..., Q, K]`."""
     visible = jnp.broadcast_to(visible[..., None, :, :], scores.shape)
     scores = jnp.where(visible, scores.astype(jnp.float32), HIDDEN)
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 class Tssm(SequenceModel):
@@ -266,6 +273,8 @@ class Tssm(SequenceModel):
         real = now[..., None] - jnp.broadcast_to(tokens, past.visible.shape)
         imagined = jnp.broadcast_to(step - jnp.arange(horizon), (*now.shape, horizon))
         distances = jnp.concatenate([jnp.where(past.visible, real, -1), imagined], axis=-1)
+        visible = (distances >= 0) & (distances <= c.context)
+        columns = jax.nn.one_hot(c.context - distances, c.context + 1, axis=-2, dtype=self.dtype)
         x = self.embed(state.z, action)
         keys, values = [], []
         for block in range(c.blocks):
@@ -274,7 +283,8 @@ class Tssm(SequenceModel):
                 (past.prefix.keys[..., block, :, :, :], past.prefix.values[..., block, :, :, :]),
                 (own.keys[block], own.values[block]),
                 step,
-                distances,
+                visible,
+                columns,
             )
             x = self.feed_forward[block](x)
             keys.append(k)

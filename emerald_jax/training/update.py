@@ -135,8 +135,24 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
         uniform(model_key, (horizon, *decoding_draws(model, steps, (count,))), before=2),
     )
     options = {"policy": policy, "step": step, "horizon": horizon}
-    trajectory = imagine(params, starts.state, own, noise, **options)
+    used = {**params, "world_model": in_compute_type(params["world_model"], model.dtype)}
+    trajectory = imagine(used, starts.state, own, noise, **options)
     return swapped(trajectory)
+
+
+def in_compute_type(world_model: Params, dtype: jnp.dtype) -> Params:
+    """Kernels, and the biases next to them, in the compute type, once for all imagined steps.
+
+    Of the modules that imagination uses; the results do not change.
+    """
+
+    def cast(tree: Params) -> Params:
+        if "kernel" in tree:
+            return jax.tree.map(lambda x: x.astype(dtype), tree)
+        return {k: cast(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+    used = ("sequence", "spread", "dynamics_head", "maskgit", "autoregressive")
+    return {k: cast(v) if k in used else v for k, v in world_model.items()}
 
 
 def start_positions(length: int, stride: int) -> Array:
