@@ -8,6 +8,7 @@ gradient flows through a rollout (REINFORCE); losses evaluate heads on the finis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from emerald_jax.models.prior import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import choose, gumbel, mixed_probs, take_class
 from emerald_jax.ops.maskgit import lowest_confidence, mask_counts
+from emerald_jax.ops.random import uniform
 from emerald_jax.types import (
     AnyArray,
     Array,
@@ -57,7 +59,7 @@ def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int,
     Args:
         probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]` float32
             probabilities.
-        key: consumed.
+        key: consumed; or numbers in [0, 1), `[2 S - 1, ..., P, G]`.
         steps: S >= 1.
         shape: `(..., P, G)`; MASK is the class index K, the length of ``probs``' last axis.
 
@@ -66,7 +68,7 @@ def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int,
     """
     counts = mask_counts(shape[-2] * shape[-1], steps)
     # One draw for all random numbers: a generator call costs more than the numbers.
-    u = jax.random.uniform(key, (2 * steps - 1, *shape))
+    u = uniform(key, (2 * steps - 1, *shape[key.ndim :]), before=1)
     probs = probs_fn(None)
     z = choose(u[0], probs)
     sure = jnp.log(take_class(probs, z))
@@ -95,7 +97,7 @@ def ordered_decode(
     position.
     """
     lead, positions = shape[:-2], shape[-2]
-    u = jax.random.uniform(key, (positions, *lead, shape[-1]))
+    u = uniform(key, (positions, *lead[key.ndim :], shape[-1]), before=1)
 
     def body(loop: tuple[Array, Any], inputs: tuple[Array, Array]) -> tuple:
         previous, cache = loop
@@ -125,7 +127,8 @@ def decode(
     Args:
         params: the world model's parameters.
         h: `[..., D]`.
-        key: consumed; the same key gives the same tokens.
+        key: consumed: one key, keys of the leading axes, or numbers of the shape
+            :func:`decoding_draws`. The same key gives the same tokens.
         model: the world model.
         steps: S of MaskGIT; 1 is one parallel sample; 0 samples the linear dynamics head with any
             prior. The linear prior always samples that head; the autoregressive prior always takes
@@ -141,13 +144,34 @@ def decode(
         probs = mixed_probs(logits, c.unimix)
         return probs if temperature is None else jax.nn.softmax(jnp.log(probs) / temperature)
 
-    c, variables = model.config, {"params": params}
+    c, variables, lead = model.config, {"params": params}, h.shape[:-1]
+    # All latents are rows: accelerators lay out nested batches badly.
+    u = uniform(key, decoding_draws(model, steps, lead[key.ndim :]), before=1)
+    u, h = u.reshape(u.shape[0], -1, *u.shape[1 + len(lead) :]), h.reshape(-1, h.shape[-1])
+    decoded = _decode_rows(variables, h, u, model, steps, probs_of)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), decoded)
+
+
+def decoding_draws(model: WorldModel, steps: int, lead: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the random numbers with which :func:`decode` samples latents `[*lead]`."""
+    c = model.config
+    if c.prior == "autoregressive" and steps > 0:
+        return (c.positions, *lead, c.groups)
+    draws = 1 if c.prior == "linear" else max(1, 2 * steps - 1)
+    return (draws, *lead, c.positions, c.groups)
+
+
+def _decode_rows(
+    variables: dict, h: Array, u: Array, model: WorldModel, steps: int, probs_of: Callable
+) -> Decoded:
+    """:func:`decode` of h `[n, D]` with the numbers u of :func:`decoding_draws`."""
+    c = model.config
     features = model.apply(variables, h, method=WorldModel.prior_features)
     shape = (*h.shape[:-1], c.positions, c.groups)
     if steps == 0 or c.prior == "linear":
         linear = model.apply(variables, features, method=lambda net, x: net.dynamics_head(x))
         probs = probs_of(linear)
-        z = choose(jax.random.uniform(key, shape), probs)
+        z = choose(u[0], probs)
         return Decoded(z, jnp.log(take_class(probs, z)), (jnp.ones(z.shape, bool),))
 
     if c.prior == "autoregressive":
@@ -160,21 +184,21 @@ def decode(
             return probs_of(logits), cache
 
         cache = empty_cache(c, h.shape[:-1], model.dtype)
-        return ordered_decode(next_fn, cache, key, shape=shape, classes=c.classes)
+        return ordered_decode(next_fn, cache, u, shape=shape, classes=c.classes)
 
     def probs_fn(tokens: Array | None) -> Array:
         return probs_of(
             model.apply(variables, features, tokens, method=lambda net, *x: net.maskgit(*x))
         )
 
-    return maskgit_decode(probs_fn, key, steps=steps, shape=shape)
+    return maskgit_decode(probs_fn, u, steps=steps, shape=shape)
 
 
 def imagine(
     params: Params,
     state: Any,
     carry: Any,
-    key: Key,
+    key: Key | tuple[Array, Array],
     *,
     policy: PolicyFn,
     step: StepFn,
@@ -186,7 +210,8 @@ def imagine(
         params: passed to ``policy`` and ``step`` unchanged.
         state: where the rollouts start: :class:`State` `[n]`, or any pytree of arrays `[n, ...]`.
         carry: the step function's memory (any pytree).
-        key: consumed; one key per imagined step is split from it.
+        key: consumed; split into one key per step for the policy and one for the model. A pair of
+            arrays `[H, ...]`, drawn before, gives them numbers instead (fewer generator calls).
         policy: see :data:`emerald_jax.types.PolicyFn`.
         step: see :data:`emerald_jax.types.StepFn`.
         horizon: H.
@@ -195,16 +220,15 @@ def imagine(
         :class:`Trajectory` of `[H + 1, n]` states and `[H, n]` actions.
     """
 
-    def body(loop: tuple[Any, Any], inputs: tuple[Array, Key]) -> tuple:
+    def body(loop: tuple[Any, Any], inputs: tuple[Array, tuple]) -> tuple:
         state, carry = loop
-        index, step_key = inputs
-        act_key, model_key = jax.random.split(step_key)
+        index, (act_key, model_key) = inputs
         action = policy(params, state, index, act_key)
         carry, next_state = step(params, carry, state, action, index, model_key)
         return (next_state, carry), (next_state, action)
 
-    inputs = (jnp.arange(horizon), jax.random.split(key, horizon))
-    _, (states, actions) = jax.lax.scan(body, (state, carry), inputs)
+    noise = key if isinstance(key, tuple) else tuple(jax.random.split(key, (2, horizon)))
+    _, (states, actions) = jax.lax.scan(body, (state, carry), (jnp.arange(horizon), noise))
     states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states)
     return Trajectory(states, actions)
 
@@ -232,11 +256,12 @@ def world_model_step(
 
 
 def starts_from(passed: Pass, positions: Int[AnyArray, " n"]) -> Starts:
-    """Imagination starts at steps ``positions`` `[n]` of one real sequence, sharing its past.
+    """Imagination starts at steps ``positions`` `[n]` of sequences `[...]`, sharing their past.
 
     Keys, values, latents and h_t come from the forward pass of the world-model loss: nothing is
     computed twice. No gradient flows back.
     """
     passed = jax.lax.stop_gradient(passed)
-    state = jax.tree.map(lambda x: x[positions], passed.state)
+    z, h = passed.state
+    state = State(z[..., positions, :, :], h[..., positions, :])
     return Starts(state, passed.history.past(positions))

@@ -1,7 +1,7 @@
 """The losses of the world model (section 3), the actor and the critic (section 6).
 
-Losses keep their shape, `[L]` (one sequence) or `[H, n]` (one sequence's rollouts), until the
-caller takes the mean, so that masks and weights are visible where they are applied.
+Losses keep their shape, `[..., L]` (sequences) or `[H, ...]` (rollouts), until the caller takes the
+mean, so that masks and weights are visible where they are applied.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from emerald_jax.models.heads import ActorCritic
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import entropy, kl_divergence, take_class
 from emerald_jax.ops.maskgit import random_mask
+from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import lambda_returns, survival_weights
 from emerald_jax.ops.scalars import two_hot_loss, two_hot_mean
 from emerald_jax.types import AnyArray, Array, Batch, Key, Params, Trajectory
@@ -28,42 +29,43 @@ sg = jax.lax.stop_gradient
 
 def world_model_losses(
     params: Params,
-    sequence: Batch,
+    batch: Batch,
     key: Key,
     *,
     model: WorldModel,
     config: LossConfig,
     deterministic: bool = False,
-) -> tuple[dict[str, Float[Array, " L"]], tuple[Pass, dict[str, Float[Array, " L"]]]]:
-    """All unweighted loss terms of one sequence, and its forward pass.
+) -> tuple[dict[str, Float[Array, "*B L"]], tuple[Pass, dict[str, Float[Array, "*B L"]]]]:
+    """All unweighted loss terms of real sequences, and their forward pass.
 
     Args:
         params: the world model's parameters.
-        sequence: :class:`Batch` without its leading B, ``carry`` included.
-        key: consumed.
+        batch: :class:`Batch` `[..., L]`, ``carry`` included.
+        key: `[...]`, one for each sequence; consumed.
         model: the world model.
         config: weights and floors.
         deterministic: no dropout.
 
     Returns:
-        Terms `[L]`, keyed by the weight names of :class:`LossConfig`; the :class:`Pass` and metrics
-        `[L]`.
+        Terms `[..., L]`, keyed by the weight names of :class:`LossConfig`; the :class:`Pass` and
+        metrics `[..., L]`.
     """
-    latent_key, mask_key, dropout_key = jax.random.split(key, 3)
-    net = model.bind({"params": params}, rngs={"dropout": dropout_key})
-    out = net(sequence, latent_key, deterministic)
-    target = sequence.image.astype(jnp.float32) / 255 - 0.5
-    image = net.reconstruct(out.z, out.state.h)
+    latent_key, mask_key, *drop_keys = split(key, 4)
+    drop_key, prior_key = (None, None) if deterministic else drop_keys
+    net = model.bind({"params": params})
+    out = net(batch, latent_key, drop_key)
+    target = batch.image.astype(jnp.float32) / 255 - 0.5
+    image, pixels = net.reconstruct(out.z, out.state.h), (-3, -2, -1)
     terms = {
-        "image": jnp.sum(jnp.square(image - target), axis=(1, 2, 3)),
-        "reward": two_hot_loss(net.reward(out.z, out.state.h), sequence.reward),
+        "image": jnp.sum(jnp.square(image - target), axis=pixels),
+        "reward": two_hot_loss(net.reward(out.z, out.state.h), batch.reward),
         "cont": optax.sigmoid_binary_cross_entropy(
-            net.cont(out.z, out.state.h), 1.0 - sequence.is_terminal
+            net.cont(out.z, out.state.h), 1.0 - batch.is_terminal
         ),
-        **latent_losses(net, out, mask_key, config, deterministic),
+        **latent_losses(net, out, mask_key, config, prior_key),
     }
     metrics = {
-        "pixel_error": jnp.mean(jnp.square(image - target), axis=(1, 2, 3)),
+        "pixel_error": jnp.mean(jnp.square(image - target), axis=pixels),
         "posterior_entropy": entropy(out.posterior).sum(-1).mean(-1),
         "prior_entropy": entropy(sg(net.dynamics(out.features))).sum(-1).mean(-1),
     }
@@ -71,13 +73,14 @@ def world_model_losses(
 
 
 def latent_losses(
-    net: WorldModel, out: Pass, key: Key, config: LossConfig, deterministic: bool
+    net: WorldModel, out: Pass, key: Key, config: LossConfig, drop_key: Key | None
 ) -> dict[str, Array]:
-    """KL terms ``dyn``, ``rep`` and ``mask``, each `[L]`, in nats per position.
+    """KL terms ``dyn``, ``rep`` and ``mask``, each `[..., L]`, in nats per position.
 
     The KL of posterior and dynamics head is summed over a position's G groups and floored per
     position. The predictor's term is floored after its mean over positions; it is 0 if the dynamics
-    head is the only prior. ``key`` is consumed: it draws the masks.
+    head is the only prior. Both keys `[...]` are consumed: for the masks, and for dropout (None: no
+    dropout).
     """
     prior = net.dynamics(out.features)
     dyn = kl_divergence(sg(out.posterior), prior).sum(-1)
@@ -89,30 +92,30 @@ def latent_losses(
     if net.config.prior == "linear":
         return {**terms, "mask": jnp.zeros_like(terms["dyn"])}
     if net.config.prior == "maskgit":
-        mask = masked_divergence(net, out, key, deterministic)
+        mask = masked_divergence(net, out, key, drop_key)
     else:
-        mask = ordered_divergence(net, out, deterministic)
+        mask = ordered_divergence(net, out, drop_key)
     return {**terms, "mask": jnp.maximum(config.mask_free_nats, mask)}
 
 
-def masked_divergence(net: WorldModel, out: Pass, key: Key, deterministic: bool) -> Array:
-    """`[L]` G times the mean KL(sg(q) || p_mask) over randomly masked tokens; consumes ``key``."""
-    length, positions, groups, classes = out.posterior.shape
-    u_key, mask_key = jax.random.split(key)
-    u = jax.random.uniform(u_key, (length,))
-    masked = random_mask(mask_key, positions * groups, u).reshape(length, positions, groups)
+def masked_divergence(net: WorldModel, out: Pass, key: Key, drop_key: Key | None) -> Array:
+    """`[..., L]` G times the mean KL(sg(q) || p_mask) over randomly masked tokens."""
+    length, positions, groups, classes = out.posterior.shape[-4:]
+    u_key, mask_key = split(key, 2)
+    u = uniform(u_key, (length,))
+    masked = random_mask(mask_key, positions * groups, u).reshape(out.state.z.shape)
     tokens = jnp.where(masked, classes, out.state.z)
-    predicted = net.masked_prior(out.features, tokens, deterministic)
+    predicted = net.masked_prior(out.features, tokens, drop_key)
     kl = kl_divergence(sg(out.posterior), predicted)
-    return groups * jnp.sum(kl * masked, axis=(1, 2)) / jnp.sum(masked, axis=(1, 2))
+    return groups * jnp.sum(kl * masked, axis=(-2, -1)) / jnp.sum(masked, axis=(-2, -1))
 
 
-def ordered_divergence(net: WorldModel, out: Pass, deterministic: bool) -> Array:
-    """`[L]` KL(sg(q) || p_ar), each position given the sampled tokens of those before it.
+def ordered_divergence(net: WorldModel, out: Pass, drop_key: Key | None) -> Array:
+    """`[..., L]` KL(sg(q) || p_ar), each position given the sampled tokens of those before it.
 
     Summed over groups and averaged over positions, as MaskGIT's term is when all tokens are masked.
     """
-    predicted = net.ordered_prior(out.features, out.state.z, deterministic)
+    predicted = net.ordered_prior(out.features, out.state.z, drop_key)
     return kl_divergence(sg(out.posterior), predicted).sum(-1).mean(-1)
 
 
@@ -129,11 +132,11 @@ class Returns(NamedTuple):
     """Predictions of the frozen world model and critic for a trajectory, without gradients.
 
     Attributes:
-        target: `[H, n]` lambda-returns R_0 .. R_{H-1}.
-        value: `[H, n]` the critic's values of the same states.
-        weight: `[H, n]` survival weights.
-        reward: `[H, n]` imagined rewards r_1 .. r_H.
-        cont: `[H, n]` imagined continuation c_1 .. c_H, 0 or 1.
+        target: `[H, ...]` lambda-returns R_0 .. R_{H-1}.
+        value: `[H, ...]` the critic's values of the same states.
+        weight: `[H, ...]` survival weights.
+        reward: `[H, ...]` imagined rewards r_1 .. r_H.
+        cont: `[H, ...]` imagined continuation c_1 .. c_H, 0 or 1.
     """
 
     target: Array
@@ -146,7 +149,7 @@ class Returns(NamedTuple):
 def evaluate_trajectory(
     params: Params,
     trajectory: Trajectory,
-    cont_0: Float[AnyArray, " n"],
+    cont_0: Float[AnyArray, "*n"],
     *,
     model: WorldModel,
     actor_critic: ActorCritic,
@@ -154,8 +157,8 @@ def evaluate_trajectory(
 ) -> Returns:
     """Rewards, continuation, values and lambda-returns of all imagined states at once.
 
-    ``params`` has ``world_model`` and ``critic``; ``cont_0`` `[n]` is the real continuation of the
-    starts, 0 where the episode had terminated.
+    ``params`` has ``world_model`` and ``critic``; the trajectory is `[H + 1, ...]`; ``cont_0``
+    `[...]` is the real continuation of the starts, 0 where the episode had terminated.
     """
     state, frozen = trajectory.state, {"params": params["world_model"]}
     reached = jax.tree.map(lambda x: x[1:], state)
@@ -177,7 +180,7 @@ def actor_losses(
     *,
     actor_critic: ActorCritic,
     config: BehaviorConfig,
-) -> tuple[Float[Array, "H n"], dict[str, Float[Array, "H n"]]]:
+) -> tuple[Float[Array, H * n], dict[str, Float[Array, H * n]]]:
     """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
 
     -(log pi(a_k | s_k) sg((R_k - v_k) / scale) + eta H[pi]) w_k  (DreamerV3, equation 11).
@@ -191,7 +194,7 @@ def actor_losses(
         config: entropy weight.
 
     Returns:
-        `[H, n]` loss and metrics of the same shape.
+        `[H, ...]` loss and metrics of the same shape.
     """
     acted = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
     log_probs = actor_critic.policy(actor, acted)
@@ -210,7 +213,7 @@ def critic_losses(
     *,
     actor_critic: ActorCritic,
     config: BehaviorConfig,
-) -> Float[Array, "H n"]:
+) -> Float[Array, H * n]:
     """Cross-entropy to the lambda-return and to the slow critic's mean, weighted by survival.
 
     Args:
@@ -222,7 +225,7 @@ def critic_losses(
         config: weight of the slow critic.
 
     Returns:
-        `[H, n]`.
+        `[H, ...]`.
     """
     seen = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
     logits = actor_critic.value_logits(critic, seen)

@@ -181,7 +181,7 @@ def test_imagine_by_hand():
 
 def test_imagine_gives_every_step_its_own_key():
     def policy(params, state, step, key):
-        return jax.random.randint(key, state.h.shape[:1], 0, 1000)
+        return jax.random.randint(key, state.h.shape[:1], 0, 10**6)
 
     def step(params, carry, state, action, index, key):
         return carry, State(state.z, jax.random.uniform(key, state.h.shape))

@@ -23,6 +23,7 @@ from emerald_jax.agent.state import Learner, RunError, count_parameters, init_ca
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.ops.distributions import sample_categorical
+from emerald_jax.ops.random import split
 from emerald_jax.types import AnyArray, Array, Batch, Carry, Key, Params, PolicyFn, State
 
 if TYPE_CHECKING:
@@ -77,21 +78,17 @@ def act(
     a sample (the paper samples). ``noise`` are `[E]` keys for the actions, from :func:`held_noise`;
     None derives them from ``key``.
     """
-    keys = jax.vmap(jax.random.split)(jax.random.split(key, observation.action.shape[0]))
-
-    def one(carry: Carry, seen: Observation, latent_key: Key, action_key: Key) -> tuple:
-        net = learner.model.bind({"params": params["world_model"]})
-        image, led, first = (x[None] for x in seen)  # a chunk of length one, as in training
-        passed = net.observe(image, led, first, carry, latent_key)
-        log_probs = learner.actor_critic.policy(params["actor"], passed.state)[0]
-        sampled = sample_categorical(action_key, log_probs)
-        action = jnp.argmax(log_probs).astype(jnp.int32) if mode else sampled
-        state = jax.tree.map(lambda x: x[0], passed.state)
-        return action, passed.carry, jnp.all(jnp.isfinite(log_probs)), state
-
-    action_keys = keys[:, 1] if noise is None else noise
-    action, carry, finite, state = jax.vmap(one)(carry, observation, keys[:, 0], action_keys)
-    return Acted(action, carry, finite.all(), state)
+    latent_key, action_key = split(jax.random.split(key, observation.action.shape[0]), 2)
+    net = learner.model.bind({"params": params["world_model"]})
+    image, led, first = (x[:, None] for x in observation)  # chunks of length one, as in training
+    passed = net.observe(image, led, first, carry, latent_key)
+    state = jax.tree.map(lambda x: x[:, 0], passed.state)
+    log_probs = learner.actor_critic.policy(params["actor"], state)
+    if mode:
+        action = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+    else:
+        action = sample_categorical(action_key if noise is None else noise, log_probs)
+    return Acted(action, passed.carry, jnp.all(jnp.isfinite(log_probs)), state)
 
 
 def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
@@ -416,12 +413,9 @@ def _dream(
 def _losses(params: Params, batch: Batch, key: Key, *, learner: Learner) -> dict[str, Array]:
     from emerald_jax.losses import world_model_losses
 
-    def one(sequence: Batch, key: Key) -> dict[str, Array]:
-        options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}
-        return world_model_losses(params, sequence, key, **options)[0]
-
-    terms = jax.vmap(one)(batch, jax.random.split(key, batch.action.shape[0]))
-    return jax.tree.map(jnp.mean, terms)
+    keys = jax.random.split(key, batch.action.shape[0])
+    options = {"model": learner.model, "config": learner.config.loss, "deterministic": True}
+    return jax.tree.map(jnp.mean, world_model_losses(params, batch, keys, **options)[0])
 
 
 def _as_dream(dreamt: Rollout, shown: Shown, seen: np.ndarray) -> Dream:

@@ -100,15 +100,10 @@ def read(
     batch = image.shape[1]
     carry = init_carry(learner, batch) if carry is None else carry
     reset = action < 0 if reset is None else reset
-
-    def one(image: Array, action: Array, reset: Array, carry: Carry, key: Key) -> tuple:
-        net = learner.model.bind({"params": params["world_model"]})
-        passed = net.observe(image, action, reset, carry, key)
-        return passed.carry, passed.state
-
-    keys = jax.random.split(key, batch)
-    run = jax.vmap(one, in_axes=(1, 1, 1, 0, 0), out_axes=(0, 1))
-    return run(image, action, reset, carry, keys)
+    net = learner.model.bind({"params": params["world_model"]})
+    image, action, reset = (jnp.swapaxes(x, 0, 1) for x in (image, action, reset))
+    passed = net.observe(image, action, reset, carry, jax.random.split(key, batch))
+    return passed.carry, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), passed.state)
 
 
 def dream_step(
@@ -127,15 +122,12 @@ def dream_step(
     Returns the carry `[B]` after the imagined state, and the state, :class:`Dreamt` `[B]`.
     """
     options = {"model": learner.model, "steps": steps, "temperature": temperature}
-
-    def one(carry: Carry, action: Array, key: Key) -> tuple[Carry, Dreamt]:
-        net = learner.model.bind({"params": params["world_model"]})
-        never = jnp.zeros((1,), jnp.bool_)
-        h, memory = net.advance(carry.z[None], action[None], never, carry.memory)
-        decoded = decode(params["world_model"], h[0], key, **options)
-        return Carry(memory, decoded.z), Dreamt(decoded.z, h[0], jnp.exp(decoded.log_prob))
-
-    return jax.vmap(one)(carry, action, jax.random.split(key, action.shape[0]))
+    net = learner.model.bind({"params": params["world_model"]})
+    never = jnp.zeros((len(action), 1), jnp.bool_)
+    h, memory = net.advance(carry.z[:, None], action[:, None], never, carry.memory)
+    keys = jax.random.split(key, len(action))
+    decoded = decode(params["world_model"], h[:, 0], keys, **options)
+    return Carry(memory, decoded.z), Dreamt(decoded.z, h[:, 0], jnp.exp(decoded.log_prob))
 
 
 def dream_on(

@@ -32,7 +32,7 @@ from emerald_jax.envs.base import EnvError, is_crafter_like
 from emerald_jax.imagination import maskgit_decode
 from emerald_jax.look import figures
 from emerald_jax.look.film import action_name
-from emerald_jax.models.tssm import HIDDEN, RelativeAttention, skew
+from emerald_jax.models.tssm import RelativeAttention
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.presets import PRESETS
 from emerald_jax.replay import ReplayError
@@ -448,26 +448,14 @@ def attention_weights(
 
     # The transformer's own methods are intercepted, so the modules need no switch for it.
     def tap(run: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, RelativeAttention) and context.method_name == "chunk":
-            found.append(_chunk_weights(context.module, *args[:3]))
-        return run(*args, **kwargs)
+        result = run(*args, **kwargs)
+        if isinstance(context.module, RelativeAttention) and context.method_name == "weights":
+            found.append(result)
+        return result
 
     with nn.intercept_methods(tap):
         learner.model.apply({"params": params["world_model"]}, sequence, key)
     return jnp.stack(found)
-
-
-def _chunk_weights(
-    attention: RelativeAttention, x: Array, past: tuple[Array, Array], visible: Array
-) -> Array:
-    """The weights inside :meth:`RelativeAttention.chunk`, `[heads, L, C + L]`."""
-    query, key, _ = attention.project(x)
-    keys = jnp.concatenate([past[0].astype(attention.dtype), key])
-    content, distance = attention.biased(query)
-    scores = jnp.einsum("qhd,khd->hqk", content, keys)
-    scores = scores + skew(attention.distance_terms(distance), keys.shape[0])
-    scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
-    return jax.nn.softmax(scores, axis=-1)
 
 
 def by_distance(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import variance_scaling, zeros
 
 from emerald_jax.config import Config, ModelConfig
-from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, compute_dtype
+from emerald_jax.models.layers import (
+    Dense,
+    Initial,
+    LatentProjection,
+    NormSilu,
+    compute_dtype,
+    init_together,
+)
 from emerald_jax.ops.distributions import mixed_log_probs
 from emerald_jax.types import Array, Key, Params, State
 
@@ -41,7 +48,7 @@ class Head(nn.Module):
         x = jnp.concatenate([x, h.astype(self.dtype)], axis=-1)
         for _ in range(c.head_layers):
             x = NormSilu(dtype=self.dtype)(Dense(c.width, dtype=self.dtype)(x))
-        init = variance_scaling(self.scale, "fan_in", "truncated_normal") if self.scale else zeros
+        init = Initial(math.sqrt(self.scale), fan=True)
         return Dense(self.outputs, kernel_init=init, dtype=jnp.float32)(x)
 
 
@@ -77,8 +84,13 @@ def build_actor_critic(config: Config, num_actions: int) -> ActorCritic:
 def init_actor_critic(actor_critic: ActorCritic, key: Key) -> tuple[dict, dict]:
     """Initial parameters of actor and critic; ``key`` is consumed."""
     c = actor_critic.actor.config
-    z = jnp.zeros((1, c.positions, c.groups), jnp.int32)
-    h = jnp.zeros((1, c.width))
     actor_key, critic_key = jax.random.split(key)
-    actor = actor_critic.actor.init(actor_key, z, h)["params"]
-    return actor, actor_critic.critic.init(critic_key, z, h)["params"]
+
+    def init(head: Head, key: Key) -> dict:
+        def params(key: Key) -> dict:
+            z = jnp.zeros((1, c.positions, c.groups), jnp.int32)
+            return head.init(key, z, jnp.zeros((1, c.width)))["params"]
+
+        return init_together(params, key)
+
+    return init(actor_critic.actor, actor_key), init(actor_critic.critic, critic_key)

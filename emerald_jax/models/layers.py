@@ -6,17 +6,19 @@ the sizes. Modules accept any leading dimensions unless a docstring states other
 
 from __future__ import annotations
 
+import contextvars
 import math
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import Initializer, lecun_normal, normal, ones, zeros
 
-from emerald_jax.types import Array
+from emerald_jax.ops import random
+from emerald_jax.types import Array, Key, Params
 
 #: Added to a variance before its root is taken.
 EPSILON = 1e-5
@@ -25,8 +27,90 @@ EPSILON = 1e-5
 #: become NaN).
 HIDDEN = -1e30
 
-#: Initialiser of learned vectors: attention biases, start states, position embeddings.
-learned_vector = normal(0.02)
+
+class Initial(NamedTuple):
+    """Initial values of a parameter, a Flax initialiser: ``offset`` plus normal numbers.
+
+    Attributes:
+        std: standard deviation; of a truncated normal, times 1 / sqrt(inputs), if ``fan``.
+        fan: truncated at two deviations and scaled by the inputs (LeCun), as all kernels are.
+        offset: the mean.
+    """
+
+    std: float
+    fan: bool = False
+    offset: float = 0.0
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        """Draw one parameter alone; :func:`init_together` draws all parameters of a network."""
+        recorded = _RECORDED.get()
+        if recorded is not None:
+            recorded.append(self)
+            return jnp.full(shape, len(recorded) - 1, dtype)
+        numbers = _numbers(self.fan, key, math.prod(shape))
+        return self.shaped(numbers, shape).astype(dtype)
+
+    def shaped(self, numbers: Array, shape: tuple[int, ...]) -> Array:
+        """A parameter from standard (truncated) normal numbers `[size]`."""
+        # 0.8796 is the deviation of a standard normal that is truncated at 2.
+        std = (
+            self.std / (0.87962566103423978 * math.sqrt(math.prod(shape[:-1])))
+            if self.fan
+            else self.std
+        )
+        return self.offset + std * numbers.reshape(shape)
+
+
+def _numbers(truncated: bool, key: Key, count: int) -> Array:
+    if truncated:
+        return jax.random.truncated_normal(key, -2.0, 2.0, (count,))
+    return jax.random.normal(key, (count,))
+
+
+zeros, ones = Initial(0.0), Initial(0.0, offset=1.0)
+#: Kernels: variance 1 / inputs.
+lecun_normal = Initial(1.0, fan=True)
+#: Learned vectors: attention biases, start states, position embeddings.
+learned_vector = Initial(0.02)
+
+#: The initialisers of a network's parameters while :func:`init_together` traces it.
+_RECORDED: contextvars.ContextVar[list | None] = contextvars.ContextVar("recorded", default=None)
+
+
+def init_together(init: Callable[[Key], Params], key: Key) -> Params:
+    """``init(key)`` with all random numbers drawn in two calls: seconds to compile, not a minute.
+
+    In a first pass each parameter is filled with the number of its :class:`Initial`. ``init`` must
+    not use arrays from outside.
+    """
+    recorded: list[Initial] = []
+    shapes: list[tuple[int, ...]] = []
+
+    def numbered() -> Params:
+        params = init(jax.random.key(0))
+        shapes.extend(x.shape for x in jax.tree.leaves(params))
+        return jax.tree.map(lambda x: x.reshape(-1)[0].astype(jnp.int32), params)
+
+    def first_pass() -> Params:
+        _RECORDED.set(recorded)
+        return jax.device_get(jax.jit(numbered)())
+
+    # In a thread of its own: no trace around this call, and no other, sees the first pass.
+    with ThreadPoolExecutor(1) as thread:
+        numbers, tree = jax.tree.flatten(thread.submit(first_pass).result())
+    kinds = [recorded[int(number)] for number in numbers]
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    drawn = {}
+    for fan, one_key in zip((True, False), jax.random.split(key), strict=True):
+        mine = [i for i, kind in enumerate(kinds) if kind.std and kind.fan == fan]
+        ends = np.cumsum(sizes[mine])
+        parts = jnp.split(_numbers(fan, one_key, int(ends[-1])), ends[:-1]) if mine else []
+        drawn |= dict(zip(mine, parts, strict=True))
+    values = [
+        kind.shaped(drawn[i], shape) if kind.std else jnp.full(shape, kind.offset)
+        for i, (kind, shape) in enumerate(zip(kinds, shapes, strict=True))
+    ]
+    return jax.tree.unflatten(tree, values)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -63,16 +147,18 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
-    kernel_init: Initializer = lecun_normal()
+    kernel_init: Initial = lecun_normal
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        y = x.astype(self.dtype) @ self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        # Rows: the kernel's gradient is then one plain product, without a copy of its operands.
+        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
         if self.use_bias:
             bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
             y = y + spread_rows(bias, y)
-        return y
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class Norm(nn.Module):
@@ -166,13 +252,34 @@ class LatentProjection(nn.Module):
     def __call__(self, z: Array) -> Array:
         """z `[..., G]` int32, or `[..., G, K]` float -> `[..., F]`, F the field ``features``."""
         shape = (self.groups * self.classes, self.features)
-        kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
+        kernel = self.param("kernel", lecun_normal, shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         if jnp.issubdtype(z.dtype, jnp.integer):
             y = embed_tokens(z, kernel.reshape(self.groups, self.classes, self.features))
         else:
             y = z.astype(self.dtype).reshape(*z.shape[:-2], shape[0]) @ kernel
         return y + spread_rows(bias, y)
+
+
+def drop_noise(key: Key | None, rate: float, blocks: int, shape: tuple[int, ...]) -> list[tuple]:
+    """Noise for the two dropouts of each transformer block, in one draw.
+
+    For keys `[...]`, which are consumed, ``blocks`` pairs of `[..., *shape]` uint16; pairs of None
+    without a key or with a rate of 0.
+    """
+    if key is None or rate == 0:
+        return [(None, None)] * blocks
+    noise = random.short_bits(key, (blocks, 2, *shape))
+    noise = jnp.moveaxis(noise, (key.ndim, key.ndim + 1), (0, 1))
+    return [(noise[block, 0], noise[block, 1]) for block in range(blocks)]
+
+
+def drop(x: Array, rate: float, noise: Array | None) -> Array:
+    """Dropout of x with noise of the same shape; None: x unchanged. Rates are exact to 1/65536."""
+    if noise is None:
+        return x
+    kept = noise < jnp.uint16(round((1 - rate) * 2**16))
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
 class FeedForward(nn.Module):
@@ -183,11 +290,11 @@ class FeedForward(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
+    def __call__(self, x: Array, noise: Array | None = None) -> Array:
+        """``noise`` as in :func:`drop`."""
         width = x.shape[-1]
         y = nn.relu(Dense(self.ratio * width, dtype=self.dtype)(x))
-        y = Dense(width, dtype=self.dtype)(y)
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = drop(Dense(width, dtype=self.dtype)(y), self.dropout, noise)
         return Norm(dtype=self.dtype)(x + y)
 
 
@@ -199,8 +306,8 @@ class PositionAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
-        """x `[..., P, F]` -> the same shape."""
+    def __call__(self, x: Array, noise: Array | None = None) -> Array:
+        """x `[..., P, F]` -> the same shape; ``noise`` as in :func:`drop`."""
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype)(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
@@ -208,8 +315,7 @@ class PositionAttention(nn.Module):
         scores = jnp.einsum("...qhd,...khd->...hqk", query, key).astype(jnp.float32)
         weights = jax.nn.softmax(scores * (width // self.heads) ** -0.5, axis=-1)
         mixed = jnp.einsum("...hqk,...khd->...qhd", weights.astype(self.dtype), value)
-        y = Dense(width, dtype=self.dtype)(mixed.reshape(x.shape))
-        y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+        y = drop(Dense(width, dtype=self.dtype)(mixed.reshape(x.shape)), self.dropout, noise)
         return Norm(dtype=self.dtype)(x + y)
 
 

@@ -9,21 +9,25 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import lecun_normal, normal
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import (
     HIDDEN,
     Dense,
     FeedForward,
+    Initial,
     Norm,
     NormSilu,
     PositionAttention,
+    drop,
+    drop_noise,
     embed_tokens,
     learned_vector,
+    lecun_normal,
     recomputed,
+    spread_rows,
 )
-from emerald_jax.types import Array
+from emerald_jax.types import Array, Key
 
 
 class Spread(nn.Module):
@@ -77,8 +81,8 @@ class TokenPredictor(nn.Module):
         c = self.config
         width = c.predictor_width
         words, flat = (c.classes + 1, c.token_width), (c.groups * c.token_width, width)
-        self.words = self.param("words", normal(1.0), words)
-        self.from_words = self.param("from_words", lecun_normal(), flat)
+        self.words = self.param("words", Initial(1.0), words)
+        self.from_words = self.param("from_words", lecun_normal, flat)
         self.from_features = Dense(width, dtype=self.dtype)
         self.places = self.param("places", learned_vector, (c.positions, width))
         self.feed_forward = [
@@ -104,14 +108,20 @@ class TokenPredictor(nn.Module):
         else:
             embedded = embed_tokens(tokens, table)
         x = embedded + projected
-        return x + jnp.broadcast_to(places.astype(self.dtype), x.shape)
+        rows = x.reshape(-1, places.size)
+        return (rows + spread_rows(places.astype(self.dtype).reshape(-1), rows)).reshape(x.shape)
 
-    def blocks(self, x: Array, deterministic: bool) -> Array:
-        """The transformer blocks, all positions at once: x `[..., P, F]` -> the same shape."""
+    def blocks(self, x: Array, key: Key | None) -> Array:
+        """The transformer blocks, all positions at once: x `[..., P, F]` -> the same shape.
+
+        ``key`` `[...]`, of the leading axes of x, is consumed for dropout; None: no dropout.
+        """
+        c, lead = self.config, 0 if key is None else key.ndim
+        noise = drop_noise(key, c.dropout, c.predictor_blocks, x.shape[lead:])
 
         def run(predictor: TokenPredictor, x: Array, block: int) -> Array:
-            x = predictor.attention[block](x, deterministic)
-            return predictor.feed_forward[block](x, deterministic)
+            x = predictor.attention[block](x, noise[block][0])
+            return predictor.feed_forward[block](x, noise[block][1])
 
         for block in range(self.config.predictor_blocks):
             x = recomputed(run, self.config.remat)(self, x, block)
@@ -136,12 +146,13 @@ class MaskGit(TokenPredictor):
             PositionAttention(c.heads, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
         ]
 
-    def __call__(self, features: Array, tokens: Array | None, deterministic: bool = True) -> Array:
+    def __call__(self, features: Array, tokens: Array | None, key: Key | None = None) -> Array:
         """Logits `[..., P, G, K]` of every token, masked or not, in the compute type.
 
-        features `[..., P, F]`; tokens `[..., P, G]` int32, K meaning MASK, or None if all are MASK.
+        features `[..., P, F]`; tokens `[..., P, G]` int32, K meaning MASK, or None if all are MASK;
+        ``key`` as in :meth:`blocks`.
         """
-        return self.leave(self.blocks(self.enter(features, tokens, self.places), deterministic))
+        return self.leave(self.blocks(self.enter(features, tokens, self.places), key))
 
 
 class CausalAttention(nn.Module):
@@ -156,7 +167,6 @@ class CausalAttention(nn.Module):
         self.qkv = Dense(3 * self.width, dtype=self.dtype)
         self.out = Dense(self.width, dtype=self.dtype)
         self.norm = Norm(dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
 
     def project(self, x: Array) -> tuple[Array, Array, Array]:
         """`[..., F]` -> query, key, value, each `[..., heads, F / heads]`."""
@@ -175,11 +185,11 @@ class CausalAttention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         return self.out(jnp.einsum("...hqk,...khd->...qhd", weights, values).reshape(x.shape))
 
-    def __call__(self, x: Array, deterministic: bool) -> Array:
-        """All positions at once: x `[..., P, F]` -> the same shape."""
+    def __call__(self, x: Array, noise: Array | None = None) -> Array:
+        """All positions at once: x `[..., P, F]` -> the same shape; ``noise`` as in `drop`."""
         visible = jnp.tril(jnp.ones((x.shape[-2], x.shape[-2]), bool))
         mixed = self.attend(x, visible, *self.project(x))
-        return self.norm(x + self.drop(mixed, deterministic=deterministic))
+        return self.norm(x + drop(mixed, self.dropout, noise))
 
     def step(self, x: Array, cache: Array, place: Array) -> tuple[Array, Array]:
         """One position x `[..., 1, F]` -> `[..., 1, F]`, and the cache with this position's entry.
@@ -209,15 +219,16 @@ class Autoregressive(TokenPredictor):
             for _ in range(c.predictor_blocks)
         ]
 
-    def __call__(self, features: Array, tokens: Array, deterministic: bool = True) -> Array:
+    def __call__(self, features: Array, tokens: Array, key: Key | None = None) -> Array:
         """Logits `[..., P, G, K]` of every position given the true tokens of the positions before
         it.
 
-        features `[..., P, F]`; tokens `[..., P, G]` int32, those of the last position unused.
+        features `[..., P, F]`; tokens `[..., P, G]` int32, those of the last position unused;
+        ``key`` as in :meth:`blocks`.
         """
         first = jnp.full_like(tokens[..., :1, :], self.config.classes)
         previous = jnp.concatenate([first, tokens[..., :-1, :]], axis=-2)
-        return self.leave(self.blocks(self.enter(features, previous, self.places), deterministic))
+        return self.leave(self.blocks(self.enter(features, previous, self.places), key))
 
     def step(
         self, features: Array, previous: Array, place: Array, cache: Array
@@ -233,7 +244,7 @@ class Autoregressive(TokenPredictor):
         grown = []
         for block, feed_forward in enumerate(self.feed_forward):
             x, entry = self.attention[block].step(x, cache[block], place)
-            x = feed_forward(x, True)
+            x = feed_forward(x)
             grown.append(entry)
         return self.leave(x)[..., 0, :, :], jnp.stack(grown)
 

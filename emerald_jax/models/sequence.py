@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import Dense, LatentProjection, Norm, NormSilu, learned_vector
-from emerald_jax.types import Array, Recurrent, Starts, State
+from emerald_jax.types import Array, Key, Recurrent, Starts, State
 
 
 class SequenceModel(nn.Module):
@@ -39,44 +39,44 @@ class SequenceModel(nn.Module):
         self.start = self.param("start", learned_vector, (c.width,))
 
     def joined(self, z_prev: Array, action: Array, reset: Array | None = None) -> Array:
-        """Join z_{t-1} and the action `[T]` that led into each step: `[T, D]`.
+        """Join z_{t-1} and the action `[...]` that led into each step: `[..., D]`.
 
-        Where ``reset`` `[T]` is set, z_{t-1} is unknown and a learned vector replaces it (None:
+        Where ``reset`` `[...]` is set, z_{t-1} is unknown and a learned vector replaces it (None:
         nowhere). The action is a one-hot vector; all zeros if there was none (-1).
         """
         z = self.latent_norm(self.latent(z_prev))
-        z = self.flat(z.reshape(z.shape[0], -1))
+        z = self.flat(z.reshape(*action.shape, -1))
         if reset is not None:
             start = jnp.broadcast_to(self.start.astype(self.dtype), z.shape)
-            z = jnp.where(reset[:, None], start, z)
+            z = jnp.where(reset[..., None], start, z)
         a = jax.nn.one_hot(action, self.num_actions, dtype=self.dtype)
         return self.join_norm(self.join(jnp.concatenate([z, a], axis=-1)))
 
     def __call__(
-        self, z_prev: Array, action: Array, reset: Array, memory: Any, deterministic: bool = True
+        self, z_prev: Array, action: Array, reset: Array, memory: Any, key: Key | None = None
     ) -> tuple[Array, Any, Any]:
-        """Read L steps of one sequence, given the memory of the steps before.
+        """Read L steps of sequences `[...]`, given the memory of the steps before.
 
         Args:
-            z_prev: `[L, P, G]` int32 or `[L, P, G, K]` float, z_{t-1} of every step.
-            action: `[L]` int32.
-            reset: `[L]` bool, forget everything before the step.
-            memory: from :meth:`empty_memory` or from the chunk before.
-            deterministic: no dropout.
+            z_prev: `[..., L, P, G]` int32 or `[..., L, P, G, K]` float, z_{t-1} of every step.
+            action: `[..., L]` int32.
+            reset: `[..., L]` bool, forget everything before the step.
+            memory: from :meth:`empty_memory` or from the chunk before, `[...]`.
+            key: `[...]`, consumed for dropout; None: no dropout.
 
         Returns:
-            h `[L, D]`; the memory for the next chunk; the history.
+            h `[..., L, D]`; the memory for the next chunk; the history.
         """
         raise NotImplementedError
 
     def imagine(
         self, state: State, action: Array, step: Array, starts: Starts, own: Any
     ) -> tuple[Array, Any]:
-        """One imagined step of n rollouts: h `[n, D]` and the updated ``own``.
+        """One imagined step of n rollouts: h `[..., n, D]` and the updated ``own``.
 
         Args:
-            state: :class:`State` `[n]`, the newest of each rollout, class indices.
-            action: `[n]` int32, the action taken in it.
+            state: :class:`State` `[..., n]`, the newest of each rollout, class indices.
+            action: `[..., n]` int32, the action taken in it.
             step: `[]` int32, imagined steps before this one.
             starts: :class:`Starts`; its ``past`` must come from this model.
             own: cache of the rollouts' imagined tokens, initially ``past.room(horizon)``.
@@ -137,9 +137,8 @@ class Rssm(SequenceModel):
         return update * candidate + (1 - update) * h
 
     def step(self, h: Array, z_prev: Array, action: Array, reset: Array) -> Array:
-        """h_t `[D]` from h_{t-1}, z_{t-1}, the action and the reset flag; no batch."""
-        x = self.joined(z_prev[None], action[None], reset[None])
-        return self.cell(h[None], self.from_input(x), reset[None])[0]
+        """h_t `[..., D]` from h_{t-1}, z_{t-1}, the action and the reset flag."""
+        return self.cell(h, self.from_input(self.joined(z_prev, action, reset)), reset)
 
     def __call__(
         self,
@@ -147,10 +146,10 @@ class Rssm(SequenceModel):
         action: Array,
         reset: Array,
         memory: Recurrent,
-        deterministic: bool = True,
+        key: Key | None = None,
     ) -> tuple[Array, Recurrent, NoPast]:
         """See :meth:`SequenceModel.__call__`; only the recurrence itself runs step by step."""
-        del deterministic  # no dropout, as in DreamerV3
+        del key  # no dropout, as in DreamerV3
         reset = first_reset(reset, memory.valid)
         drive = self.from_input(self.joined(z_prev, action, reset))
 
@@ -158,9 +157,15 @@ class Rssm(SequenceModel):
             h = model.cell(h, *inputs)
             return h, h
 
-        scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
+        scan = nn.scan(
+            body,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=action.ndim - 1,
+            out_axes=action.ndim - 1,
+        )
         last, h = scan(self, memory.h, (drive, reset))
-        return h, Recurrent(last, jnp.ones((), bool)), NoPast()
+        return h, Recurrent(last, jnp.ones_like(memory.valid)), NoPast()
 
     def imagine(
         self, state: State, action: Array, step: Array, starts: Starts, own: tuple
@@ -176,5 +181,6 @@ class Rssm(SequenceModel):
 
 
 def first_reset(reset: Array, valid: Array) -> Array:
-    """``reset`` `[L]`, also True at the first step unless the memory is ``valid`` `[]`."""
-    return reset | (~valid & (jnp.arange(reset.shape[0]) == 0))
+    """``reset`` `[..., L]`, also True at the first step unless the memory is ``valid`` `[...]`."""
+    first = jnp.broadcast_to(jnp.arange(reset.shape[-1]) == 0, reset.shape)
+    return reset | (first & ~valid[..., None])

@@ -21,45 +21,48 @@ from emerald_jax.models.layers import (
     Dense,
     FeedForward,
     Norm,
+    drop,
+    drop_noise,
     learned_vector,
     recomputed,
     sinusoids,
+    spread_rows,
 )
 from emerald_jax.models.sequence import SequenceModel, first_reset
-from emerald_jax.types import Array, Memory, Starts, State
+from emerald_jax.types import Array, Key, Memory, Starts, State
 
 
 def skew(terms: Array, keys: int) -> Array:
-    """Shift row i right by i: terms `[heads, L, C + 1]` per distance -> `[heads, L, keys]` per key.
+    """Shift row i right by i: terms `[..., L, C + 1]` per distance -> `[..., L, keys]` per key.
 
     Row i holds one term per distance C, C-1, ..., 0; key j of C + L is C + i - j steps back.
     Padding and a reshape do this without a gather. Entries outside the band are arbitrary and must
     be masked.
     """
-    heads, length, _ = terms.shape
-    padded = jnp.pad(terms, ((0, 0), (0, 0), (0, keys + 1 - terms.shape[-1])))
-    return padded.reshape(heads, -1)[:, : length * keys].reshape(heads, length, keys)
+    *lead, length, distances = terms.shape
+    padded = jnp.pad(terms, [(0, 0)] * (terms.ndim - 1) + [(0, keys + 1 - distances)])
+    return padded.reshape(*lead, -1)[..., : length * keys].reshape(*lead, length, keys)
 
 
 class OwnMemory(NamedTuple):
-    """Keys and values of the imagined tokens of n rollouts.
+    """Keys and values of the imagined tokens of n rollouts, one array for each block.
 
     Attributes:
-        keys: `[blocks, n, H, heads, D / heads]`.
-        values: `[blocks, n, H, heads, D / heads]`.
+        keys: `[..., n, H, heads, D / heads]` of every block.
+        values: `[..., n, H, heads, D / heads]` of every block.
     """
 
-    keys: Array
-    values: Array
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
 
 
 class SharedPast(NamedTuple):
     """The real past of n rollouts that start in one sequence.
 
     Attributes:
-        position: `[n]` int32, index of each start's own token in ``prefix``.
+        position: `[..., n]` int32, index of each start's own token in ``prefix``.
         prefix: :class:`Memory` of T real tokens, shared by all n starts; its ``valid`` is unused.
-        visible: `[n, T]` bool, the real tokens of each start's own episode up to itself.
+        visible: `[..., n, T]` bool, the real tokens of each start's own episode up to itself.
     """
 
     position: Array
@@ -68,9 +71,9 @@ class SharedPast(NamedTuple):
 
     def room(self, horizon: int) -> OwnMemory:
         """An empty cache for H imagined tokens of every rollout."""
-        blocks, _, *size = self.prefix.keys.shape
-        shape, dtype = (blocks, self.position.shape[0], horizon, *size), self.prefix.keys.dtype
-        return OwnMemory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        blocks, _, *size = self.prefix.keys.shape[-4:]
+        empty = jnp.zeros((*self.position.shape, horizon, *size), self.prefix.keys.dtype)
+        return OwnMemory((empty,) * blocks, (empty,) * blocks)
 
 
 class History(NamedTuple):
@@ -78,7 +81,7 @@ class History(NamedTuple):
 
     Attributes:
         memory: :class:`Memory` of the C cached and L new tokens.
-        visible: `[L, C + L]` bool, the tokens of each step's own episode up to itself, at any
+        visible: `[..., L, C + L]` bool, the tokens of each step's own episode up to itself, at any
             distance.
     """
 
@@ -87,8 +90,10 @@ class History(NamedTuple):
 
     def past(self, positions: Array) -> SharedPast:
         """Shared past of rollouts that start at steps `[n]`; keys and values are not copied."""
-        length, tokens = self.visible.shape
-        return SharedPast(positions + tokens - length, self.memory, self.visible[positions])
+        length, tokens = self.visible.shape[-2:]
+        visible = self.visible[..., positions, :]
+        places = jnp.broadcast_to(positions + tokens - length, visible.shape[:-1])
+        return SharedPast(places, self.memory, visible)
 
 
 class RelativeAttention(nn.Module):
@@ -103,53 +108,59 @@ class RelativeAttention(nn.Module):
         self.distance = Dense(c.width, use_bias=False, dtype=self.dtype)
         self.out = Dense(c.width, dtype=self.dtype)
         self.norm = Norm(dtype=self.dtype)
-        self.drop = nn.Dropout(c.dropout)
         shape = (c.heads, c.width // c.heads)
         self.content_bias = self.param("content_bias", learned_vector, shape)
         self.distance_bias = self.param("distance_bias", learned_vector, shape)
 
     def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """`[T, D]` -> query, key, value, each `[T, heads, D / heads]`."""
-        qkv = self.qkv(x).reshape(x.shape[0], 3, self.config.heads, -1)
-        return qkv[:, 0], qkv[:, 1], qkv[:, 2]
+        """`[..., D]` -> query, key, value, each `[..., heads, D / heads]`."""
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.config.heads, -1)
+        return qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
 
     def biased(self, query: Array) -> tuple[Array, Array]:
         """The two scaled queries of Transformer-XL: one for keys, one for distances."""
-        scale = query.shape[-1] ** -0.5
-        content = query + self.content_bias.astype(self.dtype)[None]
-        distance = query + self.distance_bias.astype(self.dtype)[None]
+        scale, rows = query.shape[-1] ** -0.5, query.reshape(-1, self.config.width)
+        biases = (self.content_bias, self.distance_bias)
+        content, distance = (
+            (rows + spread_rows(bias.astype(self.dtype).reshape(-1), rows)).reshape(query.shape)
+            for bias in biases
+        )
         return content * scale, distance * scale
 
     def distance_terms(self, query: Array) -> Array:
-        """`[T, heads, d]` -> `[heads, T, C + 1]`, one term per distance, farthest (C) first."""
+        """`[..., T, heads, d]` -> `[..., heads, T, C + 1]`, a term per distance, farthest first."""
         c = self.config
         far_to_near = jnp.arange(c.context, -1, -1)
         table = self.distance(sinusoids(far_to_near, c.width).astype(self.dtype))
-        return jnp.einsum("qhd,mhd->hqm", query, table.reshape(c.context + 1, c.heads, -1))
+        table = table.reshape(c.context + 1, c.heads, -1)
+        return jnp.einsum("...qhd,mhd->...hqm", query, table)
 
-    def finish(self, x: Array, mixed: Array, deterministic: bool) -> Array:
+    def finish(self, x: Array, mixed: Array, noise: Array | None) -> Array:
         """Output projection, dropout, residual and norm."""
         y = self.out(mixed.reshape(x.shape))
-        return self.norm(x + self.drop(y, deterministic=deterministic))
+        return self.norm(x + drop(y, self.config.dropout, noise))
 
     def chunk(
-        self, x: Array, past: tuple[Array, Array], visible: Array, deterministic: bool
+        self, x: Array, past: tuple[Array, Array], visible: Array, noise: Array | None
     ) -> tuple[Array, Array, Array]:
-        """L queries x `[L, D]` over C cached and L own keys -> `[L, D]`, and keys and values.
+        """L queries x `[..., L, D]` over C cached and L own keys -> x's shape, and keys and values.
 
-        past: keys and values `[C, heads, D / heads]`; visible `[L, C + L]` bool. The returned keys
-        and values are `[C + L, heads, D / heads]`.
+        past: keys and values `[..., C, heads, D / heads]`; visible `[..., L, C + L]` bool; noise as
+        in :func:`drop`. The returned keys and values are `[..., C + L, heads, D / heads]`.
         """
         query, key, value = self.project(x)
-        keys = jnp.concatenate([past[0].astype(self.dtype), key])
-        values = jnp.concatenate([past[1].astype(self.dtype), value])
+        keys = jnp.concatenate([past[0].astype(self.dtype), key], axis=-3)
+        values = jnp.concatenate([past[1].astype(self.dtype), value], axis=-3)
+        weights = self.weights(query, keys, visible).astype(self.dtype)
+        mixed = jnp.einsum("...hqk,...khd->...qhd", weights, values)
+        return self.finish(x, mixed, noise), keys, values
+
+    def weights(self, query: Array, keys: Array, visible: Array) -> Array:
+        """Attention of L queries to C + L keys, `[..., heads, L, C + L]` float32; see `chunk`."""
         content, distance = self.biased(query)
-        scores = jnp.einsum("qhd,khd->hqk", content, keys)
-        scores = scores + skew(self.distance_terms(distance), keys.shape[0])
-        scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        mixed = jnp.einsum("hqk,khd->qhd", weights, values)
-        return self.finish(x, mixed, deterministic), keys, values
+        scores = jnp.einsum("...qhd,...khd->...hqk", content, keys)
+        scores = scores + skew(self.distance_terms(distance), keys.shape[-3])
+        return masked_softmax(scores, visible)
 
     def imagine(
         self,
@@ -157,39 +168,50 @@ class RelativeAttention(nn.Module):
         prefix: tuple[Array, Array],
         own: tuple[Array, Array],
         step: Array,
-        distance: tuple[Array, Array],
+        visible: Array,
+        columns: Array,
     ) -> tuple[Array, Array, Array]:
         """One new query per rollout over the shared prefix and its own imagined keys.
 
         Args:
-            x: `[n, D]`.
-            prefix: shared keys and values `[T, heads, D / heads]`.
-            own: keys and values `[n, H, heads, D / heads]`, filled up to ``step``.
+            x: `[..., n, D]`.
+            prefix: shared keys and values `[..., T, heads, D / heads]`.
+            own: keys and values `[..., n, H, heads, D / heads]`, filled up to ``step``.
             step: `[]` int32, imagined tokens before this one.
-            distance: distances `[n, T]` and `[n, H]`; values outside 0 … C are hidden.
+            visible: `[..., n, T + H]` bool, the real and own tokens that the query attends to.
+            columns: `[..., n, C + 1, T + H]` one-hot, the distance term of each token.
 
         Returns:
-            `[n, D]`, and ``own`` with this token written at ``step``.
+            `[..., n, D]`, and ``own`` with this token written at ``step``.
         """
         query, key, value = self.project(x)
-        keys = jax.lax.dynamic_update_slice_in_dim(own[0], key[:, None], step, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(own[1], value[:, None], step, axis=1)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(cache, new[..., None, :, :], step, axis=x.ndim - 1)
+            for cache, new in zip(own, (key, value), strict=True)
+        )
         content, positional = self.biased(query)
-        shared = jnp.einsum("nhd,thd->hnt", content, prefix[0])
-        imagined = jnp.einsum("nhd,nkhd->hnk", content, keys)
+        shared = jnp.einsum("...nhd,...thd->...hnt", content, prefix[0])
+        imagined = jnp.einsum("...nhd,...nkhd->...hnk", content, keys)
         scores = jnp.concatenate([shared, imagined], axis=-1)
-        distances = jnp.concatenate(distance, axis=-1)
-        context = self.config.context
-        column = jnp.clip(context - distances, 0, context)
-        terms = self.distance_terms(positional)
-        scores = scores + jnp.take_along_axis(terms, column[None], axis=-1)
-        visible = (distances >= 0) & (distances <= context)
-        scores = jnp.where(visible[None], scores.astype(jnp.float32), HIDDEN)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        length = prefix[0].shape[0]
-        mixed = jnp.einsum("hnt,thd->nhd", weights[..., :length], prefix[1])
-        mixed = mixed + jnp.einsum("hnk,nkhd->nhd", weights[..., length:], values)
-        return self.finish(x, mixed, True), keys, values
+        # A product with one-hot columns is exact; accelerators gather slowly.
+        terms = jnp.einsum(
+            "...hnm,...nmk->...hnk",
+            self.distance_terms(positional),
+            columns,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        weights = masked_softmax(scores + terms, visible).astype(self.dtype)
+        length = prefix[0].shape[-3]
+        mixed = jnp.einsum("...hnt,...thd->...nhd", weights[..., :length], prefix[1])
+        mixed = mixed + jnp.einsum("...hnk,...nkhd->...nhd", weights[..., length:], values)
+        return self.finish(x, mixed, None), keys, values
+
+
+def masked_softmax(scores: Array, visible: Array) -> Array:
+    """Float32 weights of ``scores`` `[..., heads, Q, K]` where ``visible`` `[..., Q, K]`."""
+    visible = jnp.broadcast_to(visible[..., None, :, :], scores.shape)
+    scores = jnp.where(visible, scores.astype(jnp.float32), HIDDEN)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 class Tssm(SequenceModel):
@@ -208,59 +230,66 @@ class Tssm(SequenceModel):
         return self.enter(self.joined(z_prev, action, reset))
 
     def __call__(
-        self, z_prev: Array, action: Array, reset: Array, memory: Memory, deterministic: bool = True
+        self, z_prev: Array, action: Array, reset: Array, memory: Memory, key: Key | None = None
     ) -> tuple[Array, Memory, History]:
         """See :meth:`SequenceModel.__call__`; the memory is the newest C tokens."""
         c = self.config
         # Without a valid newest token z_{t-1} is unknown (an empty carry): the first step resets.
-        reset = first_reset(reset, memory.valid[-1])
+        reset = first_reset(reset, memory.valid[..., -1])
         x = self.embed(z_prev, action, reset)
         same_episode = episode_mask(memory.valid, reset)
-        length = x.shape[0]
+        length = x.shape[-2]
         back = c.context + jnp.arange(length)[:, None] - jnp.arange(c.context + length)[None]
-        visible = same_episode & (back <= c.context)
+        visible = same_episode & jnp.broadcast_to(back <= c.context, same_episode.shape)
+        noise = drop_noise(key, c.dropout, c.blocks, x.shape[-2:])
         keys, values = [], []
 
         def run(tssm: Tssm, x: Array, block: int) -> tuple[Array, Array, Array]:
-            past = (memory.keys[block], memory.values[block])
-            x, k, v = tssm.attention[block].chunk(x, past, visible, deterministic)
-            return tssm.feed_forward[block](x, deterministic), k, v
+            past = (memory.keys[..., block, :, :, :], memory.values[..., block, :, :, :])
+            x, k, v = tssm.attention[block].chunk(x, past, visible, noise[block][0])
+            return tssm.feed_forward[block](x, noise[block][1]), k, v
 
         for block in range(c.blocks):
             x, k, v = recomputed(run, c.remat)(self, x, block)
             keys.append(k)
             values.append(v)
-        everything = Memory(jnp.stack(keys), jnp.stack(values), same_episode[-1])
-        m, newest = everything, slice(-c.context, None)
-        memory = Memory(m.keys[:, newest], m.values[:, newest], m.valid[newest])
-        return x, memory, History(everything, same_episode)
+        every = Memory(jnp.stack(keys, -4), jnp.stack(values, -4), same_episode[..., -1, :])
+        newest = slice(-c.context, None)
+        memory = Memory(
+            every.keys[..., newest, :, :], every.values[..., newest, :, :], every.valid[..., newest]
+        )
+        return x, memory, History(every, same_episode)
 
     def imagine(
         self, state: State, action: Array, step: Array, starts: Starts, own: OwnMemory
     ) -> tuple[Array, OwnMemory]:
         """See :meth:`SequenceModel.imagine`; the rollouts' keys and values replace ``state.h``."""
         c, past = self.config, starts.past
-        horizon = own.keys.shape[2]
+        horizon = own.keys[0].shape[-3]
         # Distance from the new token, at start position + step + 1, back to every real token;
         # -1 hides tokens of other episodes and tokens after the start.
         now = past.position + step + 1
-        real = now[:, None] - jnp.arange(past.visible.shape[-1])[None]
-        real = jnp.where(past.visible, real, -1)
-        imagined = jnp.broadcast_to(step - jnp.arange(horizon), (now.shape[0], horizon))
+        tokens = jnp.arange(past.visible.shape[-1])
+        real = now[..., None] - jnp.broadcast_to(tokens, past.visible.shape)
+        imagined = jnp.broadcast_to(step - jnp.arange(horizon), (*now.shape, horizon))
+        distances = jnp.concatenate([jnp.where(past.visible, real, -1), imagined], axis=-1)
+        visible = (distances >= 0) & (distances <= c.context)
+        columns = jax.nn.one_hot(c.context - distances, c.context + 1, axis=-2, dtype=self.dtype)
         x = self.embed(state.z, action)
         keys, values = [], []
         for block in range(c.blocks):
             x, k, v = self.attention[block].imagine(
                 x,
-                (past.prefix.keys[block], past.prefix.values[block]),
+                (past.prefix.keys[..., block, :, :, :], past.prefix.values[..., block, :, :, :]),
                 (own.keys[block], own.values[block]),
                 step,
-                (real, imagined),
+                visible,
+                columns,
             )
-            x = self.feed_forward[block](x, True)
+            x = self.feed_forward[block](x)
             keys.append(k)
             values.append(v)
-        return x, OwnMemory(jnp.stack(keys), jnp.stack(values))
+        return x, OwnMemory(tuple(keys), tuple(values))
 
     @staticmethod
     def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Memory:
@@ -270,12 +299,13 @@ class Tssm(SequenceModel):
 
 
 def episode_mask(valid: Array, reset: Array) -> Array:
-    """Mask `[L, C + L]` of the tokens of a step's own episode that are not in its future.
+    """Mask `[..., L, C + L]` of the tokens of a step's own episode that are not in its future.
 
-    valid `[C]` bool: cached tokens of the episode running before this chunk; reset `[L]` bool.
+    valid `[..., C]` bool: cached tokens of the episode running before this chunk; reset `[..., L]`
+    bool.
     """
-    segment = jnp.cumsum(reset.astype(jnp.int32))
-    cached = (segment == 0)[:, None] & valid[None, :]
-    own = segment[:, None] == segment[None, :]
-    past = jnp.tril(jnp.ones((reset.shape[0], reset.shape[0]), bool))
-    return jnp.concatenate([cached, own & past], axis=1)
+    segment = jnp.cumsum(reset.astype(jnp.int32), axis=-1)
+    cached = (segment == 0)[..., :, None] & valid[..., None, :]
+    own = segment[..., :, None] == segment[..., None, :]
+    past = jnp.tril(jnp.ones(own.shape[-2:], bool))
+    return jnp.concatenate([cached, own & jnp.broadcast_to(past, own.shape)], axis=-1)

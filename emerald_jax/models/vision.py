@@ -17,10 +17,17 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import lecun_normal, zeros
 
 from emerald_jax.config import ModelConfig
-from emerald_jax.models.layers import Dense, LatentProjection, NormSilu, recomputed, spread_rows
+from emerald_jax.models.layers import (
+    Dense,
+    LatentProjection,
+    NormSilu,
+    lecun_normal,
+    recomputed,
+    spread_rows,
+    zeros,
+)
 from emerald_jax.types import Array
 
 
@@ -112,7 +119,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", lecun_normal(), shape).astype(self.dtype)
+        kernel = self.param("kernel", lecun_normal, shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         y = convolve(x.astype(self.dtype), kernel, self.padding)
         return y + spread_rows(bias, y)
@@ -192,9 +199,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        """image `[T, height, width, 3]` uint8 -> posterior logits `[T, P, G, K]`."""
-        c = self.config
-        x = image.astype(self.dtype) / 255 - 0.5
+        """image `[..., height, width, 3]` uint8 -> posterior logits `[..., P, G, K]`."""
+        c, lead = self.config, image.shape[:-3]
+        x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255 - 0.5
 
         def halve(encoder: Encoder, x: Array, stage: int) -> Array:
             x = DownConv(c.channels * 2**stage, dtype=encoder.dtype)(x)
@@ -203,7 +210,7 @@ class Encoder(nn.Module):
         for stage in range(self.stages):
             x = recomputed(halve, c.remat)(self, x, stage)
         x = Conv(c.groups * c.classes, dtype=self.dtype)(x)
-        return x.reshape(x.shape[0], c.grid**2, c.groups, c.classes)
+        return x.reshape(*lead, c.grid**2, c.groups, c.classes)
 
 
 class Decoder(nn.Module):
@@ -219,11 +226,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, h: Array) -> Array:
-        """Predicted image `[T, height, width, 3]` float32: 0 is mid-grey, ±0.5 black and white.
+        """Predicted image `[..., height, width, 3]` float32: 0 is mid-grey, ±0.5 black and white.
 
-        z `[T, P, G]` int32 or `[T, P, G, K]` float; h `[T, D]`.
+        z `[..., P, G]` int32 or `[..., P, G, K]` float; h `[..., D]`.
         """
-        c = self.config
+        c, lead = self.config, h.shape[:-1]
+        h, z = h.reshape(-1, h.shape[-1]), z.reshape(-1, *z.shape[len(lead) :])
         time, top = h.shape[0], c.channels * 2 ** (self.stages - 1)
         x = LatentProjection(c.groups, c.classes, top, self.dtype)(z)
         if c.decoder_input == "zh":
@@ -240,7 +248,7 @@ class Decoder(nn.Module):
 
         for stage in reversed(range(self.stages)):
             x = recomputed(double, c.remat)(self, x, stage)
-        return x.astype(jnp.float32)
+        return x.astype(jnp.float32).reshape(*lead, *x.shape[1:])
 
 
 class PosteriorHead(nn.Module):
@@ -274,14 +282,14 @@ class ImageFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        """image `[T, height, width, 3]` uint8 -> `[T, P, F]`."""
+        """image `[..., height, width, 3]` uint8 -> `[..., P, F]`."""
         c = self.config
         # The encoder's logits serve as features: one group, one class per last-stage channel.
         plain = dataclasses.replace(c, groups=1, classes=c.channels * 2 ** (self.stages - 1))
         x = Encoder(plain, self.stages, self.dtype)(image)
         if c.latent == "spatial":
-            return x[:, :, 0]
-        return Dense(c.width, dtype=self.dtype)(x.reshape(x.shape[0], 1, -1))
+            return x[..., 0, :]
+        return Dense(c.width, dtype=self.dtype)(x.reshape(*image.shape[:-3], 1, -1))
 
 
 class VectorDecoder(nn.Module):
@@ -297,6 +305,6 @@ class VectorDecoder(nn.Module):
         c = self.config
         width = c.latent_width
         x = LatentProjection(c.groups, c.classes, c.grid**2 * width, self.dtype)(z)
-        x = NormSilu(dtype=self.dtype)(x.reshape(x.shape[0], c.grid**2, width))
+        x = NormSilu(dtype=self.dtype)(x.reshape(*h.shape[:-1], c.grid**2, width))
         plain = dataclasses.replace(c, groups=1, classes=width)
-        return Decoder(plain, self.stages, self.dtype)(x[:, :, None], h)
+        return Decoder(plain, self.stages, self.dtype)(x[..., None, :], h)

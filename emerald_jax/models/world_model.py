@@ -1,7 +1,8 @@
 """The world model: encoder, sequence model, priors, decoder, reward and continue heads.
 
-Every method is one pass over arrays of ONE sequence (no batch dimension); ``jax.vmap`` adds the
-batch. The configuration chooses the latent, the sequence model and the prior.
+Every method takes arrays with any leading axes `[...]`, so that products and convolutions see all
+sequences and steps as rows of one matrix; only attention to a sequence's own past keeps them apart.
+The configuration chooses the latent, the sequence model and the prior.
 """
 
 from __future__ import annotations
@@ -14,17 +15,13 @@ import jax.numpy as jnp
 
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.heads import Head
-from emerald_jax.models.layers import compute_dtype
+from emerald_jax.models.layers import compute_dtype, init_together
 from emerald_jax.models.prior import Autoregressive, DynamicsHead, MaskGit, Spread
 from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
 from emerald_jax.models.vision import Decoder, Encoder, ImageFeatures, PosteriorHead, VectorDecoder
-from emerald_jax.ops.distributions import (
-    choose,
-    mixed_log_probs,
-    sample_categorical,
-    straight_through,
-)
+from emerald_jax.ops.distributions import choose, mixed_log_probs, straight_through
+from emerald_jax.ops.random import uniform
 from emerald_jax.types import Array, Batch, Carry, Key, Recurrent, State
 
 SEQUENCES: dict[str, type[SequenceModel]] = {"tssm": Tssm, "rssm": Rssm}
@@ -34,10 +31,10 @@ class Pass(NamedTuple):
     """Outputs of one forward pass over a sequence.
 
     Attributes:
-        posterior: `[L, P, G, K]` float32 log-probabilities q of z_t, with the uniform share.
-        state: :class:`State` `[L]`, the sampled class indices and h_t.
-        z: `[L, P, G, K]` float32 one-hot with straight-through gradients.
-        features: `[L, P, F]` input of all priors.
+        posterior: `[..., L, P, G, K]` float32 log-probabilities q of z_t, with the uniform share.
+        state: :class:`State` `[..., L]`, the sampled class indices and h_t.
+        z: `[..., L, P, G, K]` float32 one-hot with straight-through gradients.
+        features: `[..., L, P, F]` input of all priors.
         carry: :class:`Carry` for the sequence's next chunk.
         history: context for imagination, defined by the sequence model.
     """
@@ -85,19 +82,10 @@ class WorldModel(nn.Module):
         self.reward_head = Head(c, c.bins, 0.0, dtype)
         self.continue_head = Head(c, 1, 1.0, dtype)
 
-    def __call__(self, sequence: Batch, key: Key, deterministic: bool = True) -> Pass:
-        """Read a real sequence: :meth:`observe` with the fields of a :class:`Batch`.
-
-        Args:
-            sequence: :class:`Batch` without its leading B, ``carry`` included.
-            key: consumed; samples the latents.
-            deterministic: no dropout (otherwise pass ``rngs={"dropout": key}`` to ``apply``).
-
-        Returns:
-            :class:`Pass`.
-        """
-        s = sequence
-        return self.observe(s.image, s.action, s.reset, s.carry, key, deterministic)
+    def __call__(self, batch: Batch, key: Key, drop_key: Key | None = None) -> Pass:
+        """Read real sequences: :meth:`observe` with the fields of a :class:`Batch`."""
+        b = batch
+        return self.observe(b.image, b.action, b.reset, b.carry, key, drop_key)
 
     def observe(
         self,
@@ -106,42 +94,44 @@ class WorldModel(nn.Module):
         reset: Array,
         carry: Carry,
         key: Key,
-        deterministic: bool = True,
+        drop_key: Key | None = None,
     ) -> Pass:
         """Infer and sample the latents z_t of L real steps (acting: 1), and compute h_t.
 
         Args:
-            image: `[L, height, width, 3]` uint8.
-            action: `[L]` int32, the action that led into each image.
-            reset: `[L]` bool, forget everything before the image.
-            carry: :class:`Carry` of the steps before.
-            key: consumed; samples the latents.
-            deterministic: no dropout.
+            image: `[..., L, height, width, 3]` uint8.
+            action: `[..., L]` int32, the action that led into each image.
+            reset: `[..., L]` bool, forget everything before the image.
+            carry: :class:`Carry` `[...]` of the steps before.
+            key: `[...]`, consumed; samples the latents.
+            drop_key: `[...]`, consumed for dropout; None: no dropout.
 
         Returns:
             :class:`Pass`.
         """
         before = jax.nn.one_hot(carry.z, self.config.classes, dtype=jnp.float32)
+        shape = (image.shape[-4], *carry.z.shape[-2:])
+        u = uniform(key, shape)
         if self.config.posterior_sees_h:
-            posterior, index, z, h = self._filter(image, action, reset, carry, before, key)
-            memory, history = Recurrent(h[-1], jnp.ones((), bool)), NoPast()
+            posterior, index, z, h = self._filter(image, action, reset, carry, before, u)
+            memory = Recurrent(h[..., -1, :], jnp.ones_like(carry.memory.valid))
+            history = NoPast()
         else:
             posterior = self.encode(image)
-            index = sample_categorical(key, posterior)
+            index = choose(u, jnp.exp(posterior))
             z = straight_through(index, posterior)
-            z_prev = jnp.concatenate([before[None], z[:-1]])
-            h, memory, history = self.sequence(z_prev, action, reset, carry.memory, deterministic)
-        carry = Carry(memory, index[-1])
+            z_prev = jnp.concatenate([before[..., None, :, :, :], z[..., :-1, :, :, :]], axis=-4)
+            h, memory, history = self.sequence(z_prev, action, reset, carry.memory, drop_key)
+        carry = Carry(memory, index[..., -1, :, :])
         return Pass(posterior, State(index, h), z, self.spread(h), carry, history)
 
     def _filter(
-        self, image: Array, action: Array, reset: Array, carry: Carry, before: Array, key: Key
+        self, image: Array, action: Array, reset: Array, carry: Carry, before: Array, u: Array
     ) -> tuple[Array, Array, Array, Array]:
         """:meth:`observe` if the posterior depends on h_t, step by step: posterior, indices, z and
         h.
         """
-        seen = self.encoder(image)
-        u = jax.random.uniform(key, (image.shape[0], *before.shape[:-1]))
+        seen, axis = self.encoder(image), action.ndim - 1
 
         def body(model: WorldModel, loop: tuple, inputs: tuple) -> tuple:
             (h, z), (seen, action, reset, u) = loop, inputs
@@ -151,13 +141,20 @@ class WorldModel(nn.Module):
             z = straight_through(index, posterior)
             return (h, z), (posterior, index, z, h)
 
-        scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
+        scan = nn.scan(
+            body,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=axis,
+            out_axes=axis,
+        )
         inputs = (seen, action, first_reset(reset, carry.memory.valid), u)
         return scan(self, (carry.memory.h, before), inputs)[1]
 
     def encode(self, image: Array) -> Array:
-        """`[T, height, width, 3]` uint8 -> log q(z_t | o_t) `[T, P, G, K]`; ValueError if q depends
-        on h_t.
+        """`[..., height, width, 3]` uint8 -> log q(z_t | o_t) `[..., P, G, K]`.
+
+        ValueError if q depends on h_t.
         """
         if self.config.posterior_sees_h:
             raise ValueError("the posterior also depends on h_t: use observe(), not encode()")
@@ -167,7 +164,7 @@ class WorldModel(nn.Module):
         return mixed_log_probs(logits, self.config.unimix)
 
     def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
-        """h `[T, D]` of T steps from z_{t-1} `[T, P, G]` and actions `[T]`, and the next memory."""
+        """h `[..., T, D]` from z_{t-1} `[..., T, P, G]` and actions, and the next memory."""
         return self.sequence(z_prev, action, reset, memory)[:2]
 
     def prior_features(self, h: Array) -> Array:
@@ -179,19 +176,19 @@ class WorldModel(nn.Module):
         return mixed_log_probs(self.dynamics_head(features), self.config.unimix)
 
     def masked_prior(
-        self, features: Array, tokens: Array | None, deterministic: bool = True
+        self, features: Array, tokens: Array | None, drop_key: Key | None = None
     ) -> Array:
         """Log-probabilities p_mask `[..., P, G, K]` float32; ``tokens`` None means all MASK."""
-        logits = self.maskgit(features, tokens, deterministic)
+        logits = self.maskgit(features, tokens, drop_key)
         return mixed_log_probs(logits, self.config.unimix)
 
-    def ordered_prior(self, features: Array, tokens: Array, deterministic: bool = True) -> Array:
+    def ordered_prior(self, features: Array, tokens: Array, drop_key: Key | None = None) -> Array:
         """Log-probabilities p_ar `[..., P, G, K]` float32, each given the positions before it."""
-        logits = self.autoregressive(features, tokens, deterministic)
+        logits = self.autoregressive(features, tokens, drop_key)
         return mixed_log_probs(logits, self.config.unimix)
 
     def reconstruct(self, z: Array, h: Array) -> Array:
-        """Predicted images `[T, height, width, 3]` float32 in [-0.5, 0.5] units."""
+        """Predicted images `[..., height, width, 3]` float32 in [-0.5, 0.5] units."""
         return self.decoder(z, h)
 
     def reward(self, z: Array, h: Array) -> Array:
@@ -229,14 +226,17 @@ def empty_carry(model: WorldModel) -> Carry:
 
 def init_world_model(model: WorldModel, key: Key) -> dict:
     """Initial parameters, a nested dict of float32 arrays; ``key`` is consumed."""
-    size = model.config.grid * 2**model.stages
-    flags = jnp.zeros((2,), bool)
-    sequence = Batch(
-        jnp.zeros((2, size, size, 3), jnp.uint8),
-        jnp.zeros((2,), jnp.int32),
-        jnp.zeros((2,)),
-        *(flags, flags, flags, flags),
-        carry=empty_carry(model),
-    )
-    init_key, sample_key = jax.random.split(key)
-    return model.init(init_key, sequence, sample_key, method=WorldModel.everything)["params"]
+
+    def init(key: Key) -> dict:
+        size = model.config.grid * 2**model.stages
+        flags = jnp.zeros((2,), bool)
+        sequence = Batch(
+            jnp.zeros((2, size, size, 3), jnp.uint8),
+            jnp.zeros((2,), jnp.int32),
+            jnp.zeros((2,)),
+            *(flags, flags, flags, flags),
+            carry=empty_carry(model),
+        )
+        return model.init(key, sequence, key, method=WorldModel.everything)["params"]
+
+    return init_together(init, key)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Float32, Int32
 
+from emerald_jax.ops.random import uniform
 from emerald_jax.types import AnyArray, Array, Key
 
 
@@ -46,8 +47,11 @@ def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int3
 
 
 def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
-    """Sample class indices of normalised ``log_probs``; see :func:`choose`. ``key`` is consumed."""
-    return choose(jax.random.uniform(key, log_probs.shape[:-1]), jnp.exp(log_probs))
+    """Sample class indices of normalised ``log_probs``; see :func:`choose`.
+
+    ``key`` is consumed: one key, keys of the leading axes, or the numbers u `[...]` themselves.
+    """
+    return choose(uniform(key, log_probs.shape[key.ndim : -1]), jnp.exp(log_probs))
 
 
 def gumbel(u: Array) -> Array:
@@ -70,8 +74,9 @@ def straight_through(
 def take_class(
     values: Float32[AnyArray, "*n K"], index: Int32[AnyArray, "*n"]
 ) -> Float32[Array, "*n"]:
-    """Select the entry of each given class."""
-    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+    """Select the entry of each given class: a masked sum, as accelerators gather slowly."""
+    classes = jax.lax.broadcasted_iota(index.dtype, values.shape, values.ndim - 1)
+    return jnp.sum(jnp.where(classes == index[..., None], values, 0), axis=-1)
 
 
 def kl_divergence(

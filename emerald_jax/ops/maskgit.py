@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from emerald_jax.ops import random
 from emerald_jax.types import Array, Key
 
 
@@ -46,13 +47,13 @@ def order_bits(x: Array) -> Array:
 def random_mask(key: Key, num_tokens: int, u: Array) -> Array:
     """Training masks `[..., N]` bool, True = MASK, one for each u `[...]` in [0, 1).
 
-    n = max(1, floor(cos(pi u / 2) N)) tokens are chosen uniformly at random; ``key`` is consumed.
+    n = max(1, floor(cos(pi u / 2) N)) tokens are chosen uniformly at random. ``key`` is consumed:
+    one key, or keys of u's leading axes.
     """
     n = jnp.floor(jnp.cos(jnp.pi / 2 * u) * num_tokens).astype(jnp.int32)
     n = jnp.clip(n, 1, num_tokens)
-    keys = distinct_keys(jax.random.bits(key, (*u.shape, num_tokens), jnp.uint32))
-    threshold = jnp.take_along_axis(jnp.sort(keys, axis=-1), n[..., None] - 1, axis=-1)
-    return keys <= threshold
+    keys = distinct_keys(random.bits(key, (*u.shape[key.ndim :], num_tokens)))
+    return keys <= jnp.take_along_axis(_sorted(keys), n[..., None] - 1, axis=-1)
 
 
 def lowest_confidence(confidence: Array, masked: Array, count: int) -> Array:
@@ -61,5 +62,9 @@ def lowest_confidence(confidence: Array, masked: Array, count: int) -> Array:
     ``count`` is at most the number of True in ``masked``; all other tokens are kept.
     """
     keys = jnp.where(masked, distinct_keys(order_bits(confidence)), jnp.uint32(0xFFFFFFFF))
-    threshold = jnp.sort(keys, axis=-1)[..., count - 1 : count]
-    return keys <= threshold
+    return keys <= _sorted(keys)[..., count - 1 : count]
+
+
+def _sorted(keys: Array) -> Array:
+    # All keys differ: a stable sort would be slower for the same result.
+    return jnp.sort(keys, axis=-1, stable=False)

@@ -43,7 +43,8 @@ def lambda_returns(
         r_k = base_k + discount_k * lam * r_next
         return r_k, r_k
 
-    _, returns = jax.lax.scan(backward, v_t[-1], (base, discount_tp1), reverse=True)
+    # Unrolled: the few operations of all steps become one.
+    _, returns = jax.lax.scan(backward, v_t[-1], (base, discount_tp1), reverse=True, unroll=True)
     return returns
 
 

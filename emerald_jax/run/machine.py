@@ -9,12 +9,13 @@ from typing import Any
 import jax
 
 #: Flags for CPUs. The concurrency-optimised scheduler keeps all buffers alive: XLA plans 20 GiB for
-#: the paper's world-model gradient instead of 9. The YNNPACK fusions run convolutions on one core:
-#: an update of crafter-small (8 x 32 batches, 16 channels) took 6.2 s with and 3.4 s without them
-#: (two cores, busy).
+#: the paper's world-model gradient instead of 9. YNNPACK may compute products, fused with the
+#: operations around them, but not convolutions, which it runs on one core. The tree rewriter splits
+#: each sum into windows: two slow operations for one (a fifth of the quickstart's operations).
 _CPU_FLAGS = {
     "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
-    "--xla_cpu_experimental_ynn_fusion_type": "",
+    "--xla_cpu_experimental_ynn_fusion_type": "dot",
+    "--xla_disable_hlo_passes": "tree_reduction_rewriter",
 }
 
 
@@ -22,7 +23,7 @@ def prepare_jax() -> None:
     """Configure JAX for a run; call it before the first computation.
 
     Compiled programs are cached in a directory of the user, across processes, if it is writable.
-    Two of XLA's CPU defaults are turned off (:data:`_CPU_FLAGS`); accelerators ignore them.
+    Some of XLA's CPU defaults are changed (:data:`_CPU_FLAGS`); accelerators ignore them.
     """
     # XLA ends the process on an unknown flag; these exist in the versions we tested.
     if jax.__version_info__ < (0, 12):

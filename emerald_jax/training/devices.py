@@ -200,7 +200,7 @@ def compile_imagination(learner: Learner, devices: list[jax.Device]) -> Callable
     """
 
     def dream(params: dict[str, Params], starts: Starts, keys: Key) -> Trajectory:
-        return jax.vmap(partial(rollout, params, learner=learner))(starts, keys)
+        return rollout(params, starts, keys, learner=learner)
 
     if len(devices) == 1:
         return jax.jit(dream)

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from emerald_jax.agent.state import Learner, TrainState, apply_gradients
 from emerald_jax.config import Config
-from emerald_jax.imagination import imagine, starts_from, world_model_step
+from emerald_jax.imagination import decoding_draws, imagine, starts_from, world_model_step
 from emerald_jax.losses import (
     Returns,
     actor_losses,
@@ -32,6 +33,7 @@ from emerald_jax.losses import (
 from emerald_jax.models.vision import looped
 from emerald_jax.models.world_model import Pass
 from emerald_jax.ops.distributions import sample_categorical
+from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import moving_average, percentile_range
 from emerald_jax.types import Array, Batch, Carry, Key, Params, Starts, State, Trajectory
 
@@ -64,13 +66,14 @@ def train_step(
         all devices. An update with a non-finite loss or gradient changes only its counters and
         empties the carry; ``metrics["finite"]`` is then 0.
     """
-    keys = jax.vmap(partial(jax.random.split, num=2))(key)
+    model_key, dream_key = split(key, 2)
     model_grads, (passed, metrics) = model_gradient(
-        state.params["world_model"], batch, keys[:, 0], learner
+        state.params["world_model"], batch, model_key, learner
     )
-    trajectory, cont_0 = jax.vmap(partial(_dream, state.params, learner=learner))(
-        passed, batch.is_terminal, keys[:, 1]
-    )
+    positions = start_positions(batch.action.shape[1], learner.config.behavior.start_stride)
+    starts = starts_from(passed, positions)
+    trajectory = rollout(state.params, starts, dream_key, learner=learner)
+    cont_0 = 1.0 - batch.is_terminal[:, positions]
     returns = judge(state.params, trajectory, cont_0, learner)
     now = percentile_range(returns.target, axis_name=axis_name)
     decay = learner.config.behavior.return_decay
@@ -104,29 +107,18 @@ def model_gradient(
 def model_loss(params: Params, batch: Batch, keys: Key, learner: Learner) -> tuple:
     """Mean world-model loss over `[B, L]`; auxiliary: the pass `[B]` and mean metrics."""
     config = learner.config.loss
-    losses = partial(world_model_losses, model=learner.model, config=config)
-    terms, (passed, extra) = jax.vmap(losses, in_axes=(None, 0, 0))(params, batch, keys)
+    options = {"model": learner.model, "config": config}
+    terms, (passed, extra) = world_model_losses(params, batch, keys, **options)
     total = weighted_sum(terms, config).mean()
     metrics = {f"loss/{name}": term.mean() for name, term in terms.items()}
     metrics |= {f"model/{name}": value.mean() for name, value in extra.items()}
     return total, (jax.lax.stop_gradient(passed), {"loss/model": total, **metrics})
 
 
-def _dream(
-    params: dict[str, Params], passed: Pass, is_terminal: Array, key: Key, *, learner: Learner
-) -> tuple[Trajectory, Array]:
-    """Imagine from every ``start_stride``-th state; also the real continuation of the starts."""
-    behavior = learner.config.behavior
-    positions = start_positions(is_terminal.shape[0], behavior.start_stride)
-    starts = starts_from(passed, positions)
-    trajectory = rollout(params, starts, key, learner=learner)
-    return trajectory, 1.0 - is_terminal[positions]
-
-
 def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Learner) -> Trajectory:
-    """Imagine `[H + 1, n]` from the starts of one sequence with the agent's own policy.
+    """Imagine `[B, H + 1, n]` from the starts `[B, n]` with the agent's own policy.
 
-    ``params`` are ``world_model`` and ``actor``; ``learner`` sets H and S.
+    ``params`` are ``world_model`` and ``actor``; ``key`` `[B]` is consumed; ``learner`` sets H, S.
     """
     behavior = learner.config.behavior
 
@@ -136,7 +128,31 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
 
     model, horizon, steps = learner.model, behavior.horizon, behavior.decode_steps
     own, step = world_model_step(model, starts, decode_steps=steps, horizon=horizon)
-    return imagine(params, starts.state, own, key, policy=policy, step=step, horizon=horizon)
+    act_key, model_key = split(key, 2)
+    count = starts.state.h.shape[-2]
+    noise = (
+        uniform(act_key, (horizon, count), before=1),
+        uniform(model_key, (horizon, *decoding_draws(model, steps, (count,))), before=2),
+    )
+    options = {"policy": policy, "step": step, "horizon": horizon}
+    used = {**params, "world_model": in_compute_type(params["world_model"], model.dtype)}
+    trajectory = imagine(used, starts.state, own, noise, **options)
+    return swapped(trajectory)
+
+
+def in_compute_type(world_model: Params, dtype: jnp.dtype) -> Params:
+    """Kernels, and the biases next to them, in the compute type, once for all imagined steps.
+
+    Of the modules that imagination uses; the results do not change.
+    """
+
+    def cast(tree: Params) -> Params:
+        if "kernel" in tree:
+            return jax.tree.map(lambda x: x.astype(dtype), tree)
+        return {k: cast(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+    used = ("sequence", "spread", "dynamics_head", "maskgit", "autoregressive")
+    return {k: cast(v) if k in used else v for k, v in world_model.items()}
 
 
 def start_positions(length: int, stride: int) -> Array:
@@ -153,8 +169,23 @@ def judge(
     """
     shared = {"model": learner.model, "actor_critic": learner.actor_critic}
     config = learner.config.behavior
-    evaluate = partial(evaluate_trajectory, params, **shared, config=config)
-    return batched(evaluate, (trajectory, cont_0), batch_parts(learner.config, len(cont_0)))
+
+    def evaluate(part: tuple[Trajectory, Array]) -> Returns:
+        trajectory, cont_0 = part
+        return swapped(
+            evaluate_trajectory(params, swapped(trajectory), cont_0, **shared, config=config)
+        )
+
+    parts = batch_parts(learner.config, len(cont_0))
+    if parts == 1:
+        return evaluate((trajectory, cont_0))
+    found = jax.lax.map(evaluate, in_parts((trajectory, cont_0), parts))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def swapped(tree: Any) -> Any:
+    """Swap the first two axes of all arrays: sequences first, or time first."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
 def behavior_gradient(
@@ -189,13 +220,10 @@ def _behavior_loss(
     no parameter, so the gradient of the sum is the gradient of each.
     """
     shared = {"actor_critic": learner.actor_critic, "config": learner.config.behavior}
-
-    def losses(trajectory: Trajectory, returns: Returns) -> tuple[Array, Array, Metrics]:
-        actor, extra = actor_losses(params["actor"], trajectory, returns, scale, **shared)
-        critic = critic_losses(params["critic"], slow, trajectory, returns, **shared)
-        return actor, critic, extra
-
-    actor, critic, extra = jax.tree.map(jnp.mean, jax.vmap(losses)(*data))
+    trajectory, returns = swapped(data)
+    actor, extra = actor_losses(params["actor"], trajectory, returns, scale, **shared)
+    critic = critic_losses(params["critic"], slow, trajectory, returns, **shared)
+    actor, critic, extra = jax.tree.map(jnp.mean, (actor, critic, extra))
     metrics = {f"behavior/{name}": value for name, value in extra.items()}
     return actor + critic, (None, {"loss/actor": actor, "loss/critic": critic, **metrics})
 
@@ -223,8 +251,9 @@ def _apply(
     learner: Learner,
 ) -> tuple[TrainState, Carry, Metrics]:
     """Update parameters, slow critic and return range, unless a value is not finite."""
-    norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
-    metrics |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    # The optimisers' flat vectors (see `build_optimizers`): one sum instead of one for each array.
+    flat = {name: ravel_pytree(tree)[0] for name, tree in grads.items()}
+    metrics |= {f"grad_norm/{name}": jnp.linalg.norm(vector) for name, vector in flat.items()}
     finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
     params, opt_state = apply_gradients(learner.optimizers, grads, state.opt_state, state.params)
     rate = learner.config.behavior.slow_rate
@@ -285,14 +314,6 @@ def mean_gradient(
     extras = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), extras)
     metrics = jax.tree.map(lambda x: x.mean(0), metrics)
     return jax.tree.map(lambda x: x / parts, total), (extras, metrics)
-
-
-def batched(function: Callable[..., Any], data: tuple, parts: int) -> Any:
-    """``jax.vmap(function)(*data)`` of `[B, ...]` arrays in ``parts``, one after another."""
-    if parts == 1:
-        return jax.vmap(function)(*data)
-    found = jax.lax.map(lambda part: jax.vmap(function)(*part), in_parts(data, parts))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
 def in_parts(data: Any, parts: int) -> Any:

@@ -63,7 +63,7 @@ def test_attention_is_the_models_own(params) -> None:
             if isinstance(module, RelativeAttention) and context.method_name == "chunk":
                 found = weights[len(outs)].astype(out[2].dtype)
                 mix = jax.numpy.einsum("hqk,khd->qhd", found, out[2])
-                outs.append((out[0], module.finish(args[0], mix, True)))
+                outs.append((out[0], module.finish(args[0], mix, None)))
             return out
 
         with nn.intercept_methods(again):

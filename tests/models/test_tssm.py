@@ -204,7 +204,7 @@ def test_one_block_follows_transformer_xl(params):
     module = RelativeAttention(CONFIG, jnp.float32)
     p = params["attention_0"]
     result, keys, values = module.apply(
-        {"params": p}, jnp.asarray(x), past, jnp.asarray(visible), True, method="chunk"
+        {"params": p}, jnp.asarray(x), past, jnp.asarray(visible), None, method="chunk"
     )
     expected = oracles.relative_attention(to_numpy(p), x, past, visible)
     np.testing.assert_allclose(result, expected, atol=2e-5)
