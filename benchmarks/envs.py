@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from benchmarks.suite.harness import Budget, Options
-from benchmarks.suite.report import Repeats, Row
+from benchmarks.suite.report import Row
 from emerald_jax.config import Config, EnvsConfig
 from emerald_jax.envs import EnvError, make_vector_env, register
 from emerald_jax.envs.host import env_seeds
@@ -105,8 +105,8 @@ def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
 
 def env_row(name: str, count: int, way: str, rates: list[float], **facts: float) -> Row:
     """The row of ``count`` environments and the rates of its repeats."""
-    case, value = {"env": name, "count": count, "way": way}, Repeats.of(rates)
-    return Row(benchmark=NAME, case=case, unit="env steps/s", value=value, facts=facts)
+    case = {"env": name, "count": count, "way": way}
+    return Row.of(rates, benchmark=NAME, case=case, unit="env steps/s", facts=facts)
 
 
 def add_hiding(row: Row, config: Config, options: Options) -> Row:

@@ -50,19 +50,16 @@ _COLUMNS = (
 class Run:
     """One kind of run.
 
-    Attributes:
-        stages: arguments of ``emerald-jax train``, command after command on the same directory.
-        seeds: by default.
-        goal: mean score of the last training episodes; None where ``emerald-jax report`` scores it.
-        title: of the figure.
-        minutes: time limit of a run; 0 for none.
+    ``stages`` are arguments of ``emerald-jax train``, command after command on the same directory;
+    ``goal`` is a mean score of the last training episodes, None where ``emerald-jax report`` scores
+    the run.
     """
 
     stages: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...]
     goal: float | None
-    title: str
-    minutes: float = 0.0
+    title: str  # of the figure
+    minutes: float = 0.0  # time limit of a run; 0 for none
 
 
 #: How these stages were found: docs/notes/breakout.md.

@@ -47,21 +47,13 @@ class Recorded(NamedTuple):
 
 
 class World(NamedTuple):
-    """A trained world model.
-
-    Attributes:
-        learner: its networks and settings.
-        params: the world model's parameters.
-        curve: ``[update, metrics]`` rows along the training, metrics by name.
-        seconds: wall time of the updates, without compilation.
-        machine: hardware and commit of the training; empty where unknown.
-    """
+    """A trained world model."""
 
     learner: Learner
-    params: Params
-    curve: list[list[Any]]
-    seconds: float
-    machine: str = ""
+    params: Params  # the world model's
+    curve: list[list[Any]]  # [update, metrics by name] along the training
+    seconds: float  # wall time of the updates, without compilation
+    machine: str = ""  # hardware and commit of the training; empty where unknown
 
 
 def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -> Recorded:
@@ -72,15 +64,13 @@ def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -
     manifest, size = folder / collect.DATASET_FILE, config.envs.image_size
     if record and not manifest.is_file():
         config = dataclasses.replace(config, env=scale.env or config.env)
-        played = collect.record(config, scale.records, seed=0)
         facts = collect.facts_of(config, "random", 0, scale.records)
-        collect.write_dataset(folder, played, facts)
-    found = collect.read_dataset(folder)
-    facts = found.facts
+        collect.write_dataset(folder, collect.record(config, scale.records, seed=0), facts)
+    facts, replay = collect.read_dataset(folder)
     if facts["image_shape"][0] != size:
         held = f"{folder} holds images {facts['image_shape']}"
         raise ConfigError(f"{held}: record with emerald-jax collect --image-size {size}")
-    train, held_out = collect.split(found.replay, HELD_OUT)
+    train, held_out = collect.split(replay, HELD_OUT)
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     return Recorded(train, held_out, facts["num_actions"], facts["env"], digest)
 
@@ -99,13 +89,13 @@ def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
     Numpy arrays without carry; ReplayError where too few episodes are that long.
     """
     sampler = make_sampler("windows", replay, 4 * count, length, seed)
-    kept: list[list[np.ndarray]] = []
+    kept: list[Batch] = []
     for _ in range(_TRIES):
         batch = sampler.sample()
         inside = ~batch.reset[:, 1:].any(axis=1)
-        kept.append([x[inside] for x in batch[:-1]])
-        if sum(len(columns[0]) for columns in kept) >= count:
-            return Batch(*(np.concatenate(x)[:count] for x in zip(*kept, strict=True)))
+        kept.append(jax.tree.map(lambda x, inside=inside: x[inside], batch))
+        if sum(len(part.action) for part in kept) >= count:
+            return jax.tree.map(lambda *x: np.concatenate(x)[:count], *kept)
     raise ReplayError(f"too few recorded windows of {length} steps: shorten context and horizon")
 
 
