@@ -17,14 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from benchmarks.envs import timed_steps
-from benchmarks.suite.harness import Budget, Options, on_cpu, repeat, with_changes
+from benchmarks.envs import step_rates
+from benchmarks.suite.harness import Options, on_cpu, repeat, with_changes
 from benchmarks.suite.report import Row
 from benchmarks.train import Update, frames
 from emerald_jax.config import Config
-from emerald_jax.envs import make_vector_env
 from emerald_jax.models.layers import compute_dtype
 from emerald_jax.run.directory import METRICS_FILE, read_rows
 from emerald_jax.training.loop import INTERRUPTED, train
@@ -44,7 +41,8 @@ def measure(options: Options) -> Iterator[Row | str]:
     minutes = options.minutes or (0.25 if options.quick else 2.0)
     update, budget = Update(config, 1), dataclasses.replace(options.budget(), least=5)
     before = repeat(update, budget)
-    env_seconds = vector_step_seconds(config, budget)
+    rates, _ = step_rates(config.env, config.envs, budget)
+    env_seconds = config.envs.count / median(rates)
     rows = run_for(config, minutes, 1 / median(before))
     # Before and after the run: the machine's speed may have changed.
     bare = 1 / median(before + repeat(update, budget))
@@ -97,16 +95,3 @@ def run_for(config: Config, minutes: float, updates_per_s: float) -> list[dict[s
         rows = [row for row in read_rows(logdir / METRICS_FILE) if "speed/updates_per_s" in row]
     # The last row may cover only a few updates; the first includes the prefill.
     return rows[1:-1] if len(rows) > 3 else rows[1:]
-
-
-def vector_step_seconds(config: Config, budget: Budget) -> float:
-    """Seconds of one step of all environments when nothing else runs."""
-    env = make_vector_env(config.env, config.envs, seed=0)
-    try:
-        count, rng = config.envs.count, np.random.default_rng(0)
-        actions = rng.integers(env.spec.num_actions, size=(256, count), dtype=np.int32)
-        env.reset()
-        rates = timed_steps(lambda t: env.step(actions[t % len(actions)]).env_steps, budget)
-    finally:
-        env.close()
-    return count / median(rates)

@@ -95,12 +95,10 @@ class Options:
         """The parsed options; ConfigError where they are invalid."""
         given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.metadata}
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v}
-        options = cls(**given)
-        if options.preset:
-            get_preset(options.preset)
-        if options.quick and options.full:
+        get_preset(given.get("preset", "crafter"))
+        if parsed.quick and parsed.full:
             raise ConfigError("--quick and --full exclude each other: choose one")
-        return options
+        return cls(**given)
 
     def budget(self) -> Budget:
         """Of one number."""
@@ -314,24 +312,21 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
 
     Training's own function takes them from a pass of noise in which every token is valid.
     """
-    config = learner.config
+    config = with_changes(learner.config, replay={"batch": sequences})
     positions = start_positions(config.replay.length, config.behavior.start_stride)
 
-    def read() -> Any:
-        batch = random_batch(with_changes(config, replay={"batch": sequences}))
-        batch = jax.tree.map(jnp.asarray, batch)._replace(carry=init_carry(learner, sequences))
-        params = init_state(learner, jax.random.key(0)).params["world_model"]
-        keys = jax.random.split(jax.random.key(0), sequences)
+    def read(key: Key) -> Any:
+        batch = random_batch(config)._replace(carry=init_carry(learner, sequences))
+        params = init_state(learner, key).params["world_model"]
+        keys = jax.random.split(key, sequences)
         return jax.vmap(partial(learner.model.apply, {"params": params}))(batch, keys)
 
-    passed = jax.eval_shape(read)
-
+    @jax.jit  # so that parts which no start reads are never made
     def make(key: Key) -> Starts:
-        # Compiled, so that parts which no start reads are never made.
-        noise = _noise(passed, key, classes=config.model.classes)
+        noise = _noise(jax.eval_shape(read, key), key, classes=config.model.classes)
         return jax.vmap(lambda one: starts_from(one, positions))(noise)
 
-    return jax.jit(make)(jax.random.key(2))
+    return make(jax.random.key(2))
 
 
 def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
@@ -345,8 +340,7 @@ def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
     leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [one(*pair) for pair in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
 
 
 def run_script(measure: Callable[..., dict[str, Any]], name: str, *, long: str = "") -> NoReturn:
