@@ -58,19 +58,19 @@ def restore(run: Path, config: ej.Config, names: dict[str, Any], step: int | Non
 
 def same(found: Point, truth: Point) -> bool:
     """Whether what came back is what was saved, but for rows that are known to be lost."""
-    if found.metadata != truth.metadata or found.leaves.keys() != truth.leaves.keys():
+    ours, theirs = (
+        (point.metadata, point.leaves.keys(), point.replay.written, point.replay.oldest)
+        for point in (found, truth)
+    )
+    spans = found.replay.spans()
+    if ours != theirs or not (found.lost or spans == truth.replay.spans()):
         return False
     pairs = [(found.leaves[name], leaf) for name, leaf in truth.leaves.items()]
-    ours, theirs = found.replay, truth.replay
-    if (ours.written, ours.oldest) != (theirs.written, theirs.oldest):
-        return False
-    if not found.lost and ours.spans() != theirs.spans():
-        return False
-    for start, stop in ours.spans():
-        rows = np.arange(start, stop) % ours.rows
-        # At a lost chunk an episode is cut, which changes is_last: it is not compared.
-        names = ours.columns.keys() - {"is_last"}
-        pairs += [(ours.columns[name][rows], theirs.columns[name][rows]) for name in names]
+    rows = np.concatenate([[], *(np.arange(*span) for span in spans)]).astype(int)
+    rows %= found.replay.rows
+    # At a lost chunk an episode is cut, which changes is_last: it is not compared.
+    for name in found.replay.columns.keys() - {"is_last"}:
+        pairs.append(tuple(point.replay.columns[name][rows] for point in (found, truth)))
     return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
 
 

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.envs import step_rates
-from benchmarks.suite.harness import Options, on_cpu, repeat, with_changes
+from benchmarks.suite.harness import Budget, Options, on_cpu, repeat, with_changes
 from benchmarks.suite.report import Row
 from benchmarks.train import Update, frames
 from emerald_jax.config import Config
@@ -41,8 +41,7 @@ def measure(options: Options) -> Iterator[Row | str]:
     minutes = options.minutes or (0.25 if options.quick else 2.0)
     update, budget = Update(config, 1), dataclasses.replace(options.budget(), least=5)
     before = repeat(update, budget)
-    rates, _ = step_rates(config.env, config.envs, budget)
-    env_seconds = config.envs.count / median(rates)
+    env_seconds = vector_step_seconds(config, budget)
     rows = run_for(config, minutes, 1 / median(before))
     # Before and after the run: the machine's speed may have changed.
     bare = 1 / median(before + repeat(update, budget))
@@ -95,3 +94,8 @@ def run_for(config: Config, minutes: float, updates_per_s: float) -> list[dict[s
         rows = [row for row in read_rows(logdir / METRICS_FILE) if "speed/updates_per_s" in row]
     # The last row may cover only a few updates; the first includes the prefill.
     return rows[1:-1] if len(rows) > 3 else rows[1:]
+
+
+def vector_step_seconds(config: Config, budget: Budget) -> float:
+    """Seconds of one step of all environments when nothing else runs."""
+    return config.envs.count / median(step_rates(config.env, config.envs, budget)[0])

@@ -21,7 +21,7 @@ from benchmarks.suite.harness import run_script
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import Episode
 from emerald_jax.envs.playing import is_whole, play_randomly
-from emerald_jax.scores import atari100k, crafter, crafter_score, success_rates
+from emerald_jax.scores import atari_game, crafter, crafter_score, success_rates
 
 GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
 NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))
@@ -58,8 +58,7 @@ def measure(name: str, changes: dict[str, int], episodes: int) -> dict[str, Any]
 
 def against_atari(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """The published random score of a game, and whether ours agrees."""
-    game = atari100k()["games"].get(name.partition(":")[2])
-    if game is None or not name.startswith("atari:"):
+    if (game := atari_game(name)) is None:
         return {}
     theirs = row["standard_error"] * (row["episodes"] / MNIH_EPISODES) ** 0.5
     allowed = Z * (row["standard_error"] ** 2 + theirs**2) ** 0.5 + ROUNDING

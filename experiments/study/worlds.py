@@ -24,7 +24,7 @@ from emerald_jax.run.machine import compile_program, machine_line
 from emerald_jax.run.weights import read_weights, write_weights
 from emerald_jax.training import collect
 from emerald_jax.training.update import model_gradient
-from emerald_jax.types import Array, Batch, Carry, Key, Params
+from emerald_jax.types import Batch, Carry, Key, Params
 from experiments.study import probe
 from experiments.study.plan import PROBE, Scale
 
@@ -120,11 +120,18 @@ def train_world(
     opt_state = jax.jit(learner.optimizers["world_model"].init)(params)
     carry = init_carry(learner, size.batch)
     sampler = make_sampler(size.sampler, replay, size.batch, size.length, config.seed + seed)
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def update(params: Params, opt_state: Any, carry: Carry, batch: Batch, key: Key) -> tuple:
+        keys = jax.random.split(key, size.batch)
+        batch = batch._replace(carry=carry)
+        grads, (passed, metrics) = model_gradient(params, batch, keys, learner)
+        change, opt_state = learner.optimizers["world_model"].update(grads, opt_state, params)
+        return optax.apply_updates(params, change), opt_state, passed.carry, metrics
+
     batch = sampler.sample()
-    lowered = jax.jit(partial(_update, learner=learner), donate_argnums=(0, 1, 2)).lower(
-        params, opt_state, carry, batch, base
-    )
-    step, curve, every = compile_program(lowered), [], every or max(1, updates // _POINTS)
+    step = compile_program(update.lower(params, opt_state, carry, batch, base))
+    curve, every = [], every or max(1, updates // _POINTS)
     began = time.monotonic()
     for number in range(1, updates + 1):
         key = jax.random.fold_in(base, number - 1)
@@ -140,17 +147,6 @@ def train_world(
             break
     jax.block_until_ready(params)
     return World(learner, params, curve, time.monotonic() - began)
-
-
-def _update(
-    params: Params, opt_state: Any, carry: Carry, batch: Batch, key: Key, *, learner: Learner
-) -> tuple[Params, Any, Carry, dict[str, Array]]:
-    """One gradient step of the world model; the carry is for the next batch."""
-    keys = jax.random.split(key, batch.action.shape[0])
-    batch = batch._replace(carry=carry)
-    grads, (passed, metrics) = model_gradient(params, batch, keys, learner)
-    updates, opt_state = learner.optimizers["world_model"].update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, passed.carry, metrics
 
 
 def kept_world(

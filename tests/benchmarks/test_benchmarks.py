@@ -241,4 +241,4 @@ def test_a_real_run_is_measured():
     rows = end_to_end.run_for(TINY, 0.001, 10.0)
     assert rows
     assert {"speed/env_steps_per_s", "speed/updates_per_s", "speed/env_wait_share"} <= set(rows[0])
-    assert envs.step_rates(TINY.env, TINY.envs, SHORT)[0][0] > 0
+    assert end_to_end.vector_step_seconds(TINY, SHORT) > 0
