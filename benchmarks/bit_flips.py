@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import emerald_jax as ej
-from benchmarks.suite.harness import script_parser, with_changes, write_result
+from benchmarks.suite.harness import run_script, with_changes
 from emerald_jax.run.checkpoint import CheckpointError, Store, named_leaves, nest
 from emerald_jax.training.loop import train
 
@@ -58,19 +58,19 @@ def restore(run: Path, config: ej.Config, names: dict[str, Any], step: int | Non
 
 def same(found: Point, truth: Point) -> bool:
     """Whether what came back is what was saved, but for rows that are known to be lost."""
-    if found.metadata != truth.metadata or found.leaves.keys() != truth.leaves.keys():
+    ours, theirs = (
+        (point.metadata, point.leaves.keys(), point.replay.written, point.replay.oldest)
+        for point in (found, truth)
+    )
+    spans = found.replay.spans()
+    if ours != theirs or not (found.lost or spans == truth.replay.spans()):
         return False
     pairs = [(found.leaves[name], leaf) for name, leaf in truth.leaves.items()]
-    ours, theirs = found.replay, truth.replay
-    if (ours.written, ours.oldest) != (theirs.written, theirs.oldest):
-        return False
-    if not found.lost and ours.spans() != theirs.spans():
-        return False
-    for start, stop in ours.spans():
-        rows = np.arange(start, stop) % ours.rows
-        # At a lost chunk an episode is cut, which changes is_last: it is not compared.
-        names = ours.columns.keys() - {"is_last"}
-        pairs += [(ours.columns[name][rows], theirs.columns[name][rows]) for name in names]
+    rows = np.concatenate([[], *(np.arange(*span) for span in spans)]).astype(int)
+    rows %= found.replay.rows
+    # At a lost chunk an episode is cut, which changes is_last: it is not compared.
+    for name in found.replay.columns.keys() - {"is_last"}:
+        pairs.append(tuple(point.replay.columns[name][rows] for point in (found, truth)))
     return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
 
 
@@ -112,29 +112,23 @@ def flip_bits(run: Path, flips: int, config: ej.Config, seed: int) -> list[dict]
     return table
 
 
-def main() -> None:
-    """Flip, print, write JSON."""
-    parser = script_parser(__doc__, "bit_flips.json")
-    parser.add_argument("--flips", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the bits")
-    parser.add_argument("--run", type=Path, help="a run to copy; default: a small one is trained")
-    options = parser.parse_args()
+def measure(flips: int = 100, seed: int = 0, run: Path | None = None) -> dict[str, Any]:
+    """Flip ``flips`` bits, drawn with ``seed``, of a copy of ``run`` (default: of a small run)."""
     logging.disable(logging.WARNING)  # every flip logs a warning; the table has it too
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        if options.run:
-            shutil.copytree(options.run, run)
-        config = ej.Run(run).config if options.run else make_run(run)
-        table = flip_bits(run, options.flips, config, options.seed)
-    result = {
+        copy = Path(folder) / "run"
+        if run:
+            shutil.copytree(run, copy)
+        table = flip_bits(copy, flips, ej.Run(copy).config if run else make_run(copy), seed)
+    outcomes = Counter(row["outcome"] for row in table)
+    return {
         "flips": len(table),
         "files": len({row["file"] for row in table}),
-        "outcomes": dict(Counter(row["outcome"] for row in table)),
-        "silently_wrong": sum(row["outcome"] == "silently wrong" for row in table),
+        "outcomes": dict(outcomes),
+        "silently_wrong": outcomes["silently wrong"],
         "table": table,
     }
-    write_result(options.out, result, long="table")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(measure, "bit_flips", long="table")

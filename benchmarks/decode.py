@@ -19,9 +19,8 @@ import emerald_jax as ej
 from benchmarks.suite import harness
 from benchmarks.suite.flops import trace_flops
 from benchmarks.suite.harness import Options, on_cpu
-from benchmarks.suite.report import Repeats, Row
+from benchmarks.suite.report import Row
 from benchmarks.train import starts_per_sequence
-from emerald_jax.types import Array, Key, Params
 
 NAME = "decode"
 
@@ -70,11 +69,8 @@ def measure_point(config: ej.Config, point: Point, options: Options) -> tuple[li
     h = jax.random.normal(jax.random.key(0), (point.batch, config.model.width))
     params = harness.random_state(learner).params["world_model"]
     arguments = (params, h.astype(jnp.dtype(point.dtype)), jax.random.key(1))
-
-    def draw(params: Params, h: Array, key: Key) -> Array:
-        return ej.decode(params, h, key, model=learner.model, steps=point.steps).z
-
-    program, facts = harness.compile_for(jax.jit(draw), *arguments)
+    draw = partial(ej.decode, model=learner.model, steps=point.steps)
+    program, facts = harness.compile_for(jax.jit(lambda *inputs: draw(*inputs).z), *arguments)
     work, call = trace_flops(draw, *arguments)[0], partial(program, *arguments)
     names = {"benchmark": NAME, "case": _case(config, point), "unit": "latents/s"}
     return harness.program_row(options.budget(), call, point.batch, work, facts, **names)
@@ -84,9 +80,9 @@ def claim(config: ej.Config, point: Point, seconds: list[float], rival: list[flo
     """How many times faster MaskGIT is than one position after another, repeat by repeat."""
     case = _case(config, point)
     case["prior"] = f"maskgit S={case.pop('S')} against autoregressive"
-    value = Repeats.of([slow / quick for slow, quick in zip(rival, seconds, strict=False)])
+    ratios = [slow / quick for slow, quick in zip(rival, seconds, strict=False)]
     facts = {"seconds": median(seconds), "autoregressive_seconds": median(rival)}
-    return Row(benchmark=NAME, case=case, unit="times as fast", value=value, facts=facts)
+    return Row.of(ratios, benchmark=NAME, case=case, unit="times as fast", facts=facts)
 
 
 def _case(config: ej.Config, point: Point) -> dict[str, Any]:

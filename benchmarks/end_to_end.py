@@ -17,14 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from benchmarks.envs import timed_steps
+from benchmarks.envs import step_rates
 from benchmarks.suite.harness import Budget, Options, on_cpu, repeat, with_changes
-from benchmarks.suite.report import Repeats, Row
+from benchmarks.suite.report import Row
 from benchmarks.train import Update, frames
 from emerald_jax.config import Config
-from emerald_jax.envs import make_vector_env
 from emerald_jax.models.layers import compute_dtype
 from emerald_jax.run.directory import METRICS_FILE, read_rows
 from emerald_jax.training.loop import INTERRUPTED, train
@@ -59,10 +56,12 @@ def end_to_end_row(
     ``bare`` is the updates per second of the train step alone, ``env_seconds`` the time of one step
     of all environments alone.
     """
-    value = Repeats.of([row["speed/env_steps_per_s"] for row in rows])
-    updates = median(row["speed/updates_per_s"] for row in rows)
-    share = median(row["speed/env_wait_share"] for row in rows)
-    waiting, count = share * config.envs.count / value.median, config.envs.count
+    rates, updates, shares = (
+        [row[f"speed/{name}"] for row in rows]
+        for name in ("env_steps_per_s", "updates_per_s", "env_wait_share")
+    )
+    updates, count = median(updates), config.envs.count
+    waiting = median(shares) * count / median(rates)
     case = {"preset": config.preset, "env": config.env, "environments": count}
     case["dtype"] = config.model.dtype
     facts = {
@@ -75,7 +74,7 @@ def end_to_end_row(
         "can_environments_keep_up": env_seconds < config.updates_per_vector_step / bare,
         "minutes": minutes,
     }
-    return Row(benchmark=NAME, case=case, unit="env steps/s", value=value, facts=facts)
+    return Row.of(rates, benchmark=NAME, case=case, unit="env steps/s", facts=facts)
 
 
 def run_for(config: Config, minutes: float, updates_per_s: float) -> list[dict[str, Any]]:
@@ -99,12 +98,4 @@ def run_for(config: Config, minutes: float, updates_per_s: float) -> list[dict[s
 
 def vector_step_seconds(config: Config, budget: Budget) -> float:
     """Seconds of one step of all environments when nothing else runs."""
-    env = make_vector_env(config.env, config.envs, seed=0)
-    try:
-        count, rng = config.envs.count, np.random.default_rng(0)
-        actions = rng.integers(env.spec.num_actions, size=(256, count), dtype=np.int32)
-        env.reset()
-        rates = timed_steps(lambda t: env.step(actions[t % len(actions)]).env_steps, budget)
-    finally:
-        env.close()
-    return count / median(rates)
+    return config.envs.count / median(step_rates(config.env, config.envs, budget)[0])

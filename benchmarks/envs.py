@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import product
 from statistics import median
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from benchmarks.suite.harness import Budget, Options
-from benchmarks.suite.report import Repeats, Row
+from benchmarks.suite.harness import NUM_ACTIONS, Budget, Options
+from benchmarks.suite.report import Row
 from emerald_jax.config import Config, EnvsConfig
 from emerald_jax.envs import EnvError, make_vector_env, register
 from emerald_jax.envs.host import env_seeds
@@ -37,7 +38,6 @@ ENVS = (
 _ONE_WAY = {"atari": "threads", "gymnax": "device", "craftax": "device"}
 _WARM_UP = 20
 _ACTIONS = 1024
-_CRAFTER_ACTIONS = 17
 
 
 class Noise(gymnasium.Env):
@@ -45,10 +45,7 @@ class Noise(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(0, 255, (210, 160, 3), np.uint8)
     action_space = gymnasium.spaces.Discrete(4)
-
-    def __init__(self) -> None:
-        self._image = np.random.default_rng(0).integers(256, size=(210, 160, 3), dtype=np.uint8)
-        self._t = 0
+    _image = np.random.default_rng(0).integers(256, size=(210, 160, 3), dtype=np.uint8)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         """Return the constant image."""
@@ -58,7 +55,6 @@ class Noise(gymnasium.Env):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Return the same image; an episode has 1000 steps."""
-        del action
         self._t += 1
         return self._image, 0.0, False, self._t == 1000, {}
 
@@ -88,25 +84,23 @@ def measure(options: Options) -> Iterator[Row | str]:
 def measure_env(name: str, count: int, way: str, budget: Budget) -> Row:
     """Steps per second of ``count`` environments; EnvError where a package is missing."""
     settings = {} if way in _ONE_WAY.values() else {"workers": way}
+    rates, ready = step_rates(name, EnvsConfig(count=count, **settings), budget)
+    facts = {"vector_step_seconds": count / median(rates), "start_seconds": round(ready, 2)}
+    case = {"env": name, "count": count, "way": way}
+    return Row.of(rates, benchmark=NAME, case=case, unit="env steps/s", facts=facts)
+
+
+def step_rates(name: str, envs: EnvsConfig, budget: Budget) -> tuple[list[float], float]:
+    """Environment steps per second at random actions, and the seconds of the start."""
     began = time.perf_counter()
-    env = make_vector_env(name, EnvsConfig(count=count, **settings), seed=0)
-    try:
-        actions = random_actions(env.spec.num_actions, count)
+    with closing(make_vector_env(name, envs, seed=0)) as env:
+        shape = (_ACTIONS, envs.count)
+        actions = np.random.default_rng(0).integers(env.spec.num_actions, size=shape)
         env.reset()
         for t in range(_WARM_UP):
             env.step(actions[t])
         ready = time.perf_counter() - began
-        rates = timed_steps(lambda t: env.step(actions[t % _ACTIONS]).env_steps, budget)
-    finally:
-        env.close()
-    facts = {"vector_step_seconds": count / median(rates), "start_seconds": round(ready, 2)}
-    return env_row(name, count, way, rates, **facts)
-
-
-def env_row(name: str, count: int, way: str, rates: list[float], **facts: float) -> Row:
-    """The row of ``count`` environments and the rates of its repeats."""
-    case, value = {"env": name, "count": count, "way": way}, Repeats.of(rates)
-    return Row(benchmark=NAME, case=case, unit="env steps/s", value=value, facts=facts)
+        return timed_steps(lambda t: env.step(actions[t % _ACTIONS]).env_steps, budget), ready
 
 
 def add_hiding(row: Row, config: Config, options: Options) -> Row:
@@ -124,16 +118,19 @@ def plain_row(count: int, budget: Budget) -> Row:
     modules = [f"emerald_jax.envs.{name}" for name in ("fork_server", "crafter")]
     context.set_forkserver_preload(modules)
     gate, queue = context.Barrier(count), context.Queue()
-    actions = random_actions(_CRAFTER_ACTIONS, count)
-    workers = []
-    for i, seed in enumerate(env_seeds(0, count)):
-        arguments = (seed, actions[:, i], gate, queue, budget)
-        workers.append(context.Process(target=play_plain, args=arguments, daemon=True))
-        workers[-1].start()
+    actions = np.random.default_rng(0).integers(NUM_ACTIONS, size=(_ACTIONS, count))
+    workers = [
+        context.Process(target=play_plain, args=(*each, gate, queue, budget), daemon=True)
+        for each in zip(env_seeds(0, count), actions.T, strict=True)
+    ]
+    for worker in workers:
+        worker.start()
     rates = [queue.get(timeout=120 + 4 * budget.seconds) for _ in workers]
     for worker in workers:
         worker.join()
-    return env_row("crafter", count, "plain", np.sum(rates, axis=0).tolist(), start_seconds=0.0)
+    case, facts = {"env": "crafter", "count": count, "way": "plain"}, {"start_seconds": 0.0}
+    rates = np.sum(rates, axis=0).tolist()
+    return Row.of(rates, benchmark=NAME, case=case, unit="env steps/s", facts=facts)
 
 
 def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Budget) -> None:
@@ -156,11 +153,6 @@ def play_plain(seed: int, actions: np.ndarray, gate: Any, queue: Any, budget: Bu
     for t in range(_WARM_UP):
         step(t)
     queue.put(timed_steps(step, budget, before=gate.wait))
-
-
-def random_actions(num_actions: int, count: int) -> np.ndarray:
-    """Actions of every environment, played in a loop: `[1024, count]`."""
-    return np.random.default_rng(0).integers(num_actions, size=(_ACTIONS, count))
 
 
 def timed_steps(step: Any, budget: Budget, before: Any = None) -> list[float]:

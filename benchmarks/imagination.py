@@ -43,8 +43,8 @@ def measure(options: Options) -> Iterator[Row | str]:
     """Rows, and a line for every point that is left out."""
     config = options.config()
     for point in points(options, config):
-        what, reason = f"imagination {describe(point.case)}", obstacle(config, point)
-        if reason:
+        what = f"imagination {describe(point.case)}"
+        if reason := obstacle(config, point):
             yield f"{what}: {reason}"
         else:
             yield harness.unless_memory_lacks(what, partial(measure_point, config, point, options))
@@ -57,30 +57,21 @@ def points(options: Options, config: ej.Config) -> list[Point]:
     at a time. ``quick`` takes the preset's own S and the linear head.
     """
     devices, unit = harness.device_counts(options), starts_per_sequence(config)
-    here = Point(
-        steps=config.behavior.decode_steps,
-        horizon=config.behavior.horizon,
-        starts=config.replay.batch * unit,
-        dtype="float32" if on_cpu() else "bfloat16",
-        devices=devices[0],
-    )
+    steps, horizon = config.behavior.decode_steps, config.behavior.horizon
+    dtype = "float32" if on_cpu() else "bfloat16"
+    here = Point(steps, horizon, config.replay.batch * unit, dtype, devices[0])
     named = (options.decode_steps, options.horizon, options.starts, options.dtype)
     if any(named) or options.devices:
         axes = [axis or (own,) for axis, own in zip(named, here[:4], strict=True)]
         return [Point(*values) for values in product(*axes, devices)]
     if options.quick:
         return [here, here._replace(steps=0 if here.steps else 1)]
-    grid = {
-        "steps": (0, 1, 3, 8),
-        "horizon": (5, 15, 30),
-        "starts": tuple(unit * 4**i for i in range(1, 5)),
-        "dtype": ("float32", "bfloat16"),
-        "devices": devices,
-    }
+    starts = [unit * 4**i for i in range(1, 5)]
+    grid = Point((0, 1, 3, 8), (5, 15, 30), starts, ("float32", "bfloat16"), devices)
     if options.full or not on_cpu():
-        return [Point(*values) for values in product(*grid.values())]
-    grid["starts"] = tuple(n for n in grid["starts"] if n <= 4 * here.starts)
-    changed = [here._replace(**{axis: value}) for axis, values in grid.items() for value in values]
+        return [Point(*values) for values in product(*grid)]
+    grid = grid._replace(starts=[n for n in starts if n <= 4 * here.starts])
+    changed = [here._replace(**{k: v}) for k, values in grid._asdict().items() for v in values]
     return list(dict.fromkeys([here, *changed]))
 
 

@@ -8,7 +8,7 @@ Result:  benchmarks/results/kills.json
 
 from __future__ import annotations
 
-import contextlib
+import os
 import random
 import re
 import signal
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.suite.harness import script_parser, start_small_run, write_result
+from benchmarks.suite.harness import run_script, start_small_run
 from emerald_jax.run.directory import read_rows
 from emerald_jax.training.loop import INTERRUPTED
 
@@ -47,11 +47,8 @@ def rows(run: Path) -> dict[int, float]:
 
 def unfinished(run: Path) -> set[int]:
     """Inodes of checkpoints that are being written, or were when the run was killed."""
-    found = set()
-    for path in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
-        with contextlib.suppress(OSError):  # it has just been completed and renamed
-            found.add(path.stat().st_ino)
-    return found
+    with os.scandir(run / "checkpoints") as entries:
+        return {entry.inode() for entry in entries if ".orbax-checkpoint-tmp" in entry.name}
 
 
 def resumed(run: Path) -> int | None:
@@ -144,31 +141,26 @@ def last_process(run: Path, interval_s: float) -> dict:
     }
 
 
-def main() -> None:
-    """Kill, print, write JSON."""
-    parser = script_parser(__doc__, "kills.json")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--interval", type=float, default=3.0, help="of checkpoints, seconds")
-    options = parser.parse_args()
+def measure(kills: int = 50, interval: float = 3.0) -> dict:
+    """Kill a run ``kills`` times, with ``interval`` seconds between checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        startup = warm_up(run, options.interval)
-        table = kill_often(run, options.kills, options.interval, startup)
-        end = last_process(run, options.interval)
-    result = {
+        startup = warm_up(run, interval)
+        table = kill_often(run, kills, interval, startup)
+        end = last_process(run, interval)
+    return {
         "kills": len(table),
         "killed_by_us": sum(row["exit_code"] == -signal.SIGKILL for row in table),
         "mid_save": sum(row["mid_save"] for row in table),
         "before_it_went_on": sum(row["continued_from"] is None for row in table),
-        "interval_s": options.interval,
+        "interval_s": interval,
         "startup_s": round(startup, 1),
         "most_lost_s": max((row.get("lost_s", 0.0) for row in table), default=0.0),
         "most_lost_updates": max((row.get("lost_updates", 0) for row in table), default=0),
         **end,
         "table": table,
     }
-    write_result(options.out, result, long="table")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(measure, "kills", long="table")

@@ -9,12 +9,13 @@ Result:  benchmarks/results/precision.json
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
 import emerald_jax as ej
-from benchmarks.suite.harness import script_parser, with_changes, write_result
+from benchmarks.suite.harness import run_script, with_changes
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.replay import make_sampler
 from emerald_jax.run.machine import compile_program, prepare_jax
@@ -63,28 +64,25 @@ def differences(a: dict, b: dict, window: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def main() -> None:
-    """Measure, print, write JSON."""
-    parser = script_parser(__doc__, "precision.json")
-    parser.add_argument("--preset", default="quickstart")
-    parser.add_argument("--updates", type=int, default=200)
-    parser.add_argument("--window", type=int, default=20, help="updates averaged before comparing")
-    options = parser.parse_args()
-    if options.updates % options.window:
-        parser.error("--updates must be a multiple of --window")
+def measure(preset: str = "quickstart", updates: int = 200, window: int = 20) -> dict[str, Any]:
+    """Compare both types, and two seeds; ``window`` updates are averaged before comparing."""
+    if updates % window:
+        raise ej.ConfigError("--updates must be a multiple of --window")
     prepare_jax()
-    config, began = ej.get_preset(options.preset), time.monotonic()
-    stream = batches(config, options.updates)
+    config, began = ej.get_preset(preset), time.monotonic()
+    stream = batches(config, updates)
     kinds = (("float32", 0), ("bfloat16", 0), ("float32", 1))
     exact, half, other = (curves(config, dtype, stream, seed) for dtype, seed in kinds)
-    result = {name: getattr(options, name) for name in ("preset", "updates", "window")} | {
-        "bfloat16_from_float32": differences(exact, half, options.window),
+    return {
+        "preset": preset,
+        "updates": updates,
+        "window": window,
+        "bfloat16_from_float32": differences(exact, half, window),
         # For comparison: two float32 runs that differ in their noise alone.
-        "other_seed_from_float32": differences(exact, other, options.window),
+        "other_seed_from_float32": differences(exact, other, window),
         "seconds": round(time.monotonic() - began, 1),
     }
-    write_result(options.out, result)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(measure, "precision")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.suite.harness import script_parser, write_result
+from benchmarks.suite.harness import run_script
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import Episode
 from emerald_jax.envs.playing import is_whole, play_randomly
-from emerald_jax.scores import atari100k, crafter, crafter_score, success_rates
+from emerald_jax.scores import atari_game, crafter, crafter_score, success_rates
 
 GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
 NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))
@@ -58,8 +58,7 @@ def measure(name: str, changes: dict[str, int], episodes: int) -> dict[str, Any]
 
 def against_atari(name: str, row: dict[str, Any]) -> dict[str, Any]:
     """The published random score of a game, and whether ours agrees."""
-    game = atari100k()["games"].get(name.partition(":")[2])
-    if game is None or not name.startswith("atari:"):
+    if (game := atari_game(name)) is None:
         return {}
     theirs = row["standard_error"] * (row["episodes"] / MNIH_EPISODES) ** 0.5
     allowed = Z * (row["standard_error"] ** 2 + theirs**2) ** 0.5 + ROUNDING
@@ -89,20 +88,16 @@ def against_crafter(complete: list[Episode]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Play, print, write JSON."""
-    parser = script_parser(__doc__, "random_play.json")
-    parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--episodes", type=int, help="instead of 256 (Crafter) or 100")
-    options = parser.parse_args()
+def play(*names: str, episodes: int | None = None) -> dict[str, Any]:
+    """Play ``names`` (default: all) for ``episodes`` (default: 256 in Crafter, 100 elsewhere)."""
     rows = []
-    for name in options.names:
-        episodes = options.episodes or (256 if name == "crafter" else 100)
+    for name in names or NAMES:
+        count = episodes or (256 if name == "crafter" else 100)
         for changes in [{}, MNIH] if name.startswith("atari:") else [{}]:
-            rows.append(measure(name, changes, episodes))
+            rows.append(measure(name, changes, count))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    write_result(options.out, {"rows": rows})
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run_script(play, "random_play")

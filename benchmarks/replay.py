@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.suite.harness import Budget, Options, repeat
-from benchmarks.suite.report import Repeats, Row
+from benchmarks.suite.report import Row
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import Replay, make_sampler
@@ -22,7 +22,7 @@ from emerald_jax.replay.store import available_bytes
 
 NAME = "replay"
 
-#: Share of the free memory that the store may use.
+#: Share of the free memory that the store may use, but for a few sequences.
 _MEMORY_SHARE = 0.75
 #: Calls per repeat; a single call is too short to time.
 _CALLS = 20
@@ -35,7 +35,8 @@ def measure(options: Options) -> Iterator[Row | str]:
     size, count = config.envs.image_size, config.envs.count
     shape = (size, size, 3)
     wanted = options.records or (20_000 if options.quick else config.replay.capacity)
-    records = min(wanted, affordable(config, shape))
+    fitting = int(_MEMORY_SHARE * available_bytes() / Replay.nbytes_needed(count, count, shape))
+    records = min(wanted, count * max(fitting, 4 * config.replay.length))
     if records < wanted:
         need = f"it needs {Replay.nbytes_needed(wanted, count, shape) / 2**30:.1f} GiB"
         yield f"replay of {wanted:,} records: {need}; measured with {records:,}, which fit"
@@ -44,14 +45,10 @@ def measure(options: Options) -> Iterator[Row | str]:
     copy_rate = plain_copy_rate(config, shape, budget)
 
     def row(what: str, rates: list[float], bytes_each: float, **case: str) -> Row:
-        case, value = {**sizes, "what": what, **case}, Repeats.of(rates)
-        facts = {
-            "bytes_per_record": bytes_each,
-            "bytes_per_s": value.median * bytes_each,
-            "plain_copy_bytes_per_s": copy_rate,
-            "share_of_plain_copy": value.median * bytes_each / copy_rate,
-        }
-        return Row(benchmark=NAME, case=case, unit="records/s", value=value, facts=facts)
+        case, copied = {**sizes, "what": what, **case}, median(rates) * bytes_each
+        facts = {"bytes_per_record": bytes_each, "bytes_per_s": copied}
+        facts |= {"plain_copy_bytes_per_s": copy_rate, "share_of_plain_copy": copied / copy_rate}
+        return Row.of(rates, benchmark=NAME, case=case, unit="records/s", facts=facts)
 
     for kind in ("streams", "windows"):
         sampler = make_sampler(kind, replay, config.replay.batch, config.replay.length, 0)
@@ -62,13 +59,6 @@ def measure(options: Options) -> Iterator[Row | str]:
     step = noise_step(count, shape)
     rates = rates_of(lambda: replay.append(step), count, budget)
     yield row("append", rates, step.image.nbytes / count)
-
-
-def affordable(config: Config, shape: tuple[int, int, int]) -> int:
-    """Records that fit into three quarters of the free memory, at least a few sequences."""
-    each = Replay.nbytes_needed(config.envs.count, config.envs.count, shape) / config.envs.count
-    least = 4 * config.replay.length * config.envs.count
-    return max(least, int(_MEMORY_SHARE * available_bytes() / each))
 
 
 def filled_replay(records: int, num_envs: int, shape: tuple[int, int, int]) -> Replay:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.suite.harness import script_parser, start_small_run, write_result
+from benchmarks.suite.harness import run_script, start_small_run
 from emerald_jax.run.directory import read_rows
 
 #: Two-sided 95 % point of Student's t at 18 degrees of freedom.
@@ -55,23 +55,20 @@ def slope(samples: list[tuple[int, float]]) -> tuple[float, float]:
     return float(found), T_95 * math.sqrt(covariance[0, 0])
 
 
-def main() -> None:
-    """Train, watch, write JSON."""
-    parser = script_parser(__doc__, "rss.json")
-    parser.add_argument("--updates", type=int, default=20_000)
-    options = parser.parse_args()
+def measure(updates: int = 20_000) -> dict:
+    """Train and watch the memory over ``updates`` once the replay is full."""
     with tempfile.TemporaryDirectory() as folder:
         run, began = Path(folder) / "run", time.monotonic()
         with (Path(folder) / "log.txt").open("w") as log:
             process = start_small_run(run, SETTINGS, stdout=subprocess.DEVNULL, stderr=log)
         try:
-            samples = watch(process, run, options.updates)
+            samples = watch(process, run, updates)
         finally:
             process.terminate()
             code = process.wait()
         seconds = time.monotonic() - began
     (found, half), values = slope(samples), [round(mib, 1) for _, mib in samples]
-    result = {
+    return {
         "updates": samples[-1][0] - samples[0][0],
         "seconds": round(seconds, 1),
         "exit_code_after_sigterm": code,
@@ -82,8 +79,7 @@ def main() -> None:
         "slope_95_percent": [round(found - half, 4), round(found + half, 4)],
         "samples": [[u, round(mib, 2)] for u, mib in samples[:: max(1, len(samples) // 200)]],
     }
-    write_result(options.out, result, long="samples")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(measure, "rss", long="samples")

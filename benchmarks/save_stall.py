@@ -20,7 +20,7 @@ import numpy as np
 
 import emerald_jax as ej
 from benchmarks.replay import noise_step
-from benchmarks.suite.harness import NUM_ACTIONS, script_parser, write_result
+from benchmarks.suite.harness import NUM_ACTIONS, run_script
 from emerald_jax.run.checkpoint import Store
 
 
@@ -61,41 +61,29 @@ def save(store: Store, step: int, tree: Any, replay: ej.Replay) -> dict[str, flo
     return {"stall_s": round(stall, 3), "on_disk_s": round(time.monotonic() - began, 2)}
 
 
-def measure(folder: Path, config: ej.Config, rows: int) -> dict:
-    """All cases, one save after the other."""
-    tree = run_tree(config)
-    replay = ej.Replay(200_000, config.envs.count, (64, 64, 3))
-    row = ej.Replay.nbytes_needed(config.envs.count, config.envs.count, (64, 64, 3))
+def measure(preset: str = "crafter", rows: int = 3000, folder: str | None = None) -> dict[str, Any]:
+    """Save with ``rows`` vector steps in between, in ``folder`` (default: a temporary one)."""
+    config = ej.get_preset(preset)
+    count, interval = config.envs.count, 60 * config.log.checkpoint_minutes
+    tree, replay = run_tree(config), ej.Replay(200_000, count, (64, 64, 3))
+    increment = rows * ej.Replay.nbytes_needed(count, count, (64, 64, 3))
     result: dict[str, Any] = {
+        "preset": preset,
         "tree_mb": round(sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6, 1),
-        "replay_increment_mb": round(rows * row / 1e6, 1),
+        "replay_increment_mb": round(increment / 1e6, 1),
     }
-    with Store(folder) as store:
+    with tempfile.TemporaryDirectory(dir=folder) as place, Store(Path(place)) as store:
         result["first_save"] = save(store, 1, tree, replay)
         result["no_new_records"] = [save(store, step, tree, replay) for step in (2, 3, 4)]
         play(replay, rows, store)
         result["increment_written_ahead"] = save(store, 5, tree, replay)
         play(replay, rows, None)
         result["increment_all_at_once"] = save(store, 6, tree, replay)
-    return result
-
-
-def main() -> None:
-    """Measure, print, write JSON."""
-    parser = script_parser(__doc__, "save_stall.json")
-    parser.add_argument("--preset", default="crafter")
-    parser.add_argument("--rows", type=int, default=3000, help="vector steps between two saves")
-    parser.add_argument("--folder", help="where to save; default: a temporary directory")
-    options = parser.parse_args()
-    config = ej.get_preset(options.preset)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = {"preset": options.preset, **measure(Path(folder), config, options.rows)}
-    interval = 60 * config.log.checkpoint_minutes
     result["interval_s"] = interval
     for case in ("increment_written_ahead", "increment_all_at_once"):
         result[f"stall_percent_{case}"] = round(100 * result[case]["stall_s"] / interval, 3)
-    write_result(options.out, result)
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    run_script(measure, "save_stall")

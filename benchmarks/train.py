@@ -87,9 +87,9 @@ def measure_update(config: ej.Config, devices: int, options: Options, *, parts: 
     names = {"benchmark": NAME, "case": {**case, "devices": devices}, "unit": "updates/s"}
     program = (update, 1, work["whole"], update.facts)
     row = harness.program_row(options.budget(), *program, **names)[1]
-    facts = row.facts
-    facts["kept_bytes"] = kept_bytes(update.learner, update.state.params["world_model"], config)
-    facts["parameters"] = count_parameters(update.state.params)["total"]
+    facts, params = row.facts, update.state.params
+    facts["kept_bytes"] = kept_bytes(update.learner, params["world_model"], config)
+    facts["parameters"] = count_parameters(params)["total"]
     facts["env_steps_per_s"] = frames(config) / facts["seconds"]
     if parts:
         facts |= measure_parts(update, work, options)
@@ -133,14 +133,15 @@ def update_flops(config: ej.Config, num_actions: int = harness.NUM_ACTIONS) -> d
     """
     model, passed, state, keys, learner = _trace_model(config, num_actions)
 
-    def trace(function: Callable, *arguments: Any) -> tuple[Flops, Any]:
-        return trace_flops(partial(function, learner=learner), *arguments)
+    def judge_again(params: Any, trajectory: ej.Trajectory) -> tuple:
+        state, agent = jax.tree.map(lambda x: x[:, :-1], trajectory.state), learner.actor_critic
+        return agent.policy(params["actor"], state), agent.value_logits(params["critic"], state)
 
+    params, slow = state.params, state.slow_critic
     starts = jax.eval_shape(partial(make_starts, learner=learner), passed)
-    imagination, trajectory = trace(dream, state.params, starts, keys)
-    behavior, _ = trace(learn, state.params, state.slow_critic, trajectory)
-    again, _ = trace(judge_again, state.params, trajectory)
-    parts = (model, imagination, behavior - again)
+    imagination, trajectory = trace_flops(partial(dream, learner=learner), params, starts, keys)
+    behavior, _ = trace_flops(partial(learn, learner=learner), params, slow, trajectory)
+    parts = (model, imagination, behavior - trace_flops(judge_again, params, trajectory)[0])
     return dict(zip(PARTS, parts, strict=False)) | {"whole": sum(parts, Flops())}
 
 
@@ -207,13 +208,6 @@ def learn(params: Any, slow: Any, trajectory: ej.Trajectory, *, learner: Learner
     """Actor and critic: returns of the trajectory, both losses and their gradients."""
     returns = training.judge(params, trajectory, jnp.ones(trajectory.action[:, 0].shape), learner)
     return training.behavior_gradient(params, slow, trajectory, returns, jnp.float32(1), learner)[0]
-
-
-def judge_again(params: Any, trajectory: ej.Trajectory, *, learner: Learner) -> tuple:
-    """The forward passes of policy and critic on the imagined states, one more time."""
-    state = jax.tree.map(lambda x: x[:, :-1], trajectory.state)
-    agent = learner.actor_critic
-    return agent.policy(params["actor"], state), agent.value_logits(params["critic"], state)
 
 
 def move(state: TrainState, grads: Any, *, learner: Learner) -> tuple:

@@ -13,22 +13,17 @@ import tyro
 from PIL import Image
 
 import emerald_jax as ej
+from emerald_jax.envs.registry import spec_of
 from emerald_jax.run.pictures import report_strip
+from emerald_jax.training.evaluate import record
 
 
 def main(updates: int = 60, out: str = "dream.png", preset: str = "quickstart") -> None:
     """Train, dream, and save the picture as ``out``."""
     config = ej.get_preset(preset)
     batch_size, length = config.replay.batch, config.replay.length
-    env = ej.make_vector_env(config.env, config.envs, seed=0)
-    replay = ej.Replay(config.replay.capacity, env.num_envs, env.spec.image_shape)
-    random, record = np.random.default_rng(0), env.reset()
-    for _ in range(200):
-        replay.append(record)
-        action = random.integers(env.spec.num_actions, size=env.num_envs, dtype=np.int32)
-        record = env.step(action)
-
-    learner = ej.build_learner(config, env.spec.num_actions)
+    replay = record(config, 200 * config.envs.count, seed=0)
+    learner = ej.build_learner(config, spec_of(config.env, config.envs).num_actions)
     state = ej.init_state(learner, jax.random.key(0))
     carry = ej.init_carry(learner, batch_size)
     sampler = ej.make_sampler("streams", replay, batch_size, length, seed=0)

@@ -18,7 +18,9 @@ import tyro
 from PIL import Image
 
 import emerald_jax as ej
+from emerald_jax.envs.registry import spec_of
 from emerald_jax.run.pictures import report_strip
+from emerald_jax.training.evaluate import record
 
 CONTEXT = 4
 
@@ -74,13 +76,9 @@ def read_video(path: str | None, config: ej.Config) -> tuple[np.ndarray, np.ndar
         count = len(file["image"])
         action = file["action"] if "action" in file else np.zeros(count, np.int32)
         return file["image"], action.astype(np.int32), int(action.max()) + 1
-    env = ej.make_vector_env(config.env, replace(config.envs, count=1), seed=0)
-    random, records = np.random.default_rng(0), [env.reset()]
-    for _ in range(400):
-        action = random.integers(env.spec.num_actions, size=1, dtype=np.int32)
-        records.append(env.step(action))
-    image, action = (np.concatenate([getattr(r, n) for r in records]) for n in ("image", "action"))
-    return image, action, env.spec.num_actions
+    played = record(replace(config, envs=replace(config.envs, count=1)), 400, seed=0)
+    image, action = (played.columns[name][: played.written, 0] for name in ("image", "action"))
+    return image, action, spec_of(config.env, config.envs).num_actions
 
 
 def windows(

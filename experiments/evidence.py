@@ -10,6 +10,7 @@ Result: results/quickstart and results/minatar: both reach our goals on every se
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,7 +25,13 @@ from matplotlib.figure import Figure
 
 from emerald_jax.look import figures
 from emerald_jax.reports.runs import NONE, Table
-from emerald_jax.run.directory import EPISODES_FILE, METRICS_FILE, read_rows, write_atomic
+from emerald_jax.run.directory import (
+    EPISODES_FILE,
+    METRICS_FILE,
+    read_rows,
+    write_atomic,
+    write_json,
+)
 from emerald_jax.run.log import achievements_of, is_whole_row
 from emerald_jax.scores import crafter_score, success_rates
 from experiments.study.page import write_page
@@ -50,19 +57,16 @@ _COLUMNS = (
 class Run:
     """One kind of run.
 
-    Attributes:
-        stages: arguments of ``emerald-jax train``, command after command on the same directory.
-        seeds: by default.
-        goal: mean score of the last training episodes; None where ``emerald-jax report`` scores it.
-        title: of the figure.
-        minutes: time limit of a run; 0 for none.
+    ``stages`` are arguments of ``emerald-jax train``, command after command on the same directory;
+    ``goal`` is a mean score of the last training episodes, None where ``emerald-jax report`` scores
+    the run.
     """
 
     stages: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...]
     goal: float | None
-    title: str
-    minutes: float = 0.0
+    title: str  # of the figure
+    minutes: float = 0.0  # time limit of a run; 0 for none
 
 
 #: How these stages were found: docs/notes/breakout.md.
@@ -88,10 +92,11 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
     Machine, commit and seconds of every process are kept in a file next to the run directory.
     SystemExit where another program started the run, or where training was stopped.
     """
-    notes = logdir.with_name(f"{logdir.name}.json")
-    if logdir.exists() and not notes.is_file():
+    notes, known = logdir.with_name(f"{logdir.name}.json"), {"done": 0, "sittings": []}
+    if notes.is_file():
+        known = json.loads(notes.read_text())
+    elif logdir.exists():
         refuse(f"{logdir} was not begun by this script: choose another --runs")
-    known = json.loads(notes.read_text()) if notes.is_file() else {"done": 0, "sittings": []}
     known["cores"] = cores or "all"
     for stage in run.stages[known["done"] :]:
         command = ["train", *stage, "--seed", str(seed)]
@@ -108,7 +113,7 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
         code = _wait([*pinned, sys.executable, "-m", "emerald_jax", *command], env)
         known["sittings"].append({**sitting, "seconds": round(time.monotonic() - began, 1)})
         known["done"] += code == 0
-        write_atomic(notes, json.dumps(known).encode())
+        write_json(notes, known)
         if code:
             sys.exit(code)
     seconds = round(sum(s["seconds"] for s in known["sittings"]), 1)
@@ -124,11 +129,10 @@ def refuse(why: str) -> NoReturn:
 def _wait(command: list[str], env: dict[str, str]) -> int:
     """Run a command to its end; Ctrl-C reaches it too, and it may need time to save."""
     with subprocess.Popen(command, env=env) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue
+        while process.returncode is None:
+            with contextlib.suppress(KeyboardInterrupt):
+                process.wait()
+    return process.returncode
 
 
 def _machine() -> str:
@@ -167,30 +171,31 @@ def read_run(logdir: Path) -> dict[str, Any]:
 
 def _thinned(rows: list[dict[str, float]]) -> dict[str, list[float | None]]:
     """Metrics of a run by name, as means over equal parts of it, to four digits."""
-    if not rows:
-        return {}
 
-    def mean(values: list[float | None]) -> float | None:
-        finite = [value for value in values if value is not None]  # null: not finite
+    def mean(part: list[dict[str, float]], name: str) -> float | None:
+        finite = [row[name] for row in part if row.get(name) is not None]  # null: not finite
         return float(f"{np.mean(finite):.4g}") if finite else None
 
-    parts = np.array_split(np.arange(len(rows)), min(len(rows), POINTS // 4))
+    if not rows:
+        return {}
     names = ["step", *sorted(n for n in rows[-1] if n.startswith(("loss/", "model/", "behavior/")))]
-    return {name: [mean([rows[i].get(name) for i in part]) for part in parts] for name in names}
+    parts = np.array_split(rows, min(len(rows), POINTS // 4))
+    return {name: [mean(part, name) for part in parts] for name in names}
 
 
 def main() -> None:
     """Run the seeds without a result and write one JSON each; draw the curves and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=tuple(RUNS))
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"))
-    parser.add_argument("--cores", default="", help="pin to these cores (taskset), such as 0")
-    parser.add_argument("--out", type=Path, help="results (experiments/results/NAME)")
+    add = parser.add_argument
+    add("name", choices=tuple(RUNS))
+    add("--seeds", type=int, nargs="+")
+    add("--runs", type=Path, default=Path("runs/evidence"))
+    add("--cores", default="", help="pin to these cores (taskset), such as 0")
+    add("--out", type=Path, help="results (experiments/results/NAME)")
     options = parser.parse_args()
     run, out = RUNS[options.name], options.out or HERE / "results" / options.name
-    out.mkdir(parents=True, exist_ok=True)
-    options.runs.mkdir(parents=True, exist_ok=True)
+    for folder in (out, options.runs):
+        folder.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds or run.seeds:
         path = out / f"seed_{seed}.json"
         if path.exists():

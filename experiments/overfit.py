@@ -10,7 +10,6 @@ Result: results/overfit: yes, 0.000492 after 480 updates. crafter-small's networ
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import emerald_jax as ej
@@ -68,17 +67,12 @@ def main() -> None:
         "curve": curve,
     }
     write_json(options.out / RESULT_FILE, result)
-    print(write_overfit_page(options.out).read_text())
-
-
-def write_overfit_page(folder: Path) -> Path:
-    """Write the page of the result in ``folder``."""
-    result = json.loads((folder / RESULT_FILE).read_text())
     settings = [(name, str(value)) for name, value in result.items() if name != "curve"]
-    curve = [(str(number), f"{error:.6f}") for number, error in result["curve"]]
+    points = [(str(number), f"{error:.6f}") for number, error in curve]
     about = f"[`python -m experiments.overfit`](../../overfit.py): {__doc__.splitlines()[0]}"
-    tables = ((("", "value"), settings), (("updates", "pixel error"), curve))
-    return write_page(folder, about, [Table(columns=c, rows=r).markdown() for c, r in tables])
+    tables = ((("", "value"), settings), (("updates", "pixel error"), points))
+    numbers = [Table(columns=head, rows=rows).markdown() for head, rows in tables]
+    print(write_page(options.out, about, numbers).read_text())
 
 
 if __name__ == "__main__":

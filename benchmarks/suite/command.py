@@ -26,29 +26,25 @@ from emerald_jax.commands import Parser, number
 from emerald_jax.config import ConfigError
 from emerald_jax.run.machine import prepare_jax
 
-#: Name -> module and value, in the order of a complete run: later ones use the rate of ``train``.
+#: Benchmarks in the order of a complete run: later ones use the rate of ``train``.
 BENCHMARKS = {
-    "imagination": ("imagination", "imagined states per second over S, H, starts, types, devices"),
-    "decode": ("decode", "MaskGIT against the autoregressive and linear priors"),
-    "train": ("train", "updates per second, and how an update's time is divided"),
-    "envs": ("envs", "environment steps per second of each adapter"),
-    "replay": ("replay", "records sampled and appended per second, bytes copied"),
-    "end-to-end": ("end_to_end", "the real training loop against the bare update"),
+    "imagination": "imagined states per second over S, H, starts, types, devices",
+    "decode": "MaskGIT against the autoregressive and linear priors",
+    "train": "updates per second, and how an update's time is divided",
+    "envs": "environment steps per second of each adapter",
+    "replay": "records sampled and appended per second, bytes copied",
+    "end-to-end": "the real training loop against the bare update",
 }
 #: Options that do not change what is measured, each with one value.
-_FILES = ("--out", "--compare", "--figures", "--against", "--rounds")
-_EPILOG = (
-    "Exit code 1: --compare found something slower beyond the measured noise. docs/development.md "
-    "explains the numbers."
-)
+_FILES = ("--out", "--compare", "--figures", "--against", "--rounds", "--limit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``python -m benchmarks``; returns the exit code."""
-    return guarded(run_command, list(sys.argv[1:] if arguments is None else arguments))
+    return guarded(_run, list(sys.argv[1:] if arguments is None else arguments))
 
 
-def run_command(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     """Measure, or read results back, and print tables; the exit code is 1 after a regression."""
     options = _parse(arguments)
     if options.figures and not options.figures.is_dir():
@@ -59,11 +55,16 @@ def run_command(arguments: list[str]) -> int:
     if options.against:
         Options.of(options)
         rest = [word for word in _without_files(arguments) if word != "--markdown"]
-        pairs = run_against(options.against, rest, options.rounds, _log)
+        pairs = run_against(options.against, rest, options.rounds, options.limit, _log)
         sys.stdout.write(against_table(pairs, markdown=options.markdown))
         return 0
     reports = [read_report(path) for path in options.show or ()]
-    reports = reports or [_measure(options, arguments)]
+    if not reports:
+        chosen = Options.of(options)
+        prepare_jax()
+        command = shlex.join(["python", "-m", "benchmarks", *_without_files(arguments)])
+        names = options.names or tuple(BENCHMARKS)
+        reports = [run_benchmarks(names, chosen, command=command, out=options.out, log=_log)]
     sys.stdout.write(report_tables(reports, markdown=options.markdown))
     if options.figures:
         from benchmarks.suite.figures import draw_figures
@@ -78,7 +79,10 @@ def run_command(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("bench", "python -m benchmarks", "measure speed on this machine")
-    parser.epilog = _EPILOG
+    parser.epilog = (
+        "Exit code 1: --compare found something slower beyond the measured noise. "
+        "docs/development.md explains the numbers."
+    )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
     add("--out", type=Path, metavar="FILE.json", help="keep the result, row by row")
@@ -88,6 +92,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--markdown", action="store_true", help="tables in Markdown")
     add("--against", type=Path, metavar="CHECKOUT", help="ratios to another checkout, run in turn")
     add("--rounds", type=number(1), default=5, help="of --against (5)")
+    about = "of --against, for one checkout in one round (60)"
+    add("--limit", type=number(0, kind=float), default=60.0, metavar="MINUTES", help=about)
     Options.add_to(parser)
     options = parser.parse_args(arguments)
     for name in options.names:
@@ -100,14 +106,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.against and (options.show or options.compare or options.figures or options.out):
         parser.error("--against prints ratios only: leave out --show, --compare, --figures, --out")
     return options
-
-
-def _measure(options: argparse.Namespace, arguments: list[str]) -> Report:
-    chosen = Options.of(options)
-    prepare_jax()
-    command = shlex.join(["python", "-m", "benchmarks", *_without_files(arguments)])
-    names = options.names or tuple(BENCHMARKS)
-    return run_benchmarks(names, chosen, command=command, out=options.out, log=_log)
 
 
 def run_benchmarks(
@@ -130,8 +128,8 @@ def run_benchmarks(
             write_report(out, report)
 
     for name in names:
-        log(f"{name}: {BENCHMARKS[name][1]}")
-        module = importlib.import_module(f"benchmarks.{BENCHMARKS[name][0]}")
+        log(f"{name}: {BENCHMARKS[name]}")
+        module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
         for found in module.measure(options):
             if isinstance(found, Row):
                 report.rows.append(found)

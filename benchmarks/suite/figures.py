@@ -17,7 +17,6 @@ from benchmarks.suite.report import (
     by_benchmark,
     machine_name,
     refused,
-    several_machines,
 )
 from emerald_jax.look.figures import SMALL, add_legend, fit, heading, name_rows, new_figure, wrap
 from emerald_jax.presets import get_preset
@@ -62,14 +61,15 @@ def growth_lines(rows: Sequence[Measured], axis: str) -> dict[str, list[tuple[fl
     The other two axes stay at the preset's own S, H and number of starts, so that a complete grid
     stays readable. Several measurements of a point are averaged; single points are left out.
     """
-    several = several_machines(rows)
     lines: dict[str, dict[float, list[float]]] = {}
-    for report, row in rows:
-        if any(row.case[other] != value for other, value in _own(row).items() if other != axis):
-            continue
-        rest = [f"{key}={value}" for key, value in row.case.items() if key != axis]
-        name = " ".join([*([machine_name(report)] if several else []), *rest])
-        lines.setdefault(name, {}).setdefault(row.case[axis], []).append(row.facts["seconds"])
+    for (_, row), machine in zip(rows, _machines(rows), strict=True):
+        config = get_preset(row.case["preset"])
+        replay, behavior = config.replay, config.behavior
+        starts = replay.batch * (replay.length // behavior.start_stride)
+        own = {"S": behavior.decode_steps, "H": behavior.horizon, "starts": starts}
+        if all(row.case[other] == value for other, value in own.items() if other != axis):
+            name = " ".join(machine + [f"{k}={v}" for k, v in row.case.items() if k != axis])
+            lines.setdefault(name, {}).setdefault(row.case[axis], []).append(row.facts["seconds"])
     return {
         name: sorted((x, fmean(seconds)) for x, seconds in points.items())
         for name, points in lines.items()
@@ -77,18 +77,9 @@ def growth_lines(rows: Sequence[Measured], axis: str) -> dict[str, list[tuple[fl
     }
 
 
-def _own(row: Row) -> dict[str, int]:
-    """The preset's own point on the axes of growth."""
-    config = get_preset(row.case["preset"])
-    replay, behavior = config.replay, config.behavior
-    starts = replay.batch * (replay.length // behavior.start_stride)
-    return {"S": behavior.decode_steps, "H": behavior.horizon, "starts": starts}
-
-
 def split_figure(rows: Sequence[Measured]) -> Figure:
     """A bar for every update that was measured in parts, in seconds."""
     figure, (axis,) = new_figure(10, 1.2 + 0.9 * len(rows))
-    cases = [(row.case, machine_name(report)) for report, row in rows]
     places, left = range(len(rows)), [0.0] * len(rows)
     labels = ("world model", "imagination", "actor and critic", "optimiser")
     for part, label in zip(PARTS, labels, strict=True):
@@ -97,7 +88,8 @@ def split_figure(rows: Sequence[Measured]) -> Figure:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     complete = [row.facts["seconds"] for _, row in rows]
     axis.plot(complete, places, "k|", markersize=30, label="complete update")
-    name_rows(axis, [f"{case['preset']} {case['dtype']}, {machine}" for case, machine in cases])
+    names = ("{preset} {dtype}, ".format(**row.case) + machine_name(report) for report, row in rows)
+    name_rows(axis, list(names))
     axis.set_xlabel("seconds per update")
     add_legend(figure, columns=5)
     return fit(figure)
@@ -105,19 +97,16 @@ def split_figure(rows: Sequence[Measured]) -> Figure:
 
 def decode_figure(rows: Sequence[Measured]) -> Figure:
     """Latents per second over latents at once, one line per prior, S and machine, on log axes."""
-    several = several_machines(rows)
     lines: dict[str, list[tuple[int, Row]]] = {}
-    for report, row in rows:
+    for (_, row), machine in zip(rows, _machines(rows), strict=True):
         if row.unit == "latents/s":  # ratios between priors are only in the table
             case = row.case
             steps = f" S = {case['S']}" if case["prior"] == "maskgit" else ""
-            name = [f"{case['prior']}{steps}", case["preset"], case["dtype"]]
-            name += [machine_name(report)] if several else []
-            lines.setdefault(", ".join(name), []).append((case["batch"], row))
+            name = ", ".join([f"{case['prior']}{steps}", case["preset"], case["dtype"], *machine])
+            lines.setdefault(name, []).append((case["batch"], row))
     figure, (axis,) = new_figure(6.4, 4.5)
     for name, points in lines.items():
-        points.sort(key=lambda point: point[0])
-        batches, drawn = zip(*points, strict=True)
+        batches, drawn = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         axis.errorbar(batches, *_heights(drawn), marker="o", capsize=3, label=name)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -133,15 +122,20 @@ def bars_figure(rows: Sequence[Measured]) -> Figure:
     """A bar with its noise for every row; the settings that all share are the title."""
     cases = [{**row.case, "machine": machine_name(report)} for report, row in rows]
     common = dict(pair for pair in cases[0].items() if all(pair in c.items() for c in cases))
-    names = [" ".join(str(v) for k, v in case.items() if k not in common) for case in cases]
     drawn = [row for _, row in rows]
     rates, noise = _heights(drawn)
     figure, (axis,) = new_figure(9, 1.6 + 0.35 * len(rows))
     axis.barh(range(len(rows)), rates, xerr=noise, capsize=3, ecolor="black")
-    name_rows(axis, names)
+    name_rows(axis, [" ".join(str(v) for k, v in c.items() if k not in common) for c in cases])
     axis.set_xlabel(", ".join(dict.fromkeys(row.unit for row in drawn)))
     heading(axis, ", ".join(f"{key} {value}" for key, value in common.items()))
     return fit(figure)
+
+
+def _machines(rows: Sequence[Measured]) -> list[list[str]]:
+    """For each row its machine, as the part of a name; nothing where all are of one machine."""
+    names = [machine_name(report) for report, _ in rows]
+    return [[name] if len(set(names)) > 1 else [] for name in names]
 
 
 def _heights(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:

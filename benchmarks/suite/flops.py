@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -62,28 +63,26 @@ def _count(jaxpr: Jaxpr, hot: set[Var]) -> tuple[Flops, list[bool]]:
         name, inputs = equation.primitive.name, [is_hot(x) for x in equation.invars]
         outputs = [False] * len(equation.outvars)
         if name in ("dot_general", "conv_general_dilated"):
-            work = _dot(equation) if name == "dot_general" else _convolution(equation)
+            work = _product(equation)
             total += Flops(work, 0 if any(inputs) else work)
         elif name in _MOVES:
             outputs = [all(inputs)]
         elif name in _SUMS:
             outputs = [any(inputs)]
         else:
-            found = [_inside(inner, inputs) for inner in _bodies(equation.params)]
+            found = []
+            for inner in _bodies(equation.params):
+                # The last arguments are the equation's: a ``cond`` has an index before them.
+                own = inputs[len(inputs) - len(inner.invars) :]
+                found.append(_count(inner, set(compress(inner.invars, own))))
             if found:
                 times = _repeats(equation, [work for work, _ in found])
                 total += times * max((work for work, _ in found), default=Flops())
                 outputs = found[-1][1]
         if equation.params.get("name") == "_one_hot":
             outputs = [True]
-        hot.update(v for v, o in zip(equation.outvars, outputs, strict=True) if o)
+        hot.update(compress(equation.outvars, outputs))
     return total, [is_hot(x) for x in jaxpr.outvars]
-
-
-def _inside(inner: Jaxpr, inputs: Sequence[bool]) -> tuple[Flops, list[bool]]:
-    """Count a body. Its last arguments are the equation's: a ``cond`` has an index before them."""
-    own = inputs[len(inputs) - len(inner.invars) :]
-    return _count(inner, {v for v, hot in zip(inner.invars, own, strict=True) if hot})
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[Jaxpr]:
@@ -104,15 +103,16 @@ def _repeats(equation: Any, bodies: Sequence[Flops]) -> int:
     return equation.params["length"] if name == "scan" else 1
 
 
-def _dot(equation: Any) -> int:
-    """FLOPs of ``dot_general``; one that sums over a single term is a broadcast and costs none."""
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    terms = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+def _product(equation: Any) -> int:
+    """FLOPs of a matrix product or a convolution.
+
+    A product that sums over a single term is a broadcast and costs none; the padding of a
+    convolution counts as the zeros that it is multiplied with.
+    """
+    left, right = (x.aval.shape for x in equation.invars)
+    numbers = equation.params["dimension_numbers"]
+    if equation.primitive.name == "dot_general":
+        terms = math.prod(left[i] for i in numbers[0][0])
+    else:
+        terms = math.prod(right) // right[numbers.rhs_spec[0]]
     return 2 * math.prod(equation.outvars[0].aval.shape) * terms if terms > 1 else 0
-
-
-def _convolution(equation: Any) -> int:
-    """FLOPs of a convolution; padding counts as the zeros that it is multiplied with."""
-    kernel = equation.invars[1].aval.shape
-    features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features

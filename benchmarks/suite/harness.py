@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import resource
 import subprocess
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks.suite.flops import Flops
 from benchmarks.suite.machine import machine_line
-from benchmarks.suite.report import Repeats, Row
-from emerald_jax.agent.state import Learner, TrainState, init_carry, init_state
+from benchmarks.suite.report import Row, check_writable
+from emerald_jax.agent.state import Learner, TrainState, fresh_state, init_carry, init_state
+from emerald_jax.cli import guarded
 from emerald_jax.commands import Parser, number
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.imagination import starts_from
@@ -94,12 +96,10 @@ class Options:
         """The parsed options; ConfigError where they are invalid."""
         given = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.metadata}
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if v}
-        options = cls(**given)
-        if options.preset:
-            get_preset(options.preset)
-        if options.quick and options.full:
+        get_preset(given.get("preset", "crafter"))
+        if parsed.quick and parsed.full:
             raise ConfigError("--quick and --full exclude each other: choose one")
-        return options
+        return cls(**given)
 
     def budget(self) -> Budget:
         """Of one number."""
@@ -123,10 +123,9 @@ def on_cpu() -> bool:
 
 def device_counts(options: Options) -> tuple[int, ...]:
     """Numbers of devices to measure: those asked for, or 1, 2, 4, … up to all."""
-    available = len(jax.local_devices())
-    for count in options.devices:
-        if count > available:
-            raise ConfigError(f"--devices {count}: this machine has {available} JAX device(s)")
+    available, most = len(jax.local_devices()), max(options.devices, default=0)
+    if most > available:
+        raise ConfigError(f"--devices {most}: this machine has {available} JAX device(s)")
     powers = [2**i for i in range(available.bit_length()) if 2**i < available]
     return options.devices or (*powers, available)
 
@@ -137,19 +136,16 @@ def repeat(call: Callable[[], Any], budget: Budget) -> list[float]:
     The first call is the warm-up and is not counted, unless it takes longer than the budget: in a
     call of many seconds the overhead of a cold start is negligible.
     """
-    first = _timed(call)
-    seconds = [first] if first > budget.seconds else []
-    while len(seconds) < budget.least or (
-        sum(seconds) < budget.seconds and len(seconds) < budget.most
-    ):
-        seconds.append(_timed(call))
+
+    def timed() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        return time.perf_counter() - start
+
+    seconds = [first] if (first := timed()) > budget.seconds else []
+    while len(seconds) < (budget.most if sum(seconds) < budget.seconds else budget.least):
+        seconds.append(timed())
     return seconds
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
 
 
 def unless_memory_lacks(what: str, measure: Callable[[], Row]) -> Row | str:
@@ -173,13 +169,16 @@ def compile_for(function: Any, *arguments: Any) -> tuple[Callable, dict[str, Any
         program = compile_program(function.lower(*arguments))
         seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    kinds = {"temp": "temporaries", "argument": "arguments", "output": "results"}
-    facts = {"compile_seconds": round(seconds, 2)} | {
-        f"{ours}_bytes": int(getattr(memory, f"{theirs}_size_in_bytes", 0) or 0)
-        for theirs, ours in kinds.items()
+    temporaries, arguments, results, donated = (
+        int(getattr(memory, f"{name}_size_in_bytes", 0) or 0)
+        for name in ("temp", "argument", "output", "alias")
+    )
+    return program, {
+        "compile_seconds": round(seconds, 2),
+        "temporaries_bytes": temporaries,
+        "arguments_bytes": arguments,
+        "results_bytes": results - donated,
     }
-    facts["results_bytes"] -= int(getattr(memory, "alias_size_in_bytes", 0) or 0)
-    return program, facts
 
 
 @contextmanager
@@ -217,9 +216,9 @@ def program_row(
     """
     case = names["case"]
     seconds, ceiling = repeat_with_ceiling(call, budget, case["dtype"])
-    shares = share_facts(work, median(seconds), ceiling, devices=case.get("devices", 1))
-    value = Repeats.of([amount / s for s in seconds])
-    return seconds, Row(value=value, facts={**shares, **facts, **memory_peaks()}, **names)
+    facts = share_facts(work, median(seconds), ceiling, devices=case.get("devices", 1)) | facts
+    rates = [amount / s for s in seconds]
+    return seconds, Row.of(rates, facts=facts | memory_peaks(), **names)
 
 
 #: Sizes of the square products that are tried; the best rate of ``_SECONDS`` of them counts.
@@ -275,17 +274,13 @@ def share_facts(work: Flops, seconds: float, ceiling: float, *, devices: int) ->
 
 def with_changes(config: Config, **groups: dict[str, Any]) -> Config:
     """A configuration with some settings replaced, by group."""
-    changed = (
-        (name, dataclasses.replace(getattr(config, name), **v)) for name, v in groups.items()
-    )
-    return dataclasses.replace(config, **dict(changed))
+    changed = {k: dataclasses.replace(getattr(config, k), **v) for k, v in groups.items()}
+    return dataclasses.replace(config, **changed)
 
 
 def random_state(learner: Learner, seed: int = 0) -> TrainState:
     """A train state with random parameters and fresh optimisers."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0))
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
@@ -293,8 +288,8 @@ def random_state(learner: Learner, seed: int = 0) -> TrainState:
         # Vectors are biases and scales of norms: values near one suit both.
         return jnp.asarray(noise if len(leaf.shape) > 1 else 1 + 0.1 * noise, leaf.dtype)
 
-    params = jax.tree.map(fill, shapes.params)
-    return state.replace(params=params, slow_critic=jax.tree.map(jnp.copy, params["critic"]))
+    shapes = jax.eval_shape(partial(init_state, learner), jax.random.key(0))
+    return fresh_state(learner, jax.tree.map(fill, shapes.params))
 
 
 def random_batch(config: Config, num_actions: int = NUM_ACTIONS) -> Batch:
@@ -318,24 +313,21 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
 
     Training's own function takes them from a pass of noise in which every token is valid.
     """
-    config = learner.config
+    config = with_changes(learner.config, replay={"batch": sequences})
     positions = start_positions(config.replay.length, config.behavior.start_stride)
 
-    def read() -> Any:
-        batch = random_batch(with_changes(config, replay={"batch": sequences}))
-        batch = jax.tree.map(jnp.asarray, batch)._replace(carry=init_carry(learner, sequences))
-        params = init_state(learner, jax.random.key(0)).params["world_model"]
-        keys = jax.random.split(jax.random.key(0), sequences)
+    def read(key: Key) -> Any:
+        batch = random_batch(config)._replace(carry=init_carry(learner, sequences))
+        params = init_state(learner, key).params["world_model"]
+        keys = jax.random.split(key, sequences)
         return jax.vmap(partial(learner.model.apply, {"params": params}))(batch, keys)
 
-    passed = jax.eval_shape(read)
-
+    @jax.jit  # so that parts which no start reads are never made
     def make(key: Key) -> Starts:
-        # Compiled, so that parts which no start reads are never made.
-        noise = _noise(passed, key, classes=config.model.classes)
+        noise = _noise(jax.eval_shape(read, key), key, classes=config.model.classes)
         return jax.vmap(lambda one: starts_from(one, positions))(noise)
 
-    return jax.jit(make)(jax.random.key(2))
+    return make(jax.random.key(2))
 
 
 def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
@@ -349,25 +341,36 @@ def _noise(shapes: Any, key: Key, *, classes: int) -> Any:
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
     leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [one(*pair) for pair in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(structure, map(one, leaves, jax.random.split(key, len(leaves))))
 
 
-def script_parser(doc: str, result: str) -> argparse.ArgumentParser:
-    """Parser of a small script with docstring ``doc``; ``result`` is the default file of --out."""
-    about = doc.splitlines()[0].rstrip(".")
-    parser = Parser(result, f"python -m benchmarks.{Path(result).stem}", about)
-    path = Path(__file__).parents[1] / "results" / result
-    parser.add_argument("--out", type=Path, default=path, metavar="FILE.json")
-    return parser
+def run_script(measure: Callable[..., dict[str, Any]], name: str, *, long: str = "") -> NoReturn:
+    """Run a small script: call ``measure`` with its options, write and print the result.
 
+    Its parameters are the options, ``*names`` positional arguments, and its docstring is the help.
+    The result goes to ``results/NAME.json`` or to ``--out``; its entry ``long`` is not printed.
+    """
 
-def write_result(path: Path, result: dict[str, Any], *, long: str = "") -> None:
-    """Write a script's result as JSON, the machine added; print it without the entry ``long``."""
-    result = {**result, "machine": machine_line()}
-    write_json(path, result)
-    result.pop(long, None)
-    print(json.dumps(result, indent=1))
+    def run(arguments: list[str]) -> int:
+        about = " ".join(measure.__doc__.split()).rstrip(".")
+        parser = Parser(name, f"python -m benchmarks.{name}", about)
+        path = Path(__file__).parents[1] / "results" / f"{name}.json"
+        parser.add_argument("--out", type=Path, default=path, metavar="FILE.json")
+        for option in inspect.signature(measure, eval_str=True).parameters.values():
+            kind = (*get_args(option.annotation), option.annotation)[0]  # int of ``int | None``
+            if option.kind is option.VAR_POSITIONAL:
+                parser.add_argument(option.name, nargs="*", type=kind)
+            else:
+                parser.add_argument(f"--{option.name}", type=kind, default=option.default)
+        given = vars(parser.parse_args(arguments))
+        out = given.pop("out")
+        check_writable(out)
+        result = measure(*given.pop("names", ()), **given) | {"machine": machine_line()}
+        write_json(out, result)
+        print(json.dumps({k: v for k, v in result.items() if k != long}, indent=1))
+        return 0
+
+    sys.exit(guarded(run, sys.argv[1:]))
 
 
 def start_small_run(run: Path, settings: dict[str, Any], **streams: Any) -> subprocess.Popen:

@@ -7,13 +7,13 @@ import dataclasses
 import datetime
 import io
 import json
-import os
-import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +24,7 @@ from emerald_jax.run.directory import write_atomic
 
 FORMAT = "emerald-jax bench 1"
 
-#: The parts of an update that ``train`` times, in their order; a row's facts are named after them.
+#: The parts of an update that ``train`` times; a row's facts are named after them.
 PARTS = ("world_model", "imagination", "actor_critic", "optimizer")
 
 
@@ -42,10 +42,8 @@ class Repeats:
     @classmethod
     def of(cls, values: Sequence[float]) -> Repeats:
         """Summarise at least one value."""
-        q1 = q3 = values[0]
-        if len(values) > 1:
-            q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(statistics.median(values), q1, q3, min(values), max(values), len(values))
+        lowest, q1, median, q3, highest = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
+        return cls(median, q1, q3, lowest, highest, len(values))
 
     @property
     def noise(self) -> tuple[float, float]:
@@ -55,21 +53,18 @@ class Repeats:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured number; comparisons pair rows by ``benchmark`` and ``case``.
+    """One measured number; comparisons pair rows by ``benchmark`` and ``case``."""
 
-    Attributes:
-        benchmark: name, such as ``imagination``.
-        case: the point that was measured: sizes, types, devices. Scalars only.
-        unit: of the value, such as ``imagined states/s``; higher is always better.
-        value: the repeats.
-        facts: everything else that was counted or measured, by name; units are in the names.
-    """
-
-    benchmark: str
-    case: dict[str, Any]
-    unit: str
+    benchmark: str  # name, such as ``imagination``
+    case: dict[str, Any]  # the point that was measured: sizes, types, devices; scalars only
+    unit: str  # of the value, such as ``imagined states/s``; higher is always better
     value: Repeats
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # more numbers; units are in the names
+
+    @classmethod
+    def of(cls, values: Sequence[float], **fields: Any) -> Row:
+        """The row of the given repeats."""
+        return cls(value=Repeats.of(values), **fields)
 
     @property
     def identity(self) -> str:
@@ -81,14 +76,8 @@ class Row:
 class Report:
     """Everything that one command measured: one JSON object, with :data:`FORMAT` as ``format``.
 
-    Attributes:
-        command: the command line, without file names.
-        machine: processor, cores, memory, accelerator.
-        versions: of Python and of the packages that decide speed.
-        created: UTC time, ISO 8601.
-        rows: the measurements.
-        left_out: lines: what was not measured, and why.
-        complete: False while measuring, and after an interruption.
+    ``command`` names no files, ``created`` is in UTC, lines of ``left_out`` are what was not
+    measured and why; ``complete`` is False while measuring, and after an interruption.
     """
 
     command: str
@@ -131,15 +120,13 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check before an hour of measuring that :func:`write_report` will work; else ConfigError."""
+    """Check before an hour of measuring that a result can be written; else ConfigError."""
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise ConfigError(f"--out {path} is a folder: give the name of a file")
-    probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with refused(f"--out {path}"):
-        probe.touch()
-        probe.unlink()
+    with refused(f"--out {path}"), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def read_report(path: Path) -> Report:
@@ -152,7 +139,7 @@ def read_report(path: Path) -> Report:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise ConfigError(f"{path} is not a result of the benchmarks")
     try:
-        rows = [Row(**{**row, "value": Repeats(**row["value"])}) for row in values.pop("rows")]
+        rows = [Row(**row | {"value": Repeats(**row["value"])}) for row in values.pop("rows")]
         return Report(**values, rows=rows)
     except (TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is not a complete result of the benchmarks: {error}") from error
@@ -187,11 +174,6 @@ def by_benchmark(reports: Sequence[Report]) -> dict[str, list[Measured]]:
         for row in report.rows:
             found.setdefault(row.benchmark, []).append((report, row))
     return found
-
-
-def several_machines(rows: Sequence[Measured]) -> bool:
-    """Whether the rows come from different machines."""
-    return len({machine_name(report) for report, _ in rows}) > 1
 
 
 def report_tables(reports: Sequence[Report], *, markdown: bool = False) -> str:
@@ -273,28 +255,29 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """All rows of two reports: pairs, identities of rows without a partner, other machines."""
+    """All rows of two reports: pairs, identities of rows without a partner, other machines.
+
+    ``regressions`` are the pairs that became slower.
+    """
 
     changes: list[Change]
     only_new: list[str]
     only_old: list[str]
     warnings: list[str]
-
-    @property
-    def regressions(self) -> list[Change]:
-        """The rows that became slower."""
-        return [change for change in self.changes if change.verdict == "slower"]
+    regressions: list[Change]
 
 
 def compare_reports(new: Report, old: Report) -> Comparison:
     """Pair the rows of two reports by benchmark and case."""
     before, after = ({row.identity: row for row in report.rows} for report in (old, new))
     machines = [(name, new.machine.get(name), old.machine.get(name)) for name in _MACHINE]
+    changes = [compare_rows(row, before[name]) for name, row in after.items() if name in before]
     return Comparison(
-        changes=[compare_rows(row, before[name]) for name, row in after.items() if name in before],
+        changes,
         only_new=[name for name in after if name not in before],
         only_old=[name for name in before if name not in after],
         warnings=[f"another machine: {k} is {a}, was {b}" for k, a, b in machines if a != b],
+        regressions=[change for change in changes if change.verdict == "slower"],
     )
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.suite.harness import Budget, repeat
 from emerald_jax.agent.dream import open_loop
 from emerald_jax.agent.state import Learner, init_carry
 from emerald_jax.imagination import decode
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.distributions import take_class
 from emerald_jax.ops.maskgit import mask_counts
-from emerald_jax.ops.scalars import two_hot_mean
 from emerald_jax.run.machine import compile_program
 from emerald_jax.types import Array, Batch, Key, Params
 from experiments.study.worlds import World
@@ -79,10 +78,10 @@ def measure(
     keys = jax.random.split(jax.random.key(seed), count)
     run = jax.jit(partial(_measure_batch, learner=world.learner, context=context, recon=pictures))
     parts, at_once, program = [], min(_AT_ONCE, count), None
+    carry = init_carry(world.learner, at_once)
     for start in range(0, count - count % at_once, at_once):
-        part = jax.tree.map(lambda x, s=start: x[s : s + at_once], windows)
-        part = part._replace(carry=init_carry(world.learner, at_once))
-        arguments = (world.params, part, keys[start : start + at_once])
+        part, some = jax.tree.map(lambda x, s=start: x[s : s + at_once], (windows, keys))
+        arguments = (world.params, part._replace(carry=carry), some)
         program = program or compile_program(run.lower(*arguments))
         parts.append(jax.device_get(program(*arguments)))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -93,9 +92,7 @@ def _measure_batch(
 ) -> dict[str, Array]:
     """:func:`measure` of a batch of windows."""
     model, steps = learner.model, learner.config.behavior.decode_steps
-    pass_key, order_key, decode_key, dream_key = jax.vmap(
-        lambda k: tuple(jax.random.split(k, 4)), out_axes=0
-    )(key)
+    pass_key, order_key, decode_key, dream_key = jax.vmap(partial(jax.random.split, num=4))(key).T
 
     def latents(sequence: Batch, pass_key: Key, order_key: Key, decode_key: Key) -> tuple:
         passed = model.apply({"params": params}, sequence, pass_key)
@@ -145,7 +142,7 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
 
     The programs are timed in turn, so that other load on the machine affects all of them equally.
     """
-    programs, times = {}, {name: [] for name in worlds}
+    programs, budget = {}, Budget(0, least=1)
     for name, world in worlds.items():
         model, steps = world.learner.model, world.learner.config.behavior.decode_steps
         h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
@@ -154,12 +151,8 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
         lowered = jax.jit(lambda *inputs, draw=draw: draw(*inputs).z).lower(*arguments)
         programs[name] = partial(compile_program(lowered), *arguments)
         jax.block_until_ready(programs[name]())
-    for _ in range(_REPEATS):
-        for name, program in programs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(program())
-            times[name].append((time.perf_counter() - began) / _DECODED * 1e6)
-    return {name: np.array(found) for name, found in times.items()}
+    rounds = [[repeat(call, budget)[0] for call in programs.values()] for _ in range(_REPEATS)]
+    return dict(zip(programs, np.array(rounds).T / _DECODED * 1e6, strict=True))
 
 
 def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
@@ -168,21 +161,12 @@ def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
     Of the imagined last frame, ``recall`` `[W]` is 1 where the predicted reward has the right sign,
     ``recall_pixels`` `[W]` where the frame is nearer to the right colour.
     """
-    learner, count = world.learner, windows.action.shape[0]
-    model, steps = learner.model, learner.config.behavior.decode_steps
+    learner, (count, length) = world.learner, windows.action.shape
     batch = windows._replace(carry=init_carry(learner, count))
-
-    def imagined(params: Params, sequence: Batch, key: Key) -> tuple[Array, Array]:
-        pass_key, decode_key = jax.random.split(key)
-        net = model.bind({"params": params})
-        h = net(sequence, pass_key).state.h[-1:]
-        z = decode(params, h, decode_key, model=model, steps=steps).z
-        return two_hot_mean(net.reward(z, h))[0], net.reconstruct(z, h)[0]
-
     keys = jax.random.split(jax.random.key(seed), count)
-    found = jax.jit(jax.vmap(imagined, in_axes=(None, 0, 0)))(world.params, batch, keys)
-    reward, frame = (np.asarray(x) for x in found)
-    real = np.sign(windows.reward[:, -1])
+    dream = jax.jit(partial(open_loop, learner=learner, context=length - 1))
+    found = jax.device_get(dream({"world_model": world.params}, batch, keys))
+    reward, frame, real = found.reward[:, -1], found.dream[:, -1], np.sign(windows.reward[:, -1])
     # The cues are red and blue.
     redder = frame[..., 0].mean((1, 2)) - frame[..., 2].mean((1, 2))
     return {

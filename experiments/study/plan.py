@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emerald_jax.config import Config
@@ -33,92 +32,65 @@ BASELINES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The size of a study.
+    """The size of a study."""
 
-    Attributes:
-        preset: the configuration that variants change.
-        env: environment to record; empty takes the preset's.
-        records: environment steps to record, where no data set is given.
-        updates: gradient steps of a world model.
-        seeds: seeds of every variant.
-        windows: held-out windows that are measured.
-        context: real frames read before the dream.
-        horizon: imagined steps measured.
-        changes: dotted settings that all variants share, such as ``model.width``.
-        agent_preset: preset of the agents trained for their score; empty trains none.
-        agent_changes: dotted settings of those.
-    """
-
-    preset: str
-    env: str = ""
-    records: int
-    updates: int
-    seeds: int
-    windows: int
-    context: int
-    horizon: int
-    changes: dict[str, Any] = field(default_factory=dict)
-    agent_preset: str = ""
-    agent_changes: dict[str, Any] = field(default_factory=dict)
+    preset: str  # the configuration that variants change
+    env: str = ""  # environment to record; empty takes the preset's
+    records: int  # environment steps to record, where no data set is given
+    updates: int  # gradient steps of a world model
+    seeds: int  # of every variant
+    windows: int  # held-out windows that are measured
+    context: int  # real frames read before the dream
+    horizon: int  # imagined steps measured
+    changes: dict[str, Any] = field(default_factory=dict)  # dotted settings that variants share
+    agent_preset: str = ""  # of the agents trained for their score; empty trains none
+    agent_changes: dict[str, Any] = field(default_factory=dict)  # dotted settings of those
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row, or several, of a comparison.
+    """One row of a comparison, or one for each of its readings.
 
-    Attributes:
-        label: its name in tables and figures.
-        changes: dotted settings, such as ``{"model.latent": "vector"}``.
-        readings: label -> dotted settings with which one trained model is measured.
-        data: empty for the scale's data set, ``probe:K`` for the memory probe.
-        agent: train an agent for its score, instead of a world model.
-        updates: gradient steps; None takes the scale's.
+    ``readings`` are dotted settings, by label, with which one trained model is measured. ``data``
+    is empty for the scale's data set, ``probe:K`` for the memory probe.
     """
 
-    label: str
-    changes: dict[str, Any] = field(default_factory=dict)
+    label: str  # its name in tables and figures
+    changes: dict[str, Any] = field(default_factory=dict)  # such as {"model.latent": "vector"}
     readings: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     data: str = ""
-    agent: bool = False
-    updates: int | None = None
+    agent: bool = False  # train an agent for its score, instead of a world model
+    updates: int | None = None  # gradient steps; None takes the scale's
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """What an experiment file declares.
+    """What an experiment file declares; metrics are given with their headings.
 
-    Attributes:
-        name: of its file and its results.
-        claim: one line, the docstring's first.
-        scales: by name.
-        variants: the variants at a scale.
-        metrics: metric -> heading of its column; ``decode_us`` also times the decoding.
-        curves: metrics drawn over imagined steps -> heading; absent ones are not drawn.
-        points: metrics drawn as points -> heading.
-        swept: labels end in ``, SWEPT = NUMBER``; points are drawn against that number.
-        against: label of the baseline row; paired differences from it are tabulated. Empty: none.
-        samples: the samples behind a number, for the notes below tables.
+    With ``swept``, labels end in ``, SWEPT = NUMBER`` and points are drawn against that number.
+    Paired differences from the row labelled ``against`` are tabulated, unless it is empty.
     """
 
-    name: str
-    claim: str
-    variants: Callable[[Scale], Sequence[Variant]]
-    metrics: dict[str, str]
+    name: str  # of its file and its results
+    claim: str  # one line, the docstring's first
     scales: dict[str, Scale] = field(default_factory=lambda: SCALES)
-    curves: dict[str, str] = field(default_factory=lambda: DREAM_METRICS)
-    points: dict[str, str] = field(default_factory=dict)
+    variants: Callable[[Scale], Sequence[Variant]]
+    metrics: dict[str, str]  # columns; decode_us also times the decoding
+    curves: dict[str, str] = field(default_factory=lambda: DREAM_METRICS)  # over imagined steps
+    points: dict[str, str] = field(default_factory=dict)  # drawn as points
     swept: str = ""
     against: str = ""
-    samples: str = "held-out windows"
+    samples: str = "held-out windows"  # behind a number, for the notes below tables
 
 
 def config_of(scale: Scale, variant: Variant) -> Config:
     """The configuration of a variant at a scale."""
+    preset, shared = scale.preset, scale.changes
     if variant.agent:
-        return change(get_preset(scale.agent_preset), {**scale.agent_changes, **variant.changes})
-    return change(get_preset(scale.preset), {**scale.changes, **variant.changes})
+        preset, shared = scale.agent_preset, scale.agent_changes
+    return change(get_preset(preset), {**shared, **variant.changes})
 
 
 def change(config: Config, settings: dict[str, Any]) -> Config:
@@ -168,5 +140,5 @@ def latent_changes(scale: Scale, kind: str) -> dict[str, Any]:
     At ``minatar`` the vector has 32 groups: 4 groups of 8 classes distinguish 4,096 pictures, fewer
     than 30 bricks can form.
     """
-    more = {"model.groups": 32} if kind == "vector" and scale.preset == "minatar" else {}
+    more = {"model.groups": 32} if (kind, scale.preset) == ("vector", "minatar") else {}
     return {"model.latent": kind, **more}

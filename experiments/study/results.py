@@ -37,7 +37,7 @@ _BANDS = 4
 
 def bootstrap(samples: Sequence[np.ndarray], seed: int = 0) -> Interval:
     """Mean and its interval of one array `[W, ...]` per seed; steps are averaged over first."""
-    arrays = [_flat(np.asarray(x, np.float64)) for x in samples]
+    arrays = [np.reshape(x, (len(x), -1)).mean(1, dtype=np.float64) for x in samples]
     count, lengths = len(arrays), np.array([len(x) for x in arrays])
     longest = lengths.max()
     padded = np.stack([np.pad(x, (0, longest - len(x))) for x in arrays])
@@ -54,11 +54,6 @@ def bootstrap(samples: Sequence[np.ndarray], seed: int = 0) -> Interval:
 def _by_step(samples: Sequence[np.ndarray]) -> np.ndarray:
     """`[3, H]` mean and bounds at every imagined step."""
     return np.array([bootstrap([x[:, i] for x in samples]) for i in range(samples[0].shape[1])]).T
-
-
-def _flat(values: np.ndarray) -> np.ndarray:
-    """One value per window: the mean over steps."""
-    return values.mean(axis=tuple(range(1, values.ndim)))
 
 
 def table(
@@ -83,7 +78,7 @@ def difference_table(results: Results, headings: Mapping[str, str], against: str
     for label, row in differences.items():
         for name in headings:
             pairs = zip(results[label].get(name, ()), base[name], strict=False)
-            row[name] = [_flat(a) - _flat(b) for a, b in pairs if a.shape == b.shape]
+            row[name] = [a - b for a, b in pairs if a.shape == b.shape]
     note = f"Difference from {against}, window by window, with its 95 % bootstrap interval."
     sizes = {name: float(np.mean([x.mean() for x in base[name]])) for name in headings}
     return _table(differences, headings, note, sizes)
@@ -213,6 +208,12 @@ def write_results(
     if study.against:
         tables.append(difference_table(results, study.metrics, study.against))
     worlds = [(v, c) for v, c in rows if "parameters" in c]
+    training = [
+        {"variant": variant.label, "seed": cell["settings"]["seed"]}
+        | {name: cell[name] for name in ("data", "updates", "seconds_per_update")}
+        | {"last": {name: digits(value) for name, value in cell["curve"][-1][1].items()}}
+        for variant, cell in worlds
+    ]
     content = {
         "study": study.name,
         "claim": study.claim,
@@ -220,7 +221,7 @@ def write_results(
         "tables": [dataclasses.asdict(found) for found in tables],
         "means": means(results),
         "parameters": {v.label: c["parameters"]["total"] for v, c in worlds},
-        "training": [_training(variant, cell) for variant, cell in worlds],
+        "training": training,
         "seconds": round(sum(cell["seconds"] for _, cell in rows), 1),
         "machine": sorted({cell["machine"] for _, cell in rows}),
     }
@@ -238,7 +239,7 @@ def collect(rows: list[tuple[Variant, dict[str, Any]]], out: Path) -> Results:
     results: Results = {}
     for variant, cell in rows:
         for reading, values in cell["readings"].items():
-            row = results.setdefault(row_label(variant.label, reading), {})
+            row = results.setdefault(f"{variant.label} {reading}".strip(), {})
             for name, numbers in values.items():
                 row.setdefault(name, []).append(np.array(numbers))
     if (out / TIMING_FILE).is_file():
@@ -247,15 +248,3 @@ def collect(rows: list[tuple[Variant, dict[str, Any]]], out: Path) -> Results:
             # Other load only adds to a round, so the fastest third is kept.
             results[label]["decode_us"] = [np.sort(numbers)[: max(1, len(numbers) // 3)]]
     return results
-
-
-def row_label(variant: str, reading: str) -> str:
-    """Label of one reading of a variant in tables and figures."""
-    return " ".join(filter(None, (variant, reading)))
-
-
-def _training(variant: Variant, cell: dict[str, Any]) -> dict[str, Any]:
-    """How one world model was trained, and its last metrics."""
-    kept = {name: cell[name] for name in ("data", "updates", "seconds_per_update")}
-    last = {name: digits(value) for name, value in cell["curve"][-1][1].items()}
-    return {"variant": variant.label, "seed": cell["settings"]["seed"], **kept, "last": last}

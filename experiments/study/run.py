@@ -7,7 +7,6 @@ file; a study that was stopped resumes with the missing cells.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -21,23 +20,22 @@ import jax
 import numpy as np
 
 from benchmarks.suite.machine import machine_line
-from emerald_jax.agent.dream import open_loop
-from emerald_jax.agent.state import init_carry
+from emerald_jax.agent.dream import open_loop, read
+from emerald_jax.agent.state import RunError, init_carry
+from emerald_jax.cli import guarded
+from emerald_jax.commands import Parser, number
 from emerald_jax.config import ConfigError
-from emerald_jax.envs.base import EnvError
 from emerald_jax.look.figures import decoding_strip, png_of
 from emerald_jax.look.inspect import decoding_trace
 from emerald_jax.process import StoppedError
-from emerald_jax.replay.store import ReplayError
-from emerald_jax.run.directory import EPISODES_FILE, CheckpointError, read_rows, write_atomic
+from emerald_jax.run.directory import EPISODES_FILE, read_rows, write_atomic, write_json
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.pictures import report_strip
-from emerald_jax.training.faults import RunError
 from emerald_jax.training.loop import INTERRUPTED, train
-from emerald_jax.types import Array, Batch, Key, Params
+from emerald_jax.types import Batch
 from experiments.study import measures, tiles, worlds
 from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of
-from experiments.study.results import TIMING_FILE, digits, row_label, write_results
+from experiments.study.results import TIMING_FILE, digits, write_results
 from experiments.study.worlds import Recorded, World
 
 #: Training episodes that count as an agent's score.
@@ -55,30 +53,29 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 2 refused with one line on standard error, 130 interrupted, 75 when
         a signal stopped an agent's run. Finished cells are kept; the same command resumes.
     """
-    parser = argparse.ArgumentParser(description=study.claim)
-    add = parser.add_argument
-    add("--scale", choices=tuple(study.scales), default="smoke")
-    add("--out", type=Path, help="results (default: runs/studies/NAME-SCALE)")
-    add("--data", type=Path, help="a recorded data set to train on")
-    add("--worlds", type=Path, help="shared folder of trained models (default: OUT/worlds)")
-    for name in _SIZES:
-        add(f"--{name}", type=int, help=f"replaces the scale's {name}", default=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    out = options.out or Path("runs/studies") / f"{study.name}-{options.scale}"
-    sizes = {name: value for name, value in vars(options).items() if name in _SIZES}
-    scale = dataclasses.replace(study.scales[options.scale], **sizes)
-    try:
+
+    def command(words: list[str]) -> int:
+        parser = Parser(study.name, f"python -m experiments.{study.name}", study.claim)
+        parser.description = f"{study.claim} The same command resumes a study that was stopped."
+        add = parser.add_argument
+        add("--scale", choices=tuple(study.scales), default="smoke")
+        add("--out", type=Path, help="results (default: runs/studies/NAME-SCALE)")
+        add("--data", type=Path, help="a recorded data set to train on")
+        add("--worlds", type=Path, help="shared folder of trained models (default: OUT/worlds)")
+        for name in _SIZES:
+            add(f"--{name}", type=number(1), help=f"replaces the scale's {name}")
+        options = parser.parse_args(words)
+        out = options.out or Path("runs/studies") / f"{study.name}-{options.scale}"
+        sizes = {name: value for name in _SIZES if (value := getattr(options, name))}
+        scale = dataclasses.replace(study.scales[options.scale], **sizes)
         prepare_jax()
-        run(study, scale, out, options.data, options.worlds)
-    except StoppedError:
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{study.name}: interrupted; the same command resumes\n")
-        return 130
-    except (ConfigError, EnvError, ReplayError, CheckpointError, RunError) as error:
-        sys.stderr.write(f"{study.name}: {error}\n")
-        return 2
-    return 0
+        try:
+            run(study, scale, out, options.data, options.worlds)
+        except StoppedError:
+            return INTERRUPTED
+        return 0
+
+    return guarded(command, list(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(
@@ -101,17 +98,20 @@ def run(
     for variant in variants:
         config_of(scale, variant).validate()
     work = Work(study, scale, out, data, kept or out / "worlds")
-    for number, (variant, seed) in enumerate(cells, start=1):
+    sizes = dataclasses.asdict(scale)
+    del sizes["seeds"]  # it may grow later
+    for turn, (variant, seed) in enumerate(cells, start=1):
         path = out / "cells" / f"{_file_name(variant.label)}-{seed}.json"
-        settings = _settings(scale, variant, seed)
+        settings = {"scale": sizes, "variant": dataclasses.asdict(variant), "seed": seed}
+        settings = json.loads(json.dumps(settings))
         if not path.is_file():
             label = variant.label or study.name
-            print(f"cell {number} of {len(cells)}: {label}, seed {seed}", flush=True)
+            print(f"cell {turn} of {len(cells)}: {label}, seed {seed}", flush=True)
             began = time.monotonic()
             measured = work.agent(variant, seed) if variant.agent else work.world(variant, seed)
             seconds = round(time.monotonic() - began, 1)
             cell = {"settings": settings, "seconds": seconds, "machine": machine_line()}
-            _write(path, cell | measured)
+            write_atomic(path, f"{json.dumps(cell | measured)}\n".encode())
         found = json.loads(path.read_text())
         if found["settings"] != settings:
             raise ConfigError(f"{path} is a cell of other settings: choose another --out")
@@ -121,14 +121,16 @@ def run(
     return out
 
 
+@dataclasses.dataclass
 class Work:
-    """Computes the cells of one study, and its pictures."""
+    """Computes the cells of one study, and its pictures; fields as :func:`run` has them."""
 
-    def __init__(
-        self, study: Study, scale: Scale, out: Path, data: Path | None, kept: Path
-    ) -> None:
-        self.study, self.scale, self.out, self.data, self.kept = study, scale, out, data, kept
-        self._recorded: dict[str, Recorded] = {}
+    study: Study
+    scale: Scale
+    out: Path
+    data: Path | None
+    kept: Path
+    _recorded: dict[str, Recorded] = dataclasses.field(default_factory=dict)
 
     def recorded(self, variant: Variant) -> Recorded:
         """The recorded play of a variant; only the newest kind stays in memory."""
@@ -160,12 +162,12 @@ class Work:
         env, readings = self.recorded(variant).env, {}
         large = tiles.tile_size(windows.image.shape[2]) >= tiles.SMALLEST_TILE
         pictures = large and env == "crafter" and "tile_accuracy" in self.study.metrics
-        for label, read in _readings(world, variant):
+        for label, reading in _readings(world, variant):
             if variant.data:
-                values = measures.recall(read, windows, seed=seed)
+                values = measures.recall(reading, windows, seed=seed)
             else:
                 context = self.scale.context
-                values = measures.measure(read, windows, context, seed=seed, pictures=pictures)
+                values = measures.measure(reading, windows, context, seed=seed, pictures=pictures)
             if pictures:
                 recon = values.pop("recon")
                 values |= tiles.details(windows.image[: len(recon)], recon)
@@ -185,9 +187,8 @@ class Work:
 
     def finish(self, variants: Sequence[Variant]) -> None:
         """Draw dreams of the first seed's models and time their decoding, where still missing."""
-        timing_file = self.out / TIMING_FILE
+        timing_file, found = self.out / TIMING_FILE, {}
         timed = "decode_us" in self.study.metrics and not timing_file.is_file()
-        read = {}
         for variant in variants:
             name = f"strip-{_file_name(variant.label)}".rstrip("-")
             path = self.out / f"{name}.png"
@@ -196,10 +197,10 @@ class Work:
             world = self.trained(variant, seed=0)
             if not path.exists():
                 draw(world, self.windows(variant), self.scale.context, path)
-            read |= {row_label(variant.label, k): w for k, w in _readings(world, variant)}
+            found |= {f"{variant.label} {k}".strip(): w for k, w in _readings(world, variant)}
         if timed:
-            times = {k: digits(x) for k, x in measures.decoding_times(read).items()}
-            _write(timing_file, {"decode_us": times, "machine": machine_line()})
+            times = {k: digits(x) for k, x in measures.decoding_times(found).items()}
+            write_json(timing_file, {"decode_us": times, "machine": machine_line()})
 
     def agent(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train an agent, or resume its run, and read the returns of its training episodes.
@@ -223,9 +224,9 @@ class Work:
 
 def _readings(world: World, variant: Variant) -> list[tuple[str, World]]:
     """The trained model with the settings of every reading."""
-    config = world.learner.config
+    learner = world.learner
     return [
-        (label, world._replace(learner=world.learner._replace(config=change(config, changes))))
+        (label, world._replace(learner=learner._replace(config=change(learner.config, changes))))
         for label, changes in variant.readings.items()
     ]
 
@@ -233,48 +234,28 @@ def _readings(world: World, variant: Variant) -> list[tuple[str, World]]:
 def draw(world: World, windows: Batch, context: int, path: Path) -> None:
     """Draw dreams next to reality after ``context`` frames of ``windows`` `[W, T]`.
 
-    ``path`` is ``strip-NAME.png``; next to it, ``decoding-NAME.png`` is a MaskGIT's decoding.
+    ``path`` is ``strip-NAME.png``; next to it, ``decoding-NAME.png`` is how a MaskGIT decodes the
+    first imagined latent of the first sequence.
     """
+    learner, params, key = world.learner, {"world_model": world.params}, jax.random.key(0)
     count, length = min(_SEQUENCES, len(windows.action)), min(_FRAMES, windows.action.shape[1])
-    part = Batch(*(x[:count, :length] for x in windows[:-1]), init_carry(world.learner, count))
-    keys = jax.random.split(jax.random.key(0), count)
-    dream = jax.jit(partial(open_loop, learner=world.learner, context=context))
-    seen = jax.device_get(dream({"world_model": world.params}, part, keys))
+    part = Batch(*(x[:count, :length] for x in windows[:-1]), init_carry(learner, count))
+    dream = jax.jit(partial(open_loop, learner=learner, context=context))
+    seen = jax.device_get(dream(params, part, jax.random.split(key, count)))
     recon, dreamt = (np.round(255 * x).astype(np.uint8) for x in (seen.recon, seen.dream))
-    write_atomic(path, png_of(report_strip(np.asarray(part.image), recon, dreamt, context)))
-    model = world.learner.config.model
+    write_atomic(path, png_of(report_strip(part.image, recon, dreamt, context)))
+    model, steps = learner.config.model, learner.config.behavior.decode_steps
     if model.prior == "maskgit" and model.positions > 1:
-        other = path.with_name(path.name.replace("strip", "decoding", 1))
-        write_atomic(other, png_of(_decoding(world, part, context)))
-
-
-def _decoding(world: World, part: Batch, context: int) -> np.ndarray:
-    """The first imagined latent of the first sequence, decoding step by decoding step."""
-    learner, steps = world.learner, world.learner.config.behavior.decode_steps
-    side = learner.config.model.grid
-
-    def trace(params: Params, sequence: Batch, key: Key) -> tuple[Array, Array, Array]:
-        pass_key, decode_key = jax.random.split(key)
-        h = learner.model.apply({"params": params}, sequence, pass_key).state.h[context]
-        made = decoding_trace({"world_model": params}, h, decode_key, learner=learner, steps=steps)
-        return made.frame, made.masked, made.confidence
-
-    first = jax.tree.map(lambda x: x[0], part)
-    made = jax.device_get(jax.jit(trace)(world.params, first, jax.random.key(0)))
-    masked, sure = (x.astype(np.float32).mean(-1).reshape(steps, side, side) for x in made[1:])
-    return decoding_strip(made[0], masked, sure, np.asarray(part.image)[0, context])
-
-
-def _settings(scale: Scale, variant: Variant, seed: int) -> dict[str, Any]:
-    """Everything that decides a cell, as JSON; the number of seeds may grow later."""
-    sizes = dataclasses.asdict(scale)
-    del sizes["seeds"]
-    asked = {"scale": sizes, "variant": dataclasses.asdict(variant), "seed": seed}
-    return json.loads(json.dumps(asked))
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, f"{json.dumps(content)}\n".encode())
+        sequence = (part.image[0, : context + 1, None], part.action[0, : context + 1, None])
+        _, states = jax.jit(partial(read, learner=learner))(params, *sequence, key)
+        trace = jax.jit(partial(decoding_trace, learner=learner, steps=steps))
+        made = jax.device_get(trace(params, states.h[-1, 0], key))
+        masked, sure = (
+            x.astype(np.float32).mean(-1).reshape(steps, model.grid, model.grid)
+            for x in (made.masked, made.confidence)
+        )
+        strip = decoding_strip(made.frame, masked, sure, part.image[0, context])
+        write_atomic(path.with_name(path.name.replace("strip", "decoding", 1)), png_of(strip))
 
 
 def _file_name(label: str) -> str:

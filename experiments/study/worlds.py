@@ -26,7 +26,7 @@ from emerald_jax.run.machine import compile_program
 from emerald_jax.run.weights import read_weights, write_weights
 from emerald_jax.training import evaluate
 from emerald_jax.training.update import model_gradient
-from emerald_jax.types import Array, Batch, Carry, Key, Params
+from emerald_jax.types import Batch, Carry, Key, Params
 from experiments.study import probe
 from experiments.study.plan import PROBE, Scale
 
@@ -49,21 +49,13 @@ class Recorded(NamedTuple):
 
 
 class World(NamedTuple):
-    """A trained world model.
-
-    Attributes:
-        learner: its networks and settings.
-        params: the world model's parameters.
-        curve: ``[update, metrics]`` rows along the training, metrics by name.
-        seconds: wall time of the updates, without compilation.
-        machine: hardware and commit of the training; empty where unknown.
-    """
+    """A trained world model."""
 
     learner: Learner
-    params: Params
-    curve: list[list[Any]]
-    seconds: float
-    machine: str = ""
+    params: Params  # the world model's
+    curve: list[list[Any]]  # [update, metrics by name] along the training
+    seconds: float  # wall time of the updates, without compilation
+    machine: str = ""  # hardware and commit of the training; empty where unknown
 
 
 def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -> Recorded:
@@ -117,13 +109,13 @@ def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
     Numpy arrays without carry; ReplayError where too few episodes are that long.
     """
     sampler = make_sampler("windows", replay, 4 * count, length, seed)
-    kept: list[list[np.ndarray]] = []
+    kept: list[Batch] = []
     for _ in range(_TRIES):
         batch = sampler.sample()
         inside = ~batch.reset[:, 1:].any(axis=1)
-        kept.append([x[inside] for x in batch[:-1]])
-        if sum(len(columns[0]) for columns in kept) >= count:
-            return Batch(*(np.concatenate(x)[:count] for x in zip(*kept, strict=True)))
+        kept.append(jax.tree.map(lambda x, inside=inside: x[inside], batch))
+        if sum(len(part.action) for part in kept) >= count:
+            return jax.tree.map(lambda *x: np.concatenate(x)[:count], *kept)
     raise ReplayError(f"too few recorded windows of {length} steps: shorten context and horizon")
 
 
@@ -148,11 +140,18 @@ def train_world(
     opt_state = jax.jit(learner.optimizers["world_model"].init)(params)
     carry = init_carry(learner, size.batch)
     sampler = make_sampler(size.sampler, replay, size.batch, size.length, config.seed + seed)
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def update(params: Params, opt_state: Any, carry: Carry, batch: Batch, key: Key) -> tuple:
+        keys = jax.random.split(key, size.batch)
+        batch = batch._replace(carry=carry)
+        grads, (passed, metrics) = model_gradient(params, batch, keys, learner)
+        change, opt_state = learner.optimizers["world_model"].update(grads, opt_state, params)
+        return optax.apply_updates(params, change), opt_state, passed.carry, metrics
+
     batch = sampler.sample()
-    lowered = jax.jit(partial(_update, learner=learner), donate_argnums=(0, 1, 2)).lower(
-        params, opt_state, carry, batch, base
-    )
-    step, curve, every = compile_program(lowered), [], every or max(1, updates // _POINTS)
+    step = compile_program(update.lower(params, opt_state, carry, batch, base))
+    curve, every = [], every or max(1, updates // _POINTS)
     began = time.monotonic()
     for number in range(1, updates + 1):
         key = jax.random.fold_in(base, number - 1)
@@ -168,17 +167,6 @@ def train_world(
             break
     jax.block_until_ready(params)
     return World(learner, params, curve, time.monotonic() - began)
-
-
-def _update(
-    params: Params, opt_state: Any, carry: Carry, batch: Batch, key: Key, *, learner: Learner
-) -> tuple[Params, Any, Carry, dict[str, Array]]:
-    """One gradient step of the world model; the carry is for the next batch."""
-    keys = jax.random.split(key, batch.action.shape[0])
-    batch = batch._replace(carry=carry)
-    grads, (passed, metrics) = model_gradient(params, batch, keys, learner)
-    updates, opt_state = learner.optimizers["world_model"].update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, passed.carry, metrics
 
 
 def kept_world(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from unittest import mock
 
 import pytest
@@ -119,9 +120,14 @@ def test_two_checkouts_in_turn(capsys, tmp_path):
     calls = log.read_text().splitlines()
     assert [call.split()[0] for call in calls] == ["old", "new", "new", "old", "old", "new"]
     assert set(calls) == {"old bench train --preset tiny", "new train --preset tiny"}
-    lines = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["imagination", "train"]
     assert all("3.000 | 3.000 | 3.000 | 3 |" in line for line in lines[4:])
+    progress = [line for line in output.err.splitlines() if ": train " in line]
+    assert len(progress) == 3, "both values side by side, round by round"
+    assert progress[0].startswith("round 1 of 3: train preset=tiny S=3")
+    assert progress[0].endswith("this 15, other 5 things/s, ratio 3.000")
 
 
 def test_a_checkout_that_fails_is_named_with_its_cause(capsys, tmp_path):
@@ -130,3 +136,29 @@ def test_a_checkout_that_fails_is_named_with_its_cause(capsys, tmp_path):
     broken = fake_checkout(tmp_path / "broken", "benchmarks/__main__.py", log)
     message = refusal(capsys, "--against", str(broken), "--rounds", "1")
     assert "broken failed: emerald-jax: the cause" in message
+
+
+def test_complete_rounds_outlive_a_failure(capsys, tmp_path):
+    log = tmp_path / "log.txt"
+    log.touch()
+    new, old = (fake_checkout(tmp_path / k, "benchmarks/__main__.py", log) for k in ("new", "old"))
+    module = old / "benchmarks/__main__.py"
+    module.write_text(module.read_text() + 'sys.exit("no more" if runs > 1 else 0)\n')
+    with mock.patch.object(against, "HERE", new):
+        assert command.main(["--against", str(old), "--rounds", "5"]) == 0
+    output = capsys.readouterr()
+    assert "round 2 of 5: stopped: the benchmarks of" in output.err
+    assert "old failed: no more" in output.err
+    assert output.out.split()[-4:] == ["1.000", "1.000", "1.000", "1"]
+
+
+def test_a_checkout_that_hangs_is_stopped_with_its_workers(capsys, tmp_path):
+    module = tmp_path / "benchmarks/__main__.py"
+    module.parent.mkdir()
+    module.parent.joinpath("__init__.py").touch()
+    # The worker holds the pipe of standard error too.
+    module.write_text("import os, time\nos.fork()\nprint(os.getpid())\ntime.sleep(600)\n")
+    began = time.monotonic()
+    message = refusal(capsys, "--against", str(tmp_path), "--rounds", "1", "--limit", "0.02")
+    assert "failed: not done after 0.02 minutes (--limit)" in message
+    assert time.monotonic() - began < 30

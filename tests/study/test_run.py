@@ -125,7 +125,7 @@ def test_a_refusal_is_one_line(tmp_path, computed, capsys):
     assert study.main(STUDY, arguments) == 0
     assert study.main(STUDY, [*arguments, "--updates", "4"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("test: ")
+    assert message.startswith("emerald-jax: ")
     assert message.endswith("is a cell of other settings: choose another --out\n")
     assert message.count("\n") == 1
 
