@@ -39,7 +39,7 @@ BENCHMARKS = {
 _FILES = ("--out", "--compare", "--figures", "--against", "--rounds")
 _EPILOG = (
     "Exit code 1: --compare found something slower beyond the measured noise. docs/development.md "
-    "explains the numbers."
+    "explains the numbers. One command for an accelerator: python -m benchmarks accelerator --help."
 )
 
 
@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: list[str]) -> int:
     """Measure, or read results back, and print tables; the exit code is 1 after a regression."""
+    if arguments[:1] == ["accelerator"]:
+        from benchmarks.accelerator import run_accelerator
+
+        return run_accelerator(arguments[1:])
     options = _parse(arguments)
     if options.figures and not options.figures.is_dir():
         raise ConfigError(f"--figures {options.figures}: there is no such folder")

@@ -1,0 +1,216 @@
+"""``python -m benchmarks accelerator``: its stages, what it survives, and a complete rehearsal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import accelerator, end_to_end
+from benchmarks.accelerator import STAGES, Plan, Stage
+from benchmarks.suite import command
+from benchmarks.suite.report import read_report
+from benchmarks.suite.trace import kernel_facts, trace_kernels
+from emerald_jax.envs import EnvError
+from emerald_jax.presets import get_preset
+from emerald_jax.run.directory import METRICS_FILE, read_rows
+from tests.benchmarks.report_cases import make_row
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return Plan(tmp_path, minutes=1.0, until=time.time() + 60)
+
+
+def stages(**measures):
+    """These stages instead of the real ones."""
+    found = {name: Stage(measure, 0.5) for name, measure in measures.items()}
+    return mock.patch.dict(STAGES, found, clear=True)
+
+
+def rows(*found):
+    return lambda plan: iter(found)
+
+
+def broken(plan):
+    yield make_row([1.0])
+    raise RuntimeError("RESOURCE_EXHAUSTED\nand a thousand lines")
+
+
+def run_all(plan):
+    while stage := plan.next_stage():
+        accelerator.run_stage(plan, stage)
+
+
+def test_a_failing_stage_keeps_its_rows_and_the_next_goes_on(plan, capsys):
+    with stages(first=broken, second=rows("left: a reason", make_row([2.0]))):
+        run_all(plan)
+        text = accelerator.write_summary(plan)
+    first, second = (read_report(plan.out / f"{name}.json") for name in ("first", "second"))
+    assert (len(first.rows), first.complete) == (1, True)
+    assert first.left_out[0].startswith("first failed: RuntimeError: ")
+    assert "a thousand lines" in (plan.out / "first.error.txt").read_text()
+    assert (len(second.rows), second.left_out) == (1, ["left: a reason"])
+    assert [line.split()[:2] for line in text.splitlines()[2:]] == [
+        ["first", "failed"],
+        ["second", "complete"],
+    ]
+    summary = (plan.out / "summary.md").read_text()
+    assert "| first | failed | 1 |" in summary
+    assert "left out: left: a reason" in summary
+    assert "second: 30 s" in capsys.readouterr().err
+
+
+def test_the_same_point_again_replaces_its_row(plan):
+    with stages(first=rows(make_row([1.0]), make_row([3.0]), make_row([1.0], S=8))):
+        run_all(plan)
+    found = read_report(plan.out / "first.json").rows
+    assert [row.value.median for row in found] == [3.0, 1.0]
+    assert all("stage_seconds" in row.facts for row in found)
+
+
+def test_a_stage_ends_with_its_share(plan):
+    plan = dataclasses.replace(plan, minutes=0.0)
+    with stages(first=rows(make_row([1.0]), make_row([1.0], S=8))):
+        run_all(plan)
+    found = read_report(plan.out / "first.json")
+    assert len(found.rows) == 1
+    assert found.left_out == ["first: its time is over; later points are left out"]
+
+
+def test_complete_stages_are_skipped_and_cut_off_ones_repeated(plan):
+    with stages(first=rows(make_row([1.0])), second=rows(make_row([1.0]))):
+        accelerator.run_stage(plan, "first")
+        assert plan.next_stage() == "second"
+        report = plan.read("first")
+        plan.write("second", dataclasses.replace(report, complete=False))
+        assert plan.next_stage() == "second"
+        run_all(plan)
+        assert plan.next_stage() is None
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "reason"),
+    [
+        ("import os; os._exit(3)", 60, "its process ended with exit code 3"),
+        ("import time; time.sleep(60)", 0.5, "stopped after"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_costs_one_stage(plan, script, seconds, reason):
+    """Also where it ends before it has begun a report."""
+    plan = dataclasses.replace(plan, minutes=1e-6)
+    with (
+        stages(first=rows(), second=rows()),
+        mock.patch.object(accelerator, "START_S", seconds),
+    ):
+        accelerator.supervise(plan, [sys.executable, "-c", script])
+        assert accelerator.write_summary(plan).count("failed") == 2
+    for name in ("first", "second"):
+        assert reason in read_report(plan.out / f"{name}.json").left_out[0]
+
+
+def test_without_time_nothing_starts(plan):
+    with stages(first=rows()):
+        accelerator.supervise(dataclasses.replace(plan, until=0.0), ["no such command"])
+        assert plan.next_stage() == "first"
+
+
+def with_rate(plan, preset, rate):
+    report = accelerator.Report(command=plan.command, machine={}, versions={}, created="")
+    report.rows.append(make_row([rate], "train", preset=preset))
+    plan.write("update", report)
+
+
+def test_a_run_at_the_papers_sizes_needs_fast_updates(plan):
+    paper = ["crafter", "craftax:Craftax-Classic-Pixels-v1", "crafter", "gymnax:Catch-bsuite"]
+    assert [config.env for config in accelerator.possible_runs(plan)] == paper[-1:]
+    with_rate(plan, "crafter", 20.0)
+    assert [config.env for config in accelerator.possible_runs(plan)] == paper
+    assert all(
+        config.model == get_preset("crafter").model
+        for config in accelerator.possible_runs(plan)[:3]
+    )
+    with_rate(plan, "crafter", 0.04)
+    assert [config.env for config in accelerator.possible_runs(plan)] == paper[-1:]
+
+
+@pytest.mark.parametrize(
+    ("crafter", "craftax", "chosen", "lines"),
+    [
+        (0.01, 0.01, ("crafter", "crafter"), 0),
+        (0.1, 0.01, ("crafter", "craftax:Craftax-Classic-Pixels-v1"), 1),
+        (0.1, None, ("crafter", "crafter"), 2),
+        (None, None, ("quickstart", "gymnax:Catch-bsuite"), 3),
+    ],
+)
+def test_the_run_is_the_best_that_fits(plan, crafter, craftax, chosen, lines):
+    """At 20 updates/s, an update per step, 16 environments have 0.05 s for a step."""
+
+    def seconds(config, budget):
+        found = {"crafter": crafter, "craftax": craftax}.get(config.env.partition(":")[0], 0.01)
+        if found is None:
+            raise EnvError(f"{config.env} needs a package")
+        return found
+
+    with_rate(plan, "crafter", 20.0)
+    with mock.patch.object(end_to_end, "vector_step_seconds", seconds):
+        config, alone, found = accelerator.choose_run(plan, plan.out / "run")
+    assert (config.preset, config.env) == chosen
+    assert len(found) == lines
+    assert alone > 0
+    assert config.log.every == (40 if chosen[0] == "crafter" else 1)
+
+
+def test_kernels_are_counted(tmp_path):
+    """Five products, one after another, in two calls."""
+
+    def products(x):
+        return jax.lax.scan(lambda y, _: (jnp.sin(y @ y), None), x, None, length=5)[0]
+
+    program, x = jax.jit(products), jnp.ones((64, 64))
+    program(x)
+    kernels, seconds = trace_kernels(lambda: program(x), 2, tmp_path)
+    facts = kernel_facts(kernels, 2, seconds)
+    assert facts["kernels"] >= 10
+    assert facts["copies"] == 0
+    assert any(count == 5 for _, count, _ in facts["longest"])
+    assert not any(name.startswith("while") for name, _, _ in facts["longest"])
+    assert 0 < facts["kernel_seconds"] <= seconds
+
+
+def test_options_are_refused(capsys, tmp_path):
+    for words, line in (
+        (["--minutes", "5"], "--out"),
+        (["--minutes", "0", "--out", str(tmp_path)], "it must be at least 0.1"),
+    ):
+        assert command.main(["accelerator", *words]) == 2
+        assert line in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_complete_rehearsal(capsys, tmp_path):
+    out = tmp_path / "day"
+    assert command.main(["accelerator", "--rehearse", "--out", str(out)]) == 0
+    assert "training" in capsys.readouterr().out
+    found = {name: read_report(out / f"{name}.json") for name in STAGES}
+    assert all(report.complete for report in found.values())
+    assert [len(report.rows) for report in found.values()] == [3, 4, 1, 1, 1, 0, 1]
+    assert "world_model_seconds" in found["update"].rows[0].facts
+    assert found["kernels"].rows[0].facts["kernels"] > 100
+    facts = found["training"].rows[0].facts
+    assert facts["updates"] == 34
+    assert read_rows(out / "run" / METRICS_FILE)
+    assert (out / "curve.png").exists()
+    assert json.loads((out / "weights" / "export.json").read_text())["step"] == 34
+    before = (out / "update.json").read_bytes()
+    assert command.main(["accelerator", "--rehearse", "--out", str(out)]) == 0
+    assert (out / "update.json").read_bytes() == before
+    capsys.readouterr()
+    assert command.main(["accelerator", "--out", str(out)]) == 2
+    assert "choose another --out" in capsys.readouterr().err
