@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from benchmarks.suite.harness import Budget, Options, on_cpu
 from benchmarks.suite.report import Repeats, Report, Row, write_report
 from benchmarks.suite.trace import kernel_facts, trace_kernels
 from emerald_jax import presets
+from emerald_jax.agent.state import Learner, TrainState
 from emerald_jax.commands import shared
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs import EnvError
@@ -96,7 +97,7 @@ class Plan:
 
     def seconds(self, stage: str) -> float:
         """The share of a stage; a rehearsal measures its few points, however long they take."""
-        return 60 * self.minutes * (1 if self.rehearse else STAGES[stage].share)
+        return 60 * self.minutes * (1 if self.rehearse else STAGES[stage][1])
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -157,41 +158,52 @@ def measure_device(plan: Plan) -> Iterator[Row | str]:
     yield row("copy", x.nbytes, [2 * x.nbytes / s / 1e9 for s in seconds], "GB/s")
 
 
+@contextmanager
+def shared_states() -> Iterator[None]:
+    """Make random parameters once per model: at the paper's sizes that takes seconds."""
+    make, known = harness.random_state, {}
+
+    def state(learner: Learner) -> TrainState:
+        if learner.config.model not in known:
+            known[learner.config.model] = make(learner)
+        return known[learner.config.model]
+
+    with mock.patch.object(harness, "random_state", state):
+        yield
+
+
 def measure_decode(plan: Plan) -> Iterator[Row | str]:
     """The three priors at each number of latents."""
-    for latents in plan.sizes.latents:
-        yield from decode.measure(plan.options(starts=(latents,), decode_steps=plan.sizes.rounds))
+    with shared_states():
+        for n in plan.sizes.latents:
+            yield from decode.measure(plan.options(starts=(n,), decode_steps=plan.sizes.rounds))
 
 
 def measure_imagination(plan: Plan) -> Iterator[Row | str]:
     """Rollouts from all numbers of starts at the paper's S, then at the others."""
     points = {"starts": plan.sizes.starts, "decode_steps": plan.sizes.steps}
-    yield from imagination.measure(plan.options(**points))
+    with shared_states():
+        yield from imagination.measure(plan.options(**points))
 
 
 def measure_update(plan: Plan) -> Iterator[Row | str]:
     """The update at the paper's sizes, its split, and the update in float32."""
-    yield from _updates(plan, [plan.sizes.paper])
-    if not on_cpu():
-        yield _update(plan, plan.sizes.paper, "float32", parts=False)
+    return _updates(plan, [plan.sizes.paper], [] if on_cpu() else ["float32"])
 
 
 def measure_small(plan: Plan) -> Iterator[Row | str]:
     """The updates of the small presets, and their split."""
-    return _updates(plan, plan.sizes.small)
+    return _updates(plan, plan.sizes.small, [])
 
 
-def _updates(plan: Plan, names: Sequence[str]) -> Iterator[Row | str]:
-    """The updates alone, then again with their parts: they come from the compilation cache."""
-    for parts in (True,) if plan.rehearse else (False, True):
+def _updates(plan: Plan, names: Sequence[str], others: Sequence[str]) -> Iterator[Row | str]:
+    """The updates alone, again with their parts (from the compilation cache), in other types."""
+    passes = [(plan.dtype, parts) for parts in ((True,) if plan.rehearse else (False, True))]
+    for dtype, parts in [*passes, *((dtype, False) for dtype in others)]:
         for preset in names:
-            yield _update(plan, preset, plan.dtype, parts=parts)
-
-
-def _update(plan: Plan, preset: str, dtype: str, *, parts: bool) -> Row | str:
-    config = harness.with_changes(get_preset(preset), model={"dtype": dtype})
-    call = partial(train.measure_update, config, 1, plan.options(), parts=parts)
-    return harness.unless_memory_lacks(f"train {preset} {dtype}", call)
+            config = harness.with_changes(get_preset(preset), model={"dtype": dtype})
+            call = partial(train.measure_update, config, 1, plan.options(), parts=parts)
+            yield harness.unless_memory_lacks(f"train {preset} {dtype}", call)
 
 
 def measure_kernels(plan: Plan) -> Iterator[Row | str]:
@@ -221,11 +233,11 @@ def train_run(plan: Plan) -> Iterator[Row | str]:
     run = plan.out / "run"
     config, alone, lines = choose_run(plan, run)
     yield from lines
-    seconds = plan.left() - END_S  # the end is for the last checkpoint and the curve
-    if config is None or seconds < START_S:
-        yield "training: no environment is installed" if config is None else "training: no time"
-        return
-    config = dataclasses.replace(config, logdir=str(run), max_minutes=seconds / 60)
+    if config is None:
+        raise EnvError("no environment is installed: pip install gymnax six")
+    # The end is for the last checkpoint and the curve.
+    minutes = max(START_S, plan.left() - END_S) / 60
+    config = dataclasses.replace(config, logdir=str(run), max_minutes=minutes)
     with redirect_stdout(sys.stderr):
         result = loop.train(config)
     if result.exit_code == loop.INTERRUPTED and plan.left() > 0:
@@ -279,7 +291,7 @@ def possible_runs(plan: Plan) -> list[Config]:
         found = [own, ("crafter", "craftax:Craftax-Classic-Pixels-v1"), own, *found]
     configs = []
     for preset, env in found:
-        every = 5 if plan.rehearse else max(1, round(2 * plan.rate(preset)))
+        every = 5 if plan.rehearse else max(1, round(2 * (plan.rate(preset) or 10)))
         log = {"every": every, "pictures": 0, "eval_episodes": 0, "checkpoint_minutes": 2.0}
         steps = 200 if plan.rehearse else 10**9
         config = dataclasses.replace(get_preset(preset), env=env, steps=steps, devices=1)
@@ -287,21 +299,15 @@ def possible_runs(plan: Plan) -> list[Config]:
     return configs
 
 
-class Stage(NamedTuple):
-    """What a stage measures, and its share of the minutes."""
-
-    measure: Callable[[Plan], Iterator[Row | str]]
-    share: float
-
-
-STAGES = {
-    "device": Stage(measure_device, 0.05),
-    "decode": Stage(measure_decode, 0.12),
-    "imagination": Stage(measure_imagination, 0.14),
-    "update": Stage(measure_update, 0.22),
-    "kernels": Stage(measure_kernels, 0.05),
-    "small": Stage(measure_small, 0.10),
-    "training": Stage(train_run, 1.0),
+#: What a stage measures, and its share of the minutes.
+STAGES: dict[str, tuple[Callable[[Plan], Iterator[Row | str]], float]] = {
+    "device": (measure_device, 0.05),
+    "decode": (measure_decode, 0.12),
+    "imagination": (measure_imagination, 0.14),
+    "update": (measure_update, 0.22),
+    "kernels": (measure_kernels, 0.05),
+    "small": (measure_small, 0.10),
+    "training": (train_run, 1.0),
 }
 
 
@@ -312,7 +318,7 @@ def run_stage(plan: Plan, stage: str) -> None:
     plan.write(stage, found)
     _log(f"{stage}: {max(0, deadline - began):.0f} s")
     try:
-        for row in STAGES[stage].measure(plan):
+        for row in STAGES[stage][0](plan):
             _add(found, row, time.time() - began)
             plan.write(stage, found)
             if time.time() > deadline and stage != "training":
@@ -351,7 +357,9 @@ def work(plan: Plan) -> int:
         groups["behavior"] = {"horizon": 2, "decode_steps": 1}
         known["tiny"] = ("for a rehearsal", harness.with_changes(get_preset("tiny"), **groups))
     with mock.patch.multiple(harness, **changes), mock.patch.dict(presets.PRESETS, known):
-        while plan.left() > 0 and (stage := plan.next_stage()):
+        while stage := plan.next_stage():
+            if plan.left() < (START_S + END_S if stage == "training" else 0):
+                break
             run_stage(plan, stage)
             write_summary(plan)
             jax.clear_caches()
@@ -370,10 +378,12 @@ def supervise(plan: Plan, command: Sequence[str]) -> None:
             reason = _watch(plan, process)
         finally:
             _stop(process)
-        if reason and (stage := plan.next_stage()):
-            found = plan.read(stage) or Report(
-                command=plan.command, machine={}, versions={}, created=""
-            )
+        stage = plan.next_stage()
+        if not reason:  # complete, or too little time for the next stage
+            break
+        if stage:
+            empty = Report(command=plan.command, machine={}, versions={}, created="")
+            found = plan.read(stage) or empty
             _add(found, f"{stage} failed: {reason}")
             found.complete = True
             plan.write(stage, found)
@@ -437,10 +447,8 @@ def run_accelerator(arguments: list[str]) -> int:
     about = "measure this accelerator, then train on it, within some minutes"
     parser = shared.Parser("accelerator", "python -m benchmarks accelerator", about)
     add, minutes = parser.add_argument, shared.number(0.1, kind=float)
-    add("--minutes", type=minutes, metavar="M", help="in all (12; a rehearsal: at most 10)")
-    add(
-        "--out", type=Path, required=True, metavar="DIR", help="results; continued if there are any"
-    )
+    add("--minutes", type=minutes, metavar="M", help="in all, about (12; a rehearsal: 10)")
+    add("--out", type=Path, required=True, metavar="DIR", help="results, continued if any")
     add("--rehearse", action="store_true", help="all stages at tiny sizes on the CPU")
     add("--worker-until", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

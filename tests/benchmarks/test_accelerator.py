@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import accelerator, end_to_end
-from benchmarks.accelerator import STAGES, Plan, Stage
+from benchmarks.accelerator import STAGES, Plan
 from benchmarks.suite import command
 from benchmarks.suite.report import read_report
 from benchmarks.suite.trace import kernel_facts, trace_kernels
@@ -25,12 +25,12 @@ from tests.benchmarks.report_cases import make_row
 
 @pytest.fixture
 def plan(tmp_path):
-    return Plan(tmp_path, minutes=1.0, until=time.time() + 60)
+    return Plan(tmp_path, minutes=1.0, until=time.time() + 600)
 
 
 def stages(**measures):
     """These stages instead of the real ones."""
-    found = {name: Stage(measure, 0.5) for name, measure in measures.items()}
+    found = {name: (measure, 0.5) for name, measure in measures.items()}
     return mock.patch.dict(STAGES, found, clear=True)
 
 
@@ -121,6 +121,28 @@ def test_without_time_nothing_starts(plan):
         assert plan.next_stage() == "first"
 
 
+def test_training_does_not_begin_without_time(plan):
+    """So that the same command, with more minutes, still trains."""
+    real = {"first": rows(make_row([1.0])), "training": rows(make_row([2.0]))}
+    with stages(**real), mock.patch.object(jax, "clear_caches"):
+        assert accelerator.work(dataclasses.replace(plan, until=time.time() + 30)) == 0
+        assert plan.next_stage() == "training"
+        accelerator.work(plan)
+        assert plan.next_stage() is None
+
+
+def test_without_an_environment_training_fails_in_one_line(plan):
+    missing = EnvError("it needs the package gymnax")
+    with (
+        stages(training=accelerator.train_run),
+        mock.patch.object(end_to_end, "vector_step_seconds", side_effect=missing),
+    ):
+        run_all(plan)
+    first, last = read_report(plan.out / "training.json").left_out
+    assert first == "training in gymnax:Catch-bsuite: it needs the package gymnax"
+    assert "no environment is installed" in last
+
+
 def with_rate(plan, preset, rate):
     report = accelerator.Report(command=plan.command, machine={}, versions={}, created="")
     report.rows.append(make_row([rate], "train", preset=preset))
@@ -164,7 +186,7 @@ def test_the_run_is_the_best_that_fits(plan, crafter, craftax, chosen, lines):
     assert (config.preset, config.env) == chosen
     assert len(found) == lines
     assert alone > 0
-    assert config.log.every == (40 if chosen[0] == "crafter" else 1)
+    assert config.log.every == (40 if chosen[0] == "crafter" else 20)
 
 
 def test_kernels_are_counted(tmp_path):
@@ -174,7 +196,7 @@ def test_kernels_are_counted(tmp_path):
         return jax.lax.scan(lambda y, _: (jnp.sin(y @ y), None), x, None, length=5)[0]
 
     program, x = jax.jit(products), jnp.ones((64, 64))
-    program(x)
+    jax.block_until_ready(program(x))
     kernels, seconds = trace_kernels(lambda: program(x), 2, tmp_path)
     facts = kernel_facts(kernels, 2, seconds)
     assert facts["kernels"] >= 10
