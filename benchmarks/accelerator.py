@@ -252,9 +252,9 @@ def train_run(plan: Plan) -> Iterator[Row | str]:
         return
     bare = plan.rate(config.preset) or math.nan
     row = end_to_end_row(config, rows[1:], bare, alone, result.seconds / 60)
-    row.facts |= {"updates": result.updates, "env_steps": result.env_steps}
-    row.facts["last_return"] = result.score
-    known = {name: value for name, value in row.facts.items() if not math.isnan(value)}
+    facts = {**row.facts, "updates": result.updates, "env_steps": result.env_steps}
+    facts["last_return"] = result.score
+    known = {name: value for name, value in facts.items() if not math.isnan(value)}
     yield dataclasses.replace(row, facts=known)
 
 
@@ -354,7 +354,7 @@ def work(plan: Plan) -> int:
     if plan.rehearse:
         changes |= {"CPU_SIZES": (256,), "_SECONDS": 0.01}
         groups = {"model": {"blocks": 1, "head_layers": 1}}
-        groups["behavior"] = {"horizon": 2, "decode_steps": 1}
+        groups |= {"behavior": {"horizon": 2, "decode_steps": 1}, "envs": {"image_size": 8}}
         known["tiny"] = ("for a rehearsal", harness.with_changes(get_preset("tiny"), **groups))
     with mock.patch.multiple(harness, **changes), mock.patch.dict(presets.PRESETS, known):
         while stage := plan.next_stage():

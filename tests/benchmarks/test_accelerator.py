@@ -6,13 +6,14 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator, end_to_end
+from benchmarks import accelerator, end_to_end, train
 from benchmarks.accelerator import STAGES, Plan
 from benchmarks.suite import command
 from benchmarks.suite.report import read_report
@@ -20,7 +21,10 @@ from benchmarks.suite.trace import kernel_facts, trace_kernels
 from emerald_jax.envs import EnvError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import METRICS_FILE, read_rows
+from emerald_jax.training import loop
+from emerald_jax.training.loop import RunResult
 from tests.benchmarks.report_cases import make_row
+from tests.run_cases import make_run
 
 
 @pytest.fixture
@@ -187,6 +191,67 @@ def test_the_run_is_the_best_that_fits(plan, crafter, craftax, chosen, lines):
     assert len(found) == lines
     assert alone > 0
     assert config.log.every == (40 if chosen[0] == "crafter" else 20)
+
+
+def finished_run(config):
+    """As training leaves it."""
+    run = make_run(Path(config.logdir))
+    rates = {"speed/updates_per_s": 4.0, "speed/env_steps_per_s": 8.0, "speed/env_wait_share": 0.5}
+    with (run / METRICS_FILE).open("w") as file:
+        file.writelines(json.dumps({"step": 80 + i, **rates}) + "\n" for i in range(3))
+    assert config.max_minutes > 1
+    return RunResult(run, float("nan"), 83, 9, 30.0, "minutes")
+
+
+def test_a_run_keeps_its_curve_its_metrics_and_its_weights(plan):
+    """4 of 5 updates/s; 16 environments wait 0.5 x 16 / 8 = 1 s a step, alone they take 2."""
+    with_rate(plan, "quickstart", 5.0)
+    with (
+        stages(update=rows(), training=accelerator.train_run),
+        mock.patch.object(loop, "train", finished_run),
+        mock.patch.object(end_to_end, "vector_step_seconds", return_value=2.0),
+    ):
+        accelerator.run_stage(plan, "training")
+    found = read_report(plan.out / "training.json")
+    assert found.left_out == []
+    (row,) = found.rows
+    assert row.case["env"] == "gymnax:Catch-bsuite"
+    assert row.value.median == 8.0
+    assert row.facts["share_of_train_step"] == pytest.approx(0.8)
+    assert row.facts["env_time_hidden"] == pytest.approx(0.5)
+    assert (row.facts["updates"], row.facts["env_steps"]) == (9, 83)
+    assert "last_return" not in row.facts, "no episode ended"
+    assert (plan.out / "curve.png").stat().st_size
+    export = json.loads((plan.out / "weights" / "export.json").read_text())
+    assert (export["step"], export["dtype"]) == (9, "bfloat16")
+
+
+def test_an_interrupted_run_is_not_complete(plan):
+    stopped = RunResult(plan.out, 0.0, 0, 0, 1.0, "SIGTERM")
+    with (
+        stages(training=accelerator.train_run),
+        mock.patch.object(loop, "train", return_value=stopped),
+        mock.patch.object(end_to_end, "vector_step_seconds", return_value=2.0),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        accelerator.run_stage(plan, "training")
+    assert not read_report(plan.out / "training.json").complete
+
+
+def test_kernels_of_an_update(plan):
+    """A program of one product stands for the update; without an update there is only a line."""
+    program, x = jax.jit(jnp.matmul), jnp.ones((64, 64))
+    with (
+        stages(kernels=accelerator.measure_kernels, update=rows()),
+        mock.patch.object(train, "Update", return_value=lambda: program(x, x)),
+    ):
+        accelerator.run_stage(plan, "kernels")
+        assert read_report(plan.out / "kernels.json").rows == []
+        with_rate(plan, "crafter", 5.0)
+        accelerator.run_stage(plan, "kernels")
+    (row,) = read_report(plan.out / "kernels.json").rows
+    assert row.facts["kernels"] == 1
+    assert list(plan.out.glob("trace/**/*.xplane.pb"))
 
 
 def test_kernels_are_counted(tmp_path):
