@@ -234,7 +234,9 @@ def train_run(plan: Plan) -> Iterator[Row | str]:
     config, alone, lines = choose_run(plan, run)
     yield from lines
     if config is None:
-        raise EnvError("no environment is installed: pip install gymnax six")
+        raise EnvError(
+            "none of these environments can be used; the simplest: pip install gymnax six"
+        )
     # The end is for the last checkpoint and the curve.
     minutes = max(START_S, plan.left() - END_S) / 60
     config = dataclasses.replace(config, logdir=str(run), max_minutes=minutes)
@@ -353,8 +355,8 @@ def work(plan: Plan) -> int:
     known = {}
     if plan.rehearse:
         changes |= {"CPU_SIZES": (256,), "_SECONDS": 0.01}
-        groups = {"model": {"blocks": 1, "head_layers": 1}}
-        groups |= {"behavior": {"horizon": 2, "decode_steps": 1}, "envs": {"image_size": 8}}
+        groups = {"model": {"grid": 5, "blocks": 1, "head_layers": 1}, "envs": {"image_size": 10}}
+        groups["behavior"] = {"horizon": 2, "decode_steps": 1}
         known["tiny"] = ("for a rehearsal", harness.with_changes(get_preset("tiny"), **groups))
     with mock.patch.multiple(harness, **changes), mock.patch.dict(presets.PRESETS, known):
         while stage := plan.next_stage():

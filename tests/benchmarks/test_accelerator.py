@@ -144,7 +144,7 @@ def test_without_an_environment_training_fails_in_one_line(plan):
         run_all(plan)
     first, last = read_report(plan.out / "training.json").left_out
     assert first == "training in gymnax:Catch-bsuite: it needs the package gymnax"
-    assert "no environment is installed" in last
+    assert "none of these environments can be used" in last
 
 
 def with_rate(plan, preset, rate):
