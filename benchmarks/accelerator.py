@@ -52,7 +52,6 @@ START_S, END_S = 20.0, 30.0
 _LEAST_UPDATES = 300
 #: With these flags a rehearsal's programs compile quickly.
 _QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-_QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 class Sizes(NamedTuple):
@@ -369,26 +368,29 @@ def work(plan: Plan) -> int:
 
 
 def supervise(plan: Plan, command: Sequence[str]) -> None:
-    """Start ``command`` until every stage is complete or the time is over."""
+    """Start ``command`` until every stage is complete or the time is over.
+
+    ConfigError where it ends before it has begun a stage.
+    """
     env = dict(os.environ)
     if plan.rehearse:
         flags = f"{env.get('XLA_FLAGS', '')} {_QUICK_FLAGS}".strip()
         env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    while plan.left() > 0 and plan.next_stage():
+    while plan.left() > 0 and (first := plan.next_stage()):
         process = subprocess.Popen(command, cwd=ROOT, env=env)
         try:
             reason = _watch(plan, process)
         finally:
             _stop(process)
-        stage = plan.next_stage()
         if not reason:  # complete, or too little time for the next stage
             break
-        if stage:
-            empty = Report(command=plan.command, machine={}, versions={}, created="")
-            found = plan.read(stage) or empty
+        stage = plan.next_stage()
+        if stage and (found := plan.read(stage)):
             _add(found, f"{stage} failed: {reason}")
             found.complete = True
             plan.write(stage, found)
+        elif stage == first:
+            raise ConfigError(f"nothing can be measured: {reason}; its own messages are above")
 
 
 def _watch(plan: Plan, process: subprocess.Popen) -> str:
@@ -405,7 +407,7 @@ def _watch(plan: Plan, process: subprocess.Popen) -> str:
         if plan.left() < -END_S:
             return ""
         if time.time() > began + most:
-            return f"stopped after {time.time() - began:.0f} s"
+            return f"its process was stopped after {time.time() - began:.0f} s"
     return f"its process ended with exit code {process.returncode}" if process.returncode else ""
 
 

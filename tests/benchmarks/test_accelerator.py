@@ -16,8 +16,9 @@ import pytest
 from benchmarks import accelerator, end_to_end, train
 from benchmarks.accelerator import STAGES, Plan
 from benchmarks.suite import command
-from benchmarks.suite.report import read_report
+from benchmarks.suite.report import Report, read_report
 from benchmarks.suite.trace import kernel_facts, trace_kernels
+from emerald_jax.config import ConfigError
 from emerald_jax.envs import EnvError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import METRICS_FILE, read_rows
@@ -45,6 +46,10 @@ def rows(*found):
 def broken(plan):
     yield make_row([1.0])
     raise RuntimeError("RESOURCE_EXHAUSTED\nand a thousand lines")
+
+
+def empty_report(plan):
+    return Report(command=plan.command, machine={}, versions={}, created="")
 
 
 def run_all(plan):
@@ -103,12 +108,13 @@ def test_complete_stages_are_skipped_and_cut_off_ones_repeated(plan):
     ("script", "seconds", "reason"),
     [
         ("import os; os._exit(3)", 60, "its process ended with exit code 3"),
-        ("import time; time.sleep(60)", 0.5, "stopped after"),
+        ("import time; time.sleep(60)", 0.5, "its process was stopped after"),
     ],
 )
 def test_a_process_that_dies_or_hangs_costs_one_stage(plan, script, seconds, reason):
-    """Also where it ends before it has begun a report."""
     plan = dataclasses.replace(plan, minutes=1e-6)
+    for name in ("first", "second"):
+        plan.write(name, empty_report(plan))
     with (
         stages(first=rows(), second=rows()),
         mock.patch.object(accelerator, "START_S", seconds),
@@ -117,6 +123,13 @@ def test_a_process_that_dies_or_hangs_costs_one_stage(plan, script, seconds, rea
         assert accelerator.write_summary(plan).count("failed") == 2
     for name in ("first", "second"):
         assert reason in read_report(plan.out / f"{name}.json").left_out[0]
+
+
+def test_a_process_that_cannot_start_is_an_error_and_leaves_nothing(plan):
+    """So that the same command works once the cause is removed."""
+    with stages(first=rows()), pytest.raises(ConfigError, match=r"nothing can be measured: .* 3;"):
+        accelerator.supervise(plan, [sys.executable, "-c", "import os; os._exit(3)"])
+    assert list(plan.out.iterdir()) == []
 
 
 def test_without_time_nothing_starts(plan):
@@ -148,7 +161,7 @@ def test_without_an_environment_training_fails_in_one_line(plan):
 
 
 def with_rate(plan, preset, rate):
-    report = accelerator.Report(command=plan.command, machine={}, versions={}, created="")
+    report = empty_report(plan)
     report.rows.append(make_row([rate], "train", preset=preset))
     plan.write("update", report)
 
