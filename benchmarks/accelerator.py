@@ -451,12 +451,12 @@ def run_accelerator(arguments: list[str]) -> int:
     about = "measure this accelerator, then train on it, within some minutes"
     parser = shared.Parser("accelerator", "python -m benchmarks accelerator", about)
     add, minutes = parser.add_argument, shared.number(0.1, kind=float)
-    add("--minutes", type=minutes, metavar="M", help="in all, about (12; a rehearsal: 10)")
+    add("--minutes", type=minutes, metavar="M", help="in all, about (12; a rehearsal: 30)")
     add("--out", type=Path, required=True, metavar="DIR", help="results, continued if any")
     add("--rehearse", action="store_true", help="all stages at tiny sizes on the CPU")
     add("--worker-until", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    out, minutes = given.out.absolute(), given.minutes or (10.0 if given.rehearse else 12.0)
+    out, minutes = given.out.absolute(), given.minutes or (30.0 if given.rehearse else 12.0)
     plan = Plan(out, minutes, given.worker_until or time.time() + 60 * minutes, given.rehearse)
     if given.worker_until:
         return work(plan)
