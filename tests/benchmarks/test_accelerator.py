@@ -304,10 +304,10 @@ def test_a_complete_rehearsal(capsys, tmp_path):
     assert "world_model_seconds" in found["update"].rows[0].facts
     assert found["kernels"].rows[0].facts["kernels"] > 100
     facts = found["training"].rows[0].facts
-    assert facts["updates"] == 34
+    assert facts["updates"] == 33
     assert read_rows(out / "run" / METRICS_FILE)
     assert (out / "curve.png").exists()
-    assert json.loads((out / "weights" / "export.json").read_text())["step"] == 34
+    assert json.loads((out / "weights" / "export.json").read_text())["step"] == 33
     before = (out / "update.json").read_bytes()
     assert command.main(["accelerator", "--rehearse", "--out", str(out)]) == 0
     assert (out / "update.json").read_bytes() == before
