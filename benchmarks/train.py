@@ -72,7 +72,9 @@ class Update:
         self._keys = parallel.place_shares(parallel.split(self.keys, devices), chosen)
         self.state = parallel.place_state(harness.random_state(learner), chosen)
         step = parallel.compile_train_step(learner, chosen)
-        self._program, self.facts = harness.compile_for(step, self.state, self.batch, self._keys)
+        # From shapes, as a run does, so that a compilation cache has one entry for both.
+        shapes = jax.eval_shape(lambda: (self.state, self.batch, self._keys))
+        self._program, self.facts = harness.compile_for(step, *shapes)
 
     def __call__(self) -> Any:
         """Run one update; returns its results, to be waited for."""

@@ -37,6 +37,10 @@ BENCHMARKS = {
 }
 #: Options that do not change what is measured, each with one value.
 _FILES = ("--out", "--compare", "--figures", "--against", "--rounds", "--limit")
+_EPILOG = (
+    "Exit code 1: --compare found something slower beyond the measured noise. docs/development.md "
+    "explains the numbers. One command for an accelerator: python -m benchmarks accelerator --help."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """Measure, or read results back, and print tables; the exit code is 1 after a regression."""
+    if arguments[:1] == ["accelerator"]:
+        from benchmarks.accelerator import run_accelerator
+
+        return run_accelerator(arguments[1:])
     options = _parse(arguments)
     if options.figures and not options.figures.is_dir():
         raise ConfigError(f"--figures {options.figures}: there is no such folder")
@@ -79,10 +87,7 @@ def _run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("bench", "python -m benchmarks", "measure speed on this machine")
-    parser.epilog = (
-        "Exit code 1: --compare found something slower beyond the measured noise. "
-        "docs/development.md explains the numbers."
-    )
+    parser.epilog = _EPILOG
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
     add("--out", type=Path, metavar="FILE.json", help="keep the result, row by row")

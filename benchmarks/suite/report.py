@@ -161,6 +161,9 @@ _COLUMNS = {
     "bytes_per_s": ("copied", lambda x: f"{x / 1e9:.2f} GB/s"),
     "share_of_plain_copy": ("of plain copy", lambda x: f"{100 * x:.0f} %"),
     "start_seconds": ("start", lambda x: f"{x:.1f} s"),
+    "kernels": ("kernels", lambda x: f"{x:,.0f}"),
+    "kernel_seconds": ("in kernels", lambda x: f"{x:.3g} s"),
+    "last_return": ("last return", lambda x: f"{x:.2f}"),
 }
 
 #: A report's row with the report's machine: what tables and figures are made of.
