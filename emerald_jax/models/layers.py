@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import Initializer, lecun_normal, normal, ones, zeros
 
+from emerald_jax.target import target
 from emerald_jax.types import Array
 
 #: Added to a variance before its root is taken.
@@ -30,9 +31,9 @@ learned_vector = normal(0.02)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O)."""
+    """``model.dtype`` as a type; ``auto`` is bfloat16 where the device has units for it (O)."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "bfloat16" if target().bfloat16 else "float32"
     return jnp.dtype(name)
 
 
@@ -112,7 +113,7 @@ def embed_tokens(tokens: Array, table: Array) -> Array:
     tokens and the predictor's table this takes 1.7 ms; the product takes 21.5 ms, and one gather
     followed by a sum 7.3 ms (two cores). The gradient is that of the product in both cases.
     """
-    if jax.default_backend() == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_ROWS:
+    if target().platform == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_ROWS:
         return _gather_sum(tokens, table)
     return _hot(tokens, table) @ table.reshape(-1, table.shape[-1])
 

@@ -14,6 +14,7 @@ import jax
 import psutil
 
 from emerald_jax import __version__
+from emerald_jax.target import target
 
 #: Flags for CPUs. The concurrency-optimised scheduler keeps all buffers alive: XLA plans 20 GiB for
 #: the paper's world-model gradient instead of 9. The YNNPACK fusions run convolutions on one core:
@@ -63,7 +64,7 @@ def compile_program(program: Any) -> Any:
     ``XLA_FLAGS`` is kept.
     """
     option = "xla_backend_optimization_level"
-    if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
+    if target().platform != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
         return program.compile()
     return program.compile(compiler_options={option: 1})
 
