@@ -134,8 +134,10 @@ def run_compile(arguments: list[str]) -> int:
     config, device = parse_train(rest), DEVICES[options.device]
     config.validate(device.count)
     folder = Path(options.out).parent
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a directory: --out needs one that exists")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before minutes of work
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"--out: {error.filename} is a file, not a directory") from error
     refuse_missing(options.device)
     report = compile_for(config, options.device, options.program or PROGRAMS, options.lines)
     if options.out:
@@ -162,6 +164,7 @@ def compile_for(
     # Neither a GPU nor a TPU of this machine is needed, so none is occupied.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     import jax
 
     from emerald_jax.models.layers import compute_dtype
@@ -256,7 +259,6 @@ def _report(lower: Callable[[], Any], device: Device, dtype: str, lines: int) ->
     import jax
 
     from emerald_jax.run.hlo import Program
-    from emerald_jax.run.machine import compile_program
     from emerald_jax.training.devices import memory_needed
 
     if lines:
@@ -266,7 +268,7 @@ def _report(lower: Callable[[], Any], device: Device, dtype: str, lines: int) ->
     found = {"trace_seconds": round(time.perf_counter() - begin, 1)}
     begin = time.perf_counter()
     try:
-        compiled = compile_program(lowered)
+        compiled, found["note"] = _compile(lowered, device)
     except jax.errors.JaxRuntimeError as error:
         return {**found, "error": str(error).strip().partition("\n")[0][:300]}
     found["compile_seconds"] = round(time.perf_counter() - begin, 1)
@@ -279,6 +281,22 @@ def _report(lower: Callable[[], Any], device: Device, dtype: str, lines: int) ->
         found["flop_bound"] = flops / rate
         found["traffic_bound"] = found["traffic"] / device.bandwidth
     return found
+
+
+def _compile(lowered: Any, device: Device) -> tuple[Any, str]:
+    """Compile a lowered program; also a note on how, if not as usual."""
+    import jax
+
+    from emerald_jax.run.machine import compile_program
+
+    try:
+        return compile_program(lowered), ""
+    except jax.errors.JaxRuntimeError as error:
+        if device.platform != "gpu" or "tile sizes" not in str(error):
+            raise
+    # On the device a search finds tiles for Triton; the defaults do not suit the smallest products.
+    options = {"xla_gpu_enable_triton_gemm": False}
+    return lowered.compile(compiler_options=options), "matrix products are calls of cuBLAS"
 
 
 def _figures(program: Any, device: Device, lines: int) -> dict[str, Any]:
@@ -349,6 +367,8 @@ def describe(report: dict[str, Any]) -> str:
     for name, one in programs.items():
         if "error" in one:
             text += f"\n{name} does not compile: {one['error']}\n"
+        if one.get("note"):
+            text += f"\n{name}: {one['note']}\n"
         if "sources" in one:
             text += f"\n{name}, operations by source line\n"
             text += "".join(f"{times:>9,}  {line}\n" for line, times in one["sources"].items())

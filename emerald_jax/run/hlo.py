@@ -178,48 +178,21 @@ class Program:
             return 2 * self._bytes_of(operation.home, operation.operands[1])
         if operation.opcode in _PARTS:
             return 2 * array_bytes(operation.shape)
-        body = self.computations.get(operation.called("calls"), {})
-        if operation.opcode != "fusion":
-            body = {}
-        inputs = [one for one in body.values() if one.opcode == "parameter"]
-        named = {int(one.operands[0]): one for one in inputs}
-        total = self._written(operation, body)
-        for index, name in enumerate(operation.operands):
-            whole = self._bytes_of(operation.home, name)
-            total += min(whole, self._read(named[index], body)) if index in named else whole
-        return total
-
-    def _written(self, operation: Operation, body: dict[str, Operation]) -> int:
-        """Bytes of an operation's results."""
-        if operation.opcode.endswith("-start"):
-            return array_bytes(operation.shape, first=True)
-        root = next((one for one in body.values() if one.root), None)
-        if root is None:
-            return array_bytes(operation.shape)
-        ends = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        return sum(self._result(end, body) for end in ends)
-
-    def _result(self, end: Operation, body: dict[str, Operation]) -> int:
-        """Bytes of one result of a fusion: only the new part, if an array is updated in place."""
-        while end.opcode == "bitcast":
-            end = body[end.operands[0]]
-        if end.opcode == "dynamic-update-slice":
-            return array_bytes(body[end.operands[1]].shape)
-        return array_bytes(end.shape)
-
-    def _read(self, source: Operation, body: dict[str, Operation]) -> int:
-        """Bytes that a fusion reads of the array ``source``."""
-        total = 0
-        for user in body.values():
-            if source.name not in user.operands:
-                continue
-            if user.opcode == "bitcast":
-                total += self._read(user, body)
-            elif user.opcode in _PARTS and user.operands[0] == source.name:
-                total += array_bytes(user.shape)
-            elif user.opcode != "dynamic-update-slice" or user.operands[0] != source.name:
-                return array_bytes(source.shape)
-        return total
+        fused = operation.opcode == "fusion"
+        body = self.computations[operation.called("calls")] if fused else {}
+        # The other results of a library call are its work space.
+        first = operation.opcode.endswith("-start") or operation.opcode == "custom-call"
+        written = array_bytes(operation.shape, first=first)
+        shares = {}
+        if fused:
+            written = sum(_written(end, body) for end in _ends(body))
+            needed = _needed(body)
+            inputs = [one for one in body.values() if one.opcode == "parameter"]
+            shares = {int(one.operands[0]): needed[one.name] for one in inputs}
+        return written + sum(
+            round(self._bytes_of(operation.home, name) * shares.get(index, 1))
+            for index, name in enumerate(operation.operands)
+        )
 
     def _bytes_of(self, home: str, name: str) -> int:
         found = self.computations[home].get(name)
@@ -265,9 +238,46 @@ def array_bytes(shape: str, *, first: bool = False) -> int:
     return total
 
 
+def _ends(body: dict[str, Operation]) -> list[Operation]:
+    """The results of a fusion."""
+    root = next(one for one in body.values() if one.root)
+    return [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+
+
+def _written(end: Operation, body: dict[str, Operation]) -> int:
+    """Bytes of one result of a fusion: only the new part, if an array is updated in place."""
+    while end.opcode == "bitcast":
+        end = body[end.operands[0]]
+    new = body[end.operands[1]] if end.opcode == "dynamic-update-slice" else end
+    return array_bytes(new.shape)
+
+
+def _needed(body: dict[str, Operation]) -> dict[str, float]:
+    """Share of every array in a fusion that its results need, 0 to 1.
+
+    Slices and gathers need their own size of their first operand, updates nothing of the array that
+    they change; element-wise operations need what is needed of themselves, all others everything.
+    """
+    shares = dict.fromkeys(body, 0.0)
+    shares |= {end.name: 1.0 for end in _ends(body)}
+    sizes = {name: math.prod(_sizes(one.shape)) or 1 for name, one in body.items()}
+    for user in reversed(body.values()):  # operands stand before their users
+        for index, name in enumerate(user.operands):
+            if name not in shares:
+                continue  # the value of a constant
+            if user.opcode in _PARTS and index == 0:
+                part = shares[user.name] * sizes[user.name] / sizes[name]
+                shares[name] = min(1.0, shares[name] + part)
+            elif user.opcode != "dynamic-update-slice" or index > 0:
+                same = sizes[user.name] == sizes[name]
+                shares[name] = max(shares[name], shares[user.name] if same else 1.0)
+    return shares
+
+
 def _sizes(shape: str) -> list[int]:
-    """Dimensions of an array type."""
-    return [int(size) for size in _ARRAY.search(shape)[2].split(",") if size]
+    """Dimensions of an array type; of a tuple those of its first array."""
+    found = _ARRAY.search(shape)
+    return [int(size) for size in found[2].split(",") if size] if found else []
 
 
 def _operation(home: str, line: re.Match) -> Operation:

@@ -23,7 +23,9 @@ TEXT = """
   %x = f32[2000000]{0} parameter(0)
   %at = s32[9,1]{1,0} parameter(1)
   %few = f32[9]{0} gather(%x, %at), offset_dims={}
-  ROOT %sum = f32[2000000]{0} add(%x, %x)
+  %zero = f32[] constant(0)
+  %wide = f32[2000000]{0} pad(%few, %zero), padding=0_1999991
+  ROOT %sum = f32[2000000]{0} add(%x, %wide)
 }
 
 %order (a: f32[], b: f32[]) -> pred[] {
@@ -105,10 +107,12 @@ def test_a_missing_compiler_is_named_in_one_line(name, line, monkeypatch, capsys
         ("tny --for cpu", "unknown preset 'tny'; nearest: tiny"),
         ("tiny --for cpu --model.widht 3", "unknown setting --model.widht; nearest: --model.width"),
         ("tiny --for v5e-4 --replay.batch 6", "replay.batch 6 does not divide over 4 devices"),
-        ("tiny --for cpu --out nowhere/at/all.json", "nowhere/at is not a directory"),
+        ("tiny --for cpu --out setup.cfg/r.json", "--out: setup.cfg is a file, not a directory"),
     ],
 )
-def test_wrong_arguments_end_in_one_line(arguments, line, capsys):
+def test_wrong_arguments_end_in_one_line(arguments, line, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "setup.cfg").touch()
     assert cli.main(["compile", *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"emerald-jax: {line}")

@@ -110,7 +110,7 @@ def test_traffic_counts_what_is_read_and_written():
     # One row of five, the counter and the copy are read, one array is written.
     assert traffic["next"] == array + 4 + array + array
     assert traffic["copy.1"] == 2 * array
-    assert traffic["product"] == 3 * array + 64
+    assert traffic["product"] == 3 * array
     assert traffic["both-start"] == 2 * array
 
 
@@ -147,6 +147,31 @@ ENTRY %main {
     program = Program(text)
     traffic = {one.name: program.traffic(one) for one, _ in program.executed()}
     assert traffic == {"a": 16 + 16 + 4, "b": 2 * 16}
+
+
+def test_a_fusion_reads_only_what_its_results_need():
+    """Three vectors are added, and a quarter of the sum is kept; a reduction needs everything."""
+    text = """
+%fused (a: f32[1024], b: f32[1024], c: f32[1024]) -> (f32[256], f32[]) {
+  %a = f32[1024]{0} parameter(0)
+  %b = f32[1024]{0} parameter(1)
+  %c = f32[1024]{0} parameter(2)
+  %ab = f32[1024]{0} add(%a, %b)
+  %abc = f32[1024]{0} add(%ab, %c)
+  %few = f32[256]{0} slice(%abc), slice={[0:256]}
+  %zero = f32[] constant(0)
+  %all = f32[] reduce(%c, %zero), dimensions={0}, to_apply=%sum
+  ROOT %both = (f32[256]{0}, f32[]) tuple(%few, %all)
+}
+
+ENTRY %main {
+  %x = f32[1024]{0} parameter(0)
+  ROOT %y = (f32[256]{0}, f32[]) fusion(%x, %x, %x), kind=kLoop, calls=%fused
+}
+"""
+    program = Program(text)
+    ((operation, _),) = program.executed()
+    assert program.traffic(operation) == (2 * 256 + 1024 + 256 + 1) * 4
 
 
 def test_arrays_on_the_chip_cost_no_traffic():
