@@ -88,29 +88,15 @@ _CHIP = """
 gpu_device_info {{
   name: "{about}"
   cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
-  core_count: {cores}
-  fpus_per_core: {fpus}
-  clock_rate_ghz: {ghz}
-  memory_bandwidth: {bandwidth:.0f}
-  device_memory_size: {memory:.0f}
-  l2_cache_size: {l2}
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: {most_shared}
+  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {ghz}
+  memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory:.0f} l2_cache_size: {l2}
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {most_shared}
   shared_memory_per_core: {shared}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: {threads}
-  thread_dim_limit_x: 1024
-  thread_dim_limit_y: 1024
-  thread_dim_limit_z: 64
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  driver_version: "13.0.0"
-  runtime_version: "12.8.0"
-  compile_time_toolkit_version: "12.8.0"
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: {threads}
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
   dnn_version: "9.10.0"
 }}
 platform_name: "CUDA"
@@ -277,8 +263,8 @@ def _report(lower: Callable[[], Any], device: Device, dtype: str, lines: int) ->
     found |= {"memory": memory_needed(compiled)[1], "flops": flops}
     found |= _figures(Program(compiled.as_text()), device, lines)
     if device.platform != "cpu":
-        rate = device.bfloat16 if dtype == "bfloat16" else device.float32
-        found["flop_bound"] = flops / rate
+        rate = device.bfloat16 if dtype == "bfloat16" else 0
+        found["flop_bound"] = flops / (rate or device.float32)
         found["traffic_bound"] = found["traffic"] / device.bandwidth
     return found
 
