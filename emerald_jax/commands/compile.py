@@ -174,6 +174,7 @@ def compile_for(
         "device": name,
         "facts": facts,
         "dtype": dtype,
+        "optimization_level": str(jax.config.jax_optimization_level),
         "batch_per_device": config.replay.batch // device.count,
         "versions": versions(),
         "programs": found,

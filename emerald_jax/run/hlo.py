@@ -144,7 +144,7 @@ class Program:
     def collective(self, operation: Operation) -> int:
         """Bytes of a device's own arrays that it sends to the others; 0 if it is no collective."""
         return sum(
-            self._bytes_of(part.home, name)
+            self._bytes_of(part.home, name, on_chip=True)
             for part in self.parts(operation)
             for name in part.operands
             if part.opcode.removesuffix("-start") in _COLLECTIVES
@@ -194,9 +194,9 @@ class Program:
             for index, name in enumerate(operation.operands)
         )
 
-    def _bytes_of(self, home: str, name: str) -> int:
+    def _bytes_of(self, home: str, name: str, *, on_chip: bool = False) -> int:
         found = self.computations[home].get(name)
-        return array_bytes(found.shape) if found else 0
+        return array_bytes(found.shape, on_chip=on_chip) if found else 0
 
     def source(self, operation: Operation) -> str:
         """Innermost line of this package that made an operation: ``models/layers.py:71 Dense``."""
@@ -223,15 +223,15 @@ class Program:
             self._table[int(found[1])] = found[2] if found[2] is not None else pairs
 
 
-def array_bytes(shape: str, *, first: bool = False) -> int:
+def array_bytes(shape: str, *, first: bool = False, on_chip: bool = False) -> int:
     """Bytes of the arrays in a type; with ``first`` of the first one alone.
 
-    Memory spaces other than the main memory are marked ``S(1)`` and count nothing.
+    Arrays in a memory on the chip are marked ``S(1)``. They count only with ``on_chip``.
     """
     total = 0
     for kind, sizes, layout in _ARRAY.findall(shape):
         bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
-        if "S(" not in layout:
+        if on_chip or "S(" not in layout:
             total += math.prod(map(int, filter(None, sizes.split(",")))) * bits // 8
         if first:
             break

@@ -120,6 +120,12 @@ def test_collectives_count_the_bytes_of_their_operands():
     assert found == {"both-start": 8 * 4 * 4}
 
 
+def test_collectives_of_arrays_on_the_chip_count():
+    text = PROGRAM.replace(" LOOP", KNOWN).replace("%p = f32[8,4]{1,0}", "%p = f32[8,4]{1,0:S(1)}")
+    program = Program(text)
+    assert [program.collective(one) for one, _ in program.executed()].count(8 * 4 * 4) == 1
+
+
 def test_an_operation_has_the_innermost_line_of_this_package():
     program = Program(PROGRAM.replace(" LOOP", KNOWN))
     sources = {one.name: program.source(one) for one, _ in program.executed()}
@@ -176,6 +182,7 @@ ENTRY %main {
 
 def test_arrays_on_the_chip_cost_no_traffic():
     assert array_bytes("(bf16[8,128]{1,0:T(8,128)(2,1)}, f32[8,128]{1,0:T(8,128)S(1)})") == 2048
+    assert array_bytes("f32[8,128]{1,0:T(8,128)S(1)}", on_chip=True) == 4096
     assert array_bytes("(f32[2]{0}, pred[3]{0}, u32[])", first=True) == 8
     assert array_bytes("pred[3]") == 3
     assert array_bytes("f8e4m3fn[4]{0}") == 4
