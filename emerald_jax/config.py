@@ -102,7 +102,8 @@ class ModelConfig:
     """Dropout rate of the transformers, only in the world-model loss. (R)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type. Parameters, probabilities, KLs, head outputs and returns stay float32; latent
-    logits have the compute type. `auto`: bfloat16 on a GPU or TPU, float32 on a CPU. (O)"""
+    logits have the compute type. `auto`: bfloat16 on a TPU or a GPU with units for it
+    (NVIDIA: from compute capability 8.0), else float32. (O)"""
     remat: bool = False
     """Recompute every convolution stage and transformer block of the world model in the backward
     pass: less memory, more time; no effect on a CPU. (O)"""

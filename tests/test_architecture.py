@@ -22,6 +22,7 @@ LEVELS = {
     "presets": 0,
     "process": 0,
     "scores": 0,
+    "target": 0,
     "types": 0,
     "ops": 1,
     "envs": 1,

@@ -183,7 +183,9 @@ def test_help_lists_every_setting(arguments: list[str], capsys: pytest.CaptureFi
     assert "Imagined steps H per rollout." in text
 
 
-@pytest.mark.parametrize("command", ["eval", "report", "presets", "envs", "check-env", "version"])
+@pytest.mark.parametrize(
+    "command", ["eval", "report", "compile", "presets", "envs", "check-env", "version"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from emerald_jax.target import Target, tracing_for
 
 #: Primitives whose result is one-hot when all operands are.
 _MOVES = {"broadcast_in_dim", "concatenate", "convert_element_type"}
@@ -47,7 +48,7 @@ def trace_flops(function: Callable, *arguments: Any) -> tuple[Flops, Any]:
     Returns its FLOPs, and its result as ``jax.ShapeDtypeStruct``. ValueError: a ``while`` loop with
     products, whose number of steps is not in the trace.
     """
-    with mock.patch.object(jax, "default_backend", return_value="gpu"):
+    with tracing_for(Target("gpu", bfloat16=True)):
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     return _count(jaxpr.jaxpr, set())[0], shapes
 

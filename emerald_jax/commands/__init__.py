@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("runs", "write a report of a run, one HTML file that opens from disk"),
     "play": ("runs", "steer the dream with the keyboard, in a browser"),
     "report": ("runs", "compare runs with published numbers, one table and figure per benchmark"),
+    "compile": ("compile", "compile a run for a TPU or GPU that need not be there"),
     "collect": ("tools", "record play as a data set for studies"),
     "presets": ("train", "list the named configurations"),
     "envs": ("tools", "list the environments"),

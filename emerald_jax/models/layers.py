@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emerald_jax.ops import random
+from emerald_jax.target import target
 from emerald_jax.types import Array, Key, Params
 
 #: Added to a variance before its root is taken.
@@ -114,9 +115,9 @@ def init_together(init: Callable[[Key], Params], key: Key) -> Params:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """``model.dtype`` as a type; ``auto`` is bfloat16 on accelerators and float32 on CPUs (O)."""
+    """``model.dtype`` as a type; ``auto`` is bfloat16 where the device has units for it (O)."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "bfloat16" if target().bfloat16 else "float32"
     return jnp.dtype(name)
 
 
@@ -198,7 +199,7 @@ def embed_tokens(tokens: Array, table: Array) -> Array:
     tokens and the predictor's table this takes 1.7 ms; the product takes 21.5 ms, and one gather
     followed by a sum 7.3 ms (two cores). The gradient is that of the product in both cases.
     """
-    if jax.default_backend() == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_ROWS:
+    if target().platform == "cpu" and table.shape[0] * table.shape[1] >= _GATHER_ROWS:
         return _gather_sum(tokens, table)
     return _hot(tokens, table) @ table.reshape(-1, table.shape[-1])
 

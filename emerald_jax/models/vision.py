@@ -28,6 +28,7 @@ from emerald_jax.models.layers import (
     spread_rows,
     zeros,
 )
+from emerald_jax.target import target
 from emerald_jax.types import Array
 
 
@@ -61,7 +62,7 @@ def looped() -> Iterator[None]:
     loop, JAX's own gradients read transposed operands at 0.3 instead of 40 GFLOP/s (one core, 3x3,
     32 channels). Here operands are transposed first: slower outside of loops and on accelerators.
     """
-    token = _LOOPED.set(jax.default_backend() == "cpu")
+    token = _LOOPED.set(target().platform == "cpu")
     try:
         yield
     finally:

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from emerald_jax.target import target
+
 #: Flags for CPUs. The concurrency-optimised scheduler keeps all buffers alive: XLA plans 20 GiB for
 #: the paper's world-model gradient instead of 9. YNNPACK may compute products, fused with the
 #: operations around them, but not convolutions, which it runs on one core. The tree rewriter splits
@@ -53,6 +55,6 @@ def compile_program(program: Any) -> Any:
     ``XLA_FLAGS`` is kept.
     """
     option = "xla_backend_optimization_level"
-    if jax.default_backend() != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
+    if target().platform != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
         return program.compile()
     return program.compile(compiler_options={option: 1})

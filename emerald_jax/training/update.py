@@ -35,6 +35,7 @@ from emerald_jax.models.world_model import Pass
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import moving_average, percentile_range
+from emerald_jax.target import target
 from emerald_jax.types import Array, Batch, Carry, Key, Params, Starts, State, Trajectory
 
 Metrics = dict[str, Array]
@@ -284,7 +285,7 @@ def batch_parts(config: Config, sequences: int) -> int:
     setting of 0 means all on accelerators, and on a CPU as many as fit its caches.
     """
     most = config.optim.micro_batch
-    if most == 0 and jax.default_backend() != "cpu":
+    if most == 0 and target().platform != "cpu":
         return 1
     if most == 0:
         side = config.envs.image_size // 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from emerald_jax.models.prior import MaskGit, Spread
 from emerald_jax.models.vision import Decoder, Encoder
 from emerald_jax.ops.distributions import straight_through
 from emerald_jax.presets import get_preset
+from emerald_jax.target import Target, tracing_for
 from emerald_jax.training.update import train_step
 from tests.benchmarks.closed_form import (
     agent_flops,
@@ -129,7 +129,7 @@ def test_the_count_does_not_depend_on_the_backend():
     table, tokens = jnp.zeros((32, 16, 8)), jnp.zeros((5, 32), jnp.int32)
     counts = []
     for backend in ("cpu", "gpu"):
-        with mock.patch.object(jax, "default_backend", return_value=backend):
+        with tracing_for(Target(backend, bfloat16=False)):
             counts.append(trace_flops(embed_tokens, tokens, table)[0])
     assert counts == [(2 * 5 * 512 * 8, 0)] * 2
 
