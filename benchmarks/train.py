@@ -198,7 +198,7 @@ def make_starts(passed: Any, *, learner: Learner) -> ej.Starts:
     """Starts `[B, n]` of the pass, as an update takes them."""
     behavior, replay = learner.config.behavior, learner.config.replay
     positions = training.start_positions(replay.length, behavior.start_stride)
-    return jax.vmap(lambda one: starts_from(one, positions))(passed)
+    return starts_from(passed, positions)
 
 
 def dream(params: Any, starts: ej.Starts, keys: Key, *, learner: Learner) -> ej.Trajectory:

@@ -325,7 +325,7 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
     @jax.jit  # so that parts which no start reads are never made
     def make(key: Key) -> Starts:
         noise = _noise(jax.eval_shape(read, key), key, classes=config.model.classes)
-        return jax.vmap(lambda one: starts_from(one, positions))(noise)
+        return starts_from(noise, positions)
 
     return make(jax.random.key(2))
 

@@ -219,9 +219,8 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
 
     def starts(params: Any, batch: Any, key: Any) -> tuple[Any, Any]:
         keys = jax.random.split(key, replay.batch)
-        passed = jax.vmap(partial(learner.model.apply, {"params": params}))(batch, keys)
-        found = jax.vmap(partial(starts_from, positions=positions))(passed)
-        return split((found, keys), len(devices))
+        passed = learner.model.apply({"params": params}, batch, keys)
+        return split((starts_from(passed, positions), keys), len(devices))
 
     def draw(params: Any, h: Any, key: Any) -> Any:
         return decode(params, h, key, model=learner.model, steps=config.behavior.decode_steps).z
