@@ -203,7 +203,7 @@ def make_starts(passed: Any, *, learner: Learner) -> ej.Starts:
 
 def dream(params: Any, starts: ej.Starts, keys: Key, *, learner: Learner) -> ej.Trajectory:
     """Imagination from the starts of every sequence."""
-    return jax.vmap(partial(training.rollout, params, learner=learner))(starts, keys)
+    return training.rollout(params, starts, keys, learner=learner)
 
 
 def learn(params: Any, slow: Any, trajectory: ej.Trajectory, *, learner: Learner) -> dict[str, Any]:

@@ -260,7 +260,8 @@ class Config:
     """Run directory; empty means runs/PRESET-SEED, or runs/PRESET-ENV-SEED with another environment
     than the preset's. An existing run in the directory is resumed."""
     devices: int = 0
-    """Local devices to train on with pmap; 0 uses all that JAX finds."""
+    """Local devices to train on with pmap; 0 uses all accelerators, and on a CPU two virtual
+    devices for a small model, else one."""
     init_from: str = ""
     """Run or export whose weights a new run starts with; empty starts with random weights. (O)"""
     envs: EnvsConfig = field(default_factory=EnvsConfig)

@@ -12,7 +12,7 @@ are those that *led into* image t. ``is_first[t]`` marks an episode's first fram
 into it (stored as -1, fed as a zero vector) and its reward is 0. ``is_terminal`` is termination by
 the environment; a time limit is ``is_last`` without ``is_terminal``.
 
-Functions take one sequence (no B) and are batched by ``jax.vmap``, with one random key per
+Functions take any leading axes `[...]`, usually the sequences of a batch, with one random key per
 sequence, so that results do not depend on the number of devices that share a batch.
 """
 

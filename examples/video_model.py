@@ -40,8 +40,8 @@ def main(
     opt_state = optimizer.init(params)
 
     def loss(params: dict, batch: ej.Batch, keys: jax.Array) -> tuple:
-        one = partial(ej.world_model_losses, params, model=learner.model, config=config.loss)
-        terms, (_, metrics) = jax.vmap(one)(batch, keys)
+        options = {"model": learner.model, "config": config.loss}
+        terms, (_, metrics) = ej.world_model_losses(params, batch, keys, **options)
         # A video has no rewards and no episode ends.
         weights = {n: getattr(config.loss, n) for n in terms if n not in ("reward", "cont")}
         return sum(w * terms[n].mean() for n, w in weights.items()), metrics["pixel_error"].mean()

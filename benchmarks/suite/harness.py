@@ -320,7 +320,7 @@ def full_context_starts(learner: Learner, sequences: int) -> Starts:
         batch = random_batch(config)._replace(carry=init_carry(learner, sequences))
         params = init_state(learner, key).params["world_model"]
         keys = jax.random.split(key, sequences)
-        return jax.vmap(partial(learner.model.apply, {"params": params}))(batch, keys)
+        return learner.model.apply({"params": params}, batch, keys)
 
     @jax.jit  # so that parts which no start reads are never made
     def make(key: Key) -> Starts:

@@ -18,6 +18,10 @@ _CPU_FLAGS = {
     "--xla_cpu_enable_concurrency_optimized_scheduler": "false",
     "--xla_cpu_experimental_ynn_fusion_type": "dot",
     "--xla_disable_hlo_passes": "tree_reduction_rewriter",
+    # Small models are trained on two virtual devices (`training.devices.training_devices`). If a
+    # process pauses for long, with its laptop for example, their collective must not end it.
+    "--xla_force_host_platform_device_count": "2",
+    "--xla_cpu_collective_call_terminate_timeout_seconds": "86400",
 }
 
 
@@ -47,8 +51,8 @@ def _cache_dir() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def compile_program(program: Any) -> Any:
-    """Compile a lowered program.
+def compile_program(program: Any, *, often: bool = True) -> Any:
+    """Compile a lowered program, which runs ``often`` or may be slow.
 
     On a CPU the matrix products are library calls; LLVM's higher levels make the rest no faster but
     take a third longer to compile (own measurement, quickstart's train step). A level given in
@@ -57,4 +61,4 @@ def compile_program(program: Any) -> Any:
     option = "xla_backend_optimization_level"
     if target().platform != "cpu" or option in os.environ.get("XLA_FLAGS", ""):
         return program.compile()
-    return program.compile(compiler_options={option: 1})
+    return program.compile(compiler_options={option: int(often)})

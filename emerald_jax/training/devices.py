@@ -31,10 +31,16 @@ from emerald_jax.agent.state import (
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec
 from emerald_jax.run.machine import compile_program
-from emerald_jax.training.update import rollout, train_step
+from emerald_jax.target import target
+from emerald_jax.training.update import batch_parts, rollout, train_step
 from emerald_jax.types import Array, Batch, Key, Params, Starts, Trajectory, key_of
 
 AXIS = "data"
+#: Programs that run at every step; the others need not be fast.
+OFTEN = ("train", "act")
+#: Devices that a CPU is divided into for a small model; a number of its own, so that the results of
+#: a seed do not depend on the machine's cores.
+CPU_DEVICES = 2
 #: Sequences in a run's picture, and the maximum number of frames of each.
 PICTURE_SEQUENCES, PICTURE_FRAMES = 3, 20
 
@@ -87,14 +93,17 @@ class TrainingAgent:
             "picture": partial(jax.jit(picture).lower, state.params, drawn, base, index),
         }
 
-    def compile(self, lowered: dict[str, Any], params: dict[str, Params] | None = None) -> None:
-        """Compile the traced programs of :meth:`programs` in parallel, then create the state.
+    def compile(self, params: dict[str, Params] | None = None) -> None:
+        """Trace and compile the programs of :meth:`programs`, then create the state.
 
-        (Tracing holds Python's lock and is done one after another; compiling releases it.) Training
-        starts from ``params``, or from random ones.
+        Each is compiled in the background while the next is traced: tracing holds Python's lock,
+        compiling releases it. Training starts from ``params``, or from random ones.
         """
-        with ThreadPoolExecutor(len(lowered)) as pool:
-            running = {name: pool.submit(compile_program, one) for name, one in lowered.items()}
+        with ThreadPoolExecutor() as pool:
+            running = {
+                name: pool.submit(compile_program, trace(), often=name in OFTEN)
+                for name, trace in self.programs().items()
+            }
             self._programs = {name: future.result() for name, future in running.items()}
         self.temporaries, self.memory = memory_needed(self._programs["train"])
         config = self.learner.config
@@ -163,6 +172,20 @@ class TrainingAgent:
         """Send state and carry to the devices."""
         self.state = place_state(state, self.devices)
         self._carry = place_shares(split(carry, len(self.devices)), self.devices)
+
+
+def training_devices(config: Config) -> list[jax.Device]:
+    """The local devices that ``devices`` of a run selects; ConfigError if there are fewer.
+
+    0 means all accelerators. On a CPU the operations of a small model are too short to be divided
+    over cores, so two virtual devices share its batch; a model whose batch is computed in parts
+    (:func:`batch_parts`) uses all cores within each operation.
+    """
+    count, batch = config.devices, config.replay.batch
+    if count == 0 and target().platform == "cpu":
+        whole = batch_parts(config, batch) == 1 and batch % CPU_DEVICES == 0
+        count = min(CPU_DEVICES if whole else 1, len(jax.local_devices()))
+    return local_devices(count)
 
 
 def local_devices(count: int) -> list[jax.Device]:

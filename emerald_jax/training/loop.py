@@ -47,7 +47,7 @@ from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.weights import read_weights
-from emerald_jax.training.devices import TrainingAgent, local_devices
+from emerald_jax.training.devices import TrainingAgent, training_devices
 from emerald_jax.training.evaluate import report_of
 from emerald_jax.training.faults import (
     check_updates,
@@ -126,7 +126,7 @@ def train(config: Config) -> RunResult:
     prepare_jax()
     began = time.monotonic()
     with StopSignals() as signals, ExitStack() as parts:
-        devices = local_devices(config.devices)
+        devices = training_devices(config)
         config.validate(len(devices))
         logdir = check_run_dir(config)
         spec = spec_of(config.env, config.envs)
@@ -152,7 +152,7 @@ def train(config: Config) -> RunResult:
             env = make_vector_env(config.env, config.envs, **seeds)
             parts.enter_context(closing(env))
             signals.check()
-            agent.compile({name: trace() for name, trace in agent.programs().items()}, weights)
+            agent.compile(weights)
             narrator.compiled(agent)
             signals.check()
             loop = Loop(config, agent, env, replay, narrator, store, signals)

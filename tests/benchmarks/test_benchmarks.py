@@ -35,7 +35,7 @@ def _quickly():
     with (
         mock.patch.object(harness, "_rate", return_value=1e9),
         mock.patch.object(harness, "no_compilation_cache", nullcontext),
-        mock.patch.object(harness, "compile_program", lambda lowered: lowered.compile()),
+        mock.patch.object(harness, "compile_program", lambda lowered, **_: lowered.compile()),
         little_optimisation(),
     ):
         yield

@@ -80,9 +80,9 @@ def programs_are_shared():
             lowered[key] = {name: trace() for name, trace in plain_programs(self).items()}
         return {name: partial(lowered[key].__getitem__, name) for name in lowered[key]}
 
-    def compile_program(program):
+    def compile_program(program, **options):
         if id(program) not in compiled:
-            compiled[id(program)] = plain_compile(program)
+            compiled[id(program)] = plain_compile(program, **options)
         return compiled[id(program)]
 
     with pytest.MonkeyPatch.context() as patch:

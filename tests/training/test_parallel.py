@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.suite.harness import full_context_starts
-from emerald_jax.config import ConfigError
+from emerald_jax.config import ConfigError, OptimConfig, ReplayConfig
+from emerald_jax.presets import get_preset
 from emerald_jax.training.devices import (
     compile_imagination,
     compile_train_step,
@@ -17,6 +18,7 @@ from emerald_jax.training.devices import (
     local_devices,
     put_batch,
     split,
+    training_devices,
 )
 from tests.model_cases import (
     BATCH,
@@ -43,6 +45,21 @@ def results():
         new, carry, metrics = train_program(count)(copy(state, count), batch, sequence_keys(0))
         both[count] = to_numpy((new, join(carry, count), metrics))
     return both[1], both[DEVICES]
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 2),
+        ({"devices": 4}, 4),
+        ({"replay": ReplayConfig(batch=3, length=8)}, 1),  # two devices cannot share it
+        ({"optim": OptimConfig(micro_batch=1)}, 1),  # it is computed in parts
+    ],
+    ids=["small", "given", "odd", "in-parts"],
+)
+def test_a_small_model_shares_a_cpu(changes, count):
+    config = dataclasses.replace(get_preset("tiny"), **changes)
+    assert len(training_devices(config)) == count
 
 
 def test_there_are_eight_devices():
