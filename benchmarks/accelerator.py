@@ -230,7 +230,7 @@ def measure_kernels(plan: Plan) -> Iterator[Row | str]:
 def train_run(plan: Plan) -> Iterator[Row | str]:
     """A real run until shortly before the end: DIR/run, its curve, and its weights alone."""
     from benchmarks.end_to_end import end_to_end_row
-    from emerald_jax.look.figures import learning_curve
+    from emerald_jax.look.figures import curve_figure, save
     from emerald_jax.run.weights import export_weights
     from emerald_jax.training import loop
 
@@ -249,7 +249,7 @@ def train_run(plan: Plan) -> Iterator[Row | str]:
     if result.exit_code == loop.INTERRUPTED and plan.left() > 0:
         raise KeyboardInterrupt
     with suppress(ValueError):  # neither an episode nor a row yet
-        learning_curve(run, plan.out / "curve.png")
+        save(curve_figure(run), plan.out / "curve.png")
     shutil.rmtree(plan.out / "weights", ignore_errors=True)
     export_weights(run, plan.out / "weights", dtype="bfloat16")
     rows = [row for row in read_rows(run / METRICS_FILE) if "speed/updates_per_s" in row]

@@ -153,8 +153,9 @@ def compile_for(
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     import jax
 
+    from emerald_jax import __version__
     from emerald_jax.models.layers import compute_dtype
-    from emerald_jax.run.machine import prepare_jax, versions
+    from emerald_jax.run.machine import prepare_jax
     from emerald_jax.target import Target, tracing_for
 
     prepare_jax()
@@ -176,7 +177,7 @@ def compile_for(
         "dtype": dtype,
         "optimization_level": str(jax.config.jax_optimization_level),
         "batch_per_device": config.replay.batch // device.count,
-        "versions": versions(),
+        "versions": {"emerald-jax": __version__, "jax": jax.__version__},
         "programs": found,
     }
 

@@ -52,15 +52,15 @@ class TrainingAgent:
         learner: networks, optimisers and settings.
         spec: the environment's spec.
         devices: devices that the batch is split over.
-        state: :class:`TrainState`, replicated on all devices; None before :meth:`compile`.
+        state: :class:`TrainState`, replicated on all devices; None before :meth:`start`.
         player: :class:`Player` of the training environments.
         seconds: wall time of tracing and compiling.
         temporaries: bytes that an update needs in addition to its inputs and outputs.
-        memory: bytes that an update needs in all, per device; 0 before :meth:`compile`.
+        memory: bytes that an update needs in all, per device; 0 before :meth:`start`.
     """
 
     def __init__(self, config: Config, spec: EnvSpec, devices: list[jax.Device]) -> None:
-        """Build the networks; nothing is computed before :meth:`compile`."""
+        """Build the networks; nothing is computed before :meth:`start`."""
         self.learner = build_learner(config, spec.num_actions)
         self.spec, self.devices = spec, devices
         keys = jax.random.split(key_of(config.seed), 4)
@@ -68,6 +68,7 @@ class TrainingAgent:
         self.state: TrainState | None = None
         self.seconds, self.temporaries, self.memory = 0.0, 0, 0
         self._began = time.monotonic()
+        self._pool, self._compiling = ThreadPoolExecutor(), {}
 
     def programs(self) -> dict[str, Callable[[], Any]]:
         """Functions that trace the run's programs, by name; pass what they return to `compile`."""
@@ -93,18 +94,17 @@ class TrainingAgent:
             "picture": partial(jax.jit(picture).lower, state.params, drawn, base, index),
         }
 
-    def compile(self, params: dict[str, Params] | None = None) -> None:
-        """Trace and compile the programs of :meth:`programs`, then create the state.
+    def compile(self, name: str, lowered: Any) -> None:
+        """Start to compile a traced program of :meth:`programs`, while the next one is traced.
 
-        Each is compiled in the background while the next is traced: tracing holds Python's lock,
-        compiling releases it. Training starts from ``params``, or from random ones.
+        Tracing holds Python's lock; compiling releases it.
         """
-        with ThreadPoolExecutor() as pool:
-            running = {
-                name: pool.submit(compile_program, trace(), often=name in OFTEN)
-                for name, trace in self.programs().items()
-            }
-            self._programs = {name: future.result() for name, future in running.items()}
+        self._compiling[name] = self._pool.submit(compile_program, lowered, often=name in OFTEN)
+
+    def start(self, params: dict[str, Params] | None = None) -> None:
+        """Wait for all programs and create the state, from ``params`` or from random ones."""
+        self._programs = {name: future.result() for name, future in self._compiling.items()}
+        self._pool.shutdown()
         self.temporaries, self.memory = memory_needed(self._programs["train"])
         config = self.learner.config
         state = self._programs["init"](self._init_key)

@@ -152,7 +152,10 @@ def train(config: Config) -> RunResult:
             env = make_vector_env(config.env, config.envs, **seeds)
             parts.enter_context(closing(env))
             signals.check()
-            agent.compile(weights)
+            for name, trace in agent.programs().items():
+                agent.compile(name, trace())
+                signals.check()
+            agent.start(weights)
             narrator.compiled(agent)
             signals.check()
             loop = Loop(config, agent, env, replay, narrator, store, signals)

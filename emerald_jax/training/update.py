@@ -177,11 +177,7 @@ def judge(
             evaluate_trajectory(params, swapped(trajectory), cont_0, **shared, config=config)
         )
 
-    parts = batch_parts(learner.config, len(cont_0))
-    if parts == 1:
-        return evaluate((trajectory, cont_0))
-    found = jax.lax.map(evaluate, in_parts((trajectory, cont_0), parts))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    return batched(evaluate, (trajectory, cont_0), batch_parts(learner.config, len(cont_0)))
 
 
 def swapped(tree: Any) -> Any:
@@ -315,6 +311,14 @@ def mean_gradient(
     extras = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), extras)
     metrics = jax.tree.map(lambda x: x.mean(0), metrics)
     return jax.tree.map(lambda x: x / parts, total), (extras, metrics)
+
+
+def batched(function: Callable[[Any], Any], data: Any, parts: int) -> Any:
+    """``function(data)`` of `[B, ...]` arrays in ``parts``, one after another."""
+    if parts == 1:
+        return function(data)
+    found = jax.lax.map(function, in_parts(data, parts))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
 def in_parts(data: Any, parts: int) -> Any:

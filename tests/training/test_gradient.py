@@ -33,10 +33,17 @@ def test_parts_add_up_to_the_batch(parts):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_batched_is_vmap(parts):
-    x, y = jnp.arange(6.0).reshape(6, 1), jnp.arange(12.0).reshape(6, 2)
-    found = batched(lambda x, y: {"sum": x.sum() + y}, (x, y), parts)
-    np.testing.assert_array_equal(found["sum"], x + y)
+def test_parts_of_a_function_join_to_the_batch(parts):
+    x, y = jnp.arange(6.0), jnp.arange(12.0).reshape(6, 2)
+    sizes = []
+
+    def add(data):
+        sizes.append(len(data[0]))
+        return {"sum": data[0][:, None] + data[1]}
+
+    found = batched(add, (x, y), parts)
+    np.testing.assert_array_equal(found["sum"], x[:, None] + y)
+    assert set(sizes) == {6 // parts}
 
 
 def with_micro_batch(config: Config, size: int) -> Config:

@@ -244,7 +244,7 @@ def test_optimisers_are_the_papers(group, rate, eps, clip):
 
 def test_one_batch_is_learned(update, batch):
     state, losses = copy(fresh_state()), []
-    for step in range(40):
+    for step in range(80):
         state, _, metrics = update(state, batch, sequence_keys(step))
         losses.append([metrics[f"loss/{name}"] for name in ("image", "reward", "critic")])
     first, last = np.mean(losses[:5], axis=0), np.mean(losses[-5:], axis=0)
