@@ -142,31 +142,32 @@ def ratios(config, num_actions=17):
 
 
 def test_paper_size_against_the_closed_form():
-    """2.886 and 2.809 TFLOP per update, ratio 1.027; least 2.629 and 2.498 TFLOP, 1.052.
+    """2.890 and 2.809 TFLOP per update, ratio 1.029; least 2.631 and 2.498 TFLOP, 1.053.
 
-    World model 1.048: transposed convolutions compute a border of pixels that is cut off (on the
-    4x4 grid 25 positions for 16). Imagination 0.983: the first of three rounds embeds no tokens.
-    Its least, 1.055: the features' half of every round counts. Actor and critic agree.
+    World model 1.050: transposed convolutions compute a border of pixels that is cut off (on the
+    4x4 grid 25 positions for 16). Imagination 0.986: the first of three rounds embeds no tokens.
+    Its least, 1.055: the features' half of every round counts. Actor and critic agree, but for the
+    gradients of biases, which are products.
     """
     found = ratios(PAPER)
     for name, tolerance in {
         "world_model": 0.06,
         "imagination": 0.06,
-        "actor_critic": 0.001,
+        "actor_critic": 0.002,
     }.items():
         np.testing.assert_allclose(found[name], 1, atol=tolerance, err_msg=name)
     np.testing.assert_allclose(found["whole"][0], 1, atol=0.03)
 
 
 def test_small_size_against_the_closed_form():
-    """60.2 and 56.8 MFLOP per update of ``tiny``, ratio 1.060; least 55.9 and 51.5 MFLOP, 1.085.
+    """61.0 and 56.8 MFLOP per update of ``tiny``, ratio 1.074; least 56.6 and 51.5 MFLOP, 1.099.
 
     As at the paper's size; the border of 16-pixel images, masked keys and the gradients of biases
     weigh more beside narrow layers (imagination's least: 1.126).
     """
     found = ratios(get_preset("tiny"))
     np.testing.assert_allclose(found["whole"], 1, atol=0.1)
-    assert all(abs(ratio[0] - 1) < 0.07 for ratio in found.values())
+    assert all(abs(ratio[0] - 1) < 0.09 for ratio in found.values())
 
 
 @cache
