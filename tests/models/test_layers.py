@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.models.layers import LatentProjection, embed_tokens, sinusoids
+from emerald_jax.models.layers import (
+    Dense,
+    LatentProjection,
+    embed_tokens,
+    init_together,
+    sinusoids,
+)
+from emerald_jax.models.tssm import Tssm
+from tests.model_cases import small_config
 
 G, K, F = 3, 5, 4
 
@@ -61,3 +69,36 @@ def test_sinusoids_by_formula():
             angle = distance / 10000 ** (2 * i / width)
             np.testing.assert_allclose(result[row, i], np.sin(angle), atol=1e-5)
             np.testing.assert_allclose(result[row, width // 2 + i], np.cos(angle), atol=1e-5)
+
+
+def test_parameters_drawn_together_have_their_own_distributions():
+    # Two equal kernels, a vector and a bias, in modules of which one is rematerialised.
+    config = small_config(model=dict(width=64, remat=True)).model
+    model = Tssm(config, 3, jnp.float32)
+
+    def init(key):
+        z = jnp.zeros((2, config.positions, config.groups), jnp.int32)
+        memory = Tssm.empty_memory(config, jnp.float32)
+        return model.init(key, z, jnp.zeros(2, jnp.int32), jnp.zeros(2, bool), memory)["params"]
+
+    params = init_together(init, jax.random.key(0))
+    expected = jax.eval_shape(init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
+    attention = params["attention_0"]
+    kernel = np.asarray(attention["qkv"]["kernel"])
+    # 64 inputs: a deviation of 1/8, cut off at two deviations of the normal, 2 / (8 x 0.8796).
+    assert kernel.std() == pytest.approx(1 / 8, rel=0.03)
+    assert np.abs(kernel).max() == pytest.approx(2 / (8 * 0.8796), rel=0.02)
+    assert np.abs(kernel - params["attention_1"]["qkv"]["kernel"]).min() > 0
+    assert np.std(params["start"]) == pytest.approx(0.02, rel=0.3)
+    assert not np.any(attention["qkv"]["bias"])
+    np.testing.assert_array_equal(attention["norm"]["scale"], 1)
+    traced = jax.jit(lambda key: init_together(init, key))
+    again, other = traced(jax.random.key(0)), traced(jax.random.key(1))
+    np.testing.assert_allclose(again["attention_0"]["qkv"]["kernel"], kernel, atol=1e-6)
+    assert np.abs(other["attention_0"]["qkv"]["kernel"] - kernel).mean() > 0.05
+
+
+def test_a_kernel_of_a_module_alone_has_the_same_distribution():
+    kernel = Dense(500).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]["kernel"]
+    assert np.std(kernel) == pytest.approx(1 / 8, rel=0.03)

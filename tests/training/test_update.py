@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.agent.state import apply_gradients, build_learner, build_optimizers
+from emerald_jax.agent.state import apply_gradients, build_learner, build_optimizers, init_carry
 from emerald_jax.config import OptimConfig
+from emerald_jax.imagination import starts_from
+from emerald_jax.training import update as update_module
 from emerald_jax.training.update import start_positions, train_step
 from tests.model_cases import (
     LENGTH,
     NUM_ACTIONS,
     STARTS,
+    compiled,
     copy,
     fresh_state,
     make_batch,
@@ -250,3 +253,20 @@ def test_one_batch_is_learned(update, batch):
     first, last = np.mean(losses[:5], axis=0), np.mean(losses[-5:], axis=0)
     assert (last < 0.8 * first).all()
     assert int(state.skipped) == 0
+
+
+def test_weights_cast_once_give_the_same_dream(monkeypatch, batch):
+    learner = build_learner(small_config(model={"dtype": "bfloat16"}), NUM_ACTIONS)
+    params, keys = make_state(learner).params, sequence_keys(0)
+    batch = jax.tree.map(jnp.asarray, batch)._replace(carry=init_carry(learner, len(batch.action)))
+
+    def dream(params):
+        passed = learner.model.apply({"params": params["world_model"]}, batch, keys)
+        starts = starts_from(passed, start_positions(batch.action.shape[1], 4))
+        return update_module.rollout(params, starts, keys, learner=learner)
+
+    cast = to_numpy(compiled(dream, params)(params))
+    monkeypatch.setattr(update_module, "in_compute_type", lambda params, dtype: params)
+    plain = to_numpy(compiled(dream, params)(params))
+    jax.tree.map(np.testing.assert_array_equal, cast, plain)
+    assert cast.state.h.dtype == jnp.bfloat16
