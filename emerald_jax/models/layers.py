@@ -173,7 +173,10 @@ class Norm(nn.Module):
         bias = self.param("bias", zeros, (x.shape[-1],))
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
+        if target().platform == "gpu":  # XLA makes one kernel of this form, and three of the other
+            variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+        else:
+            variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
         y = (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
         return (y * spread_rows(scale, y) + spread_rows(bias, y)).astype(self.dtype)
 

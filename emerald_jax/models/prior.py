@@ -92,6 +92,8 @@ class TokenPredictor(nn.Module):
 
     def table(self) -> Array:
         """`[G, K + 1, F]`: contribution of each group's token to its position's input."""
+        if self.has_variable("params", "table"):  # see `with_tables`
+            return self.get_variable("params", "table")
         c = self.config
         kernel = self.from_words.reshape(c.groups, c.token_width, -1)
         return jnp.einsum("we,gef->gwf", self.words, kernel).astype(self.dtype)

@@ -127,13 +127,18 @@ class RelativeAttention(nn.Module):
         )
         return content * scale, distance * scale
 
-    def distance_terms(self, query: Array) -> Array:
-        """`[..., T, heads, d]` -> `[..., heads, T, C + 1]`, a term per distance, farthest first."""
+    def table(self) -> Array:
+        """`[C + 1, heads, d]`, a key for each distance, farthest first."""
+        if self.has_variable("params", "table"):  # see `with_tables`
+            return self.get_variable("params", "table")
         c = self.config
         far_to_near = jnp.arange(c.context, -1, -1)
         table = self.distance(sinusoids(far_to_near, c.width).astype(self.dtype))
-        table = table.reshape(c.context + 1, c.heads, -1)
-        return jnp.einsum("...qhd,mhd->...hqm", query, table)
+        return table.reshape(c.context + 1, c.heads, -1)
+
+    def distance_terms(self, query: Array) -> Array:
+        """`[..., T, heads, d]` -> `[..., heads, T, C + 1]`, a term per distance, farthest first."""
+        return jnp.einsum("...qhd,mhd->...hqm", query, self.table())
 
     def finish(self, x: Array, mixed: Array, noise: Array | None) -> Array:
         """Output projection, dropout, residual and norm."""

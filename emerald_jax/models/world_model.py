@@ -22,7 +22,7 @@ from emerald_jax.models.tssm import Tssm
 from emerald_jax.models.vision import Decoder, Encoder, ImageFeatures, PosteriorHead, VectorDecoder
 from emerald_jax.ops.distributions import choose, mixed_log_probs, straight_through
 from emerald_jax.ops.random import uniform
-from emerald_jax.types import Array, Batch, Carry, Key, Recurrent, State
+from emerald_jax.types import Array, Batch, Carry, Key, Params, Recurrent, State
 
 SEQUENCES: dict[str, type[SequenceModel]] = {"tssm": Tssm, "rssm": Rssm}
 
@@ -215,6 +215,21 @@ def build_world_model(config: Config, num_actions: int) -> WorldModel:
     """The world model of a configuration; parameters come from :func:`init_world_model`."""
     dtype = compute_dtype(config.model.dtype)
     return WorldModel(config.model, config.stages, num_actions, dtype)
+
+
+def with_tables(model: WorldModel, params: Params) -> Params:
+    """Parameters with the tables that depend on nothing else, ``table`` in their modules.
+
+    For the prior's tokens and the distances of relative attention; the results do not change.
+    """
+    net = model.bind({"params": params})
+    params = {**params, "sequence": dict(params["sequence"])}
+    for number, attention in enumerate(getattr(net.sequence, "attention", ())):
+        name = f"attention_{number}"
+        params["sequence"][name] = {**params["sequence"][name], "table": attention.table()}
+    if (prior := model.config.prior) != "linear":
+        params[prior] = {**params[prior], "table": getattr(net, prior).table()}
+    return params
 
 
 def empty_carry(model: WorldModel) -> Carry:

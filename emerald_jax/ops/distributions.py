@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from emerald_jax.ops.random import uniform
@@ -39,7 +40,7 @@ def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int3
     sum is a product with a triangular matrix, which is fast on every back end.
     """
     classes = probs.shape[-1]
-    upper = jnp.triu(jnp.ones((classes, classes), jnp.float32))
+    upper = np.triu(np.ones((classes, classes), np.float32))
     cumulative = jnp.matmul(probs, upper, precision=jax.lax.Precision.HIGHEST)
     # Scaled by the total, rounding cannot select an index past the last class.
     below = cumulative <= (u * cumulative[..., -1])[..., None]

@@ -31,7 +31,7 @@ from emerald_jax.losses import (
     world_model_losses,
 )
 from emerald_jax.models.vision import looped
-from emerald_jax.models.world_model import Pass
+from emerald_jax.models.world_model import Pass, with_tables
 from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import moving_average, percentile_range
@@ -136,24 +136,18 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
         uniform(model_key, (horizon, *decoding_draws(model, steps, (count,))), before=2),
     )
     options = {"policy": policy, "step": step, "horizon": horizon}
-    used = {**params, "world_model": in_compute_type(params["world_model"], model.dtype)}
+    # Once for all imagined steps: XLA would compute them again in each.
+    used = {name: in_compute_type(params[name], model.dtype) for name in ("world_model", "actor")}
+    used["world_model"] = with_tables(model, used["world_model"])
     trajectory = imagine(used, starts.state, own, noise, **options)
     return swapped(trajectory)
 
 
-def in_compute_type(world_model: Params, dtype: jnp.dtype) -> Params:
-    """Kernels, and the biases next to them, in the compute type, once for all imagined steps.
-
-    Of the modules that imagination uses; the results do not change.
-    """
-
-    def cast(tree: Params) -> Params:
-        if "kernel" in tree:
-            return jax.tree.map(lambda x: x.astype(dtype), tree)
-        return {k: cast(v) if isinstance(v, dict) else v for k, v in tree.items()}
-
-    used = ("sequence", "spread", "dynamics_head", "maskgit", "autoregressive")
-    return {k: cast(v) if k in used else v for k, v in world_model.items()}
+def in_compute_type(params: Params, dtype: jnp.dtype) -> Params:
+    """Kernels, and the biases next to them, in the compute type; the results do not change."""
+    if "kernel" in params:
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+    return {k: in_compute_type(v, dtype) if isinstance(v, dict) else v for k, v in params.items()}
 
 
 def start_positions(length: int, stride: int) -> Array:

@@ -10,11 +10,14 @@ import pytest
 from emerald_jax.models.layers import (
     Dense,
     LatentProjection,
+    Norm,
     embed_tokens,
     init_together,
     sinusoids,
 )
 from emerald_jax.models.tssm import Tssm
+from emerald_jax.target import Target, tracing_for
+from tests import oracles
 from tests.model_cases import small_config
 
 G, K, F = 3, 5, 4
@@ -102,3 +105,13 @@ def test_parameters_drawn_together_have_their_own_distributions():
 def test_a_kernel_of_a_module_alone_has_the_same_distribution():
     kernel = Dense(500).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]["kernel"]
     assert np.std(kernel) == pytest.approx(1 / 8, rel=0.03)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_both_forms_of_the_norm_are_layer_norms(platform):
+    """A GPU gets another formula of the variance, as XLA makes fewer kernels of it."""
+    x = np.random.default_rng(0).normal(3.0, 2.0, (5, 7, 64)).astype(np.float32)
+    params = {"scale": jnp.linspace(0.5, 2.0, 64), "bias": jnp.linspace(-1.0, 1.0, 64)}
+    with tracing_for(Target(platform, bfloat16=False)):
+        found = jax.jit(Norm().apply)({"params": params}, x)
+    np.testing.assert_allclose(found, oracles.norm(params, x), atol=2e-5)

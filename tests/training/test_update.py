@@ -255,7 +255,7 @@ def test_one_batch_is_learned(update, batch):
     assert int(state.skipped) == 0
 
 
-def test_weights_cast_once_give_the_same_dream(monkeypatch, batch):
+def test_weights_and_tables_computed_once_give_the_same_dream(monkeypatch, batch):
     learner = build_learner(small_config(model={"dtype": "bfloat16"}), NUM_ACTIONS)
     params, keys = make_state(learner).params, sequence_keys(0)
     batch = jax.tree.map(jnp.asarray, batch)._replace(carry=init_carry(learner, len(batch.action)))
@@ -267,6 +267,7 @@ def test_weights_cast_once_give_the_same_dream(monkeypatch, batch):
 
     cast = to_numpy(compiled(dream, params)(params))
     monkeypatch.setattr(update_module, "in_compute_type", lambda params, dtype: params)
+    monkeypatch.setattr(update_module, "with_tables", lambda model, params: params)
     plain = to_numpy(compiled(dream, params)(params))
     jax.tree.map(np.testing.assert_array_equal, cast, plain)
     assert cast.state.h.dtype == jnp.bfloat16
