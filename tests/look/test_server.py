@@ -189,7 +189,7 @@ def test_a_dream_that_cannot_begin_leaves_the_page_usable(session: FakeSession) 
         ("{", "no JSON"),
         ("[1]", "a message is a JSON object"),
         ('{"do": "dance"}', "unknown request 'dance'"),
-        ('{"do": "hold", "action": 5}', "there is no action 5"),
+        ('{"do": "hold", "action": 5}', "action 5 does not exist"),
         ('{"do": "hold", "action": "up"}', "action must be a number, not 'up'"),
         ('{"do": "set", "fps": 1e9}', "frames per second must lie in 1 … 60"),
         ('{"do": "set", "steps": 99}', "decoding steps must lie in 0 … 48, not 99"),
