@@ -240,7 +240,7 @@ def own_action(space: gymnasium.Space, entries: Iterator[float]) -> Any:
         values = np.rint(values)
     if isinstance(space, MultiDiscrete):
         values = values + space.start
-    return values.astype(space.dtype)
+    return np.asarray(values, space.dtype)  # an array even where the shape is empty
 
 
 def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:

@@ -188,6 +188,6 @@ def test_a_run_is_not_continued_with_other_actions() -> None:
         EnvError, match="takes actions of 1 number and 1 category of 3 classes, thi"
     ):
         check_same_spec(replace(spec, action_sizes=(0, 4)), spec)
-    with pytest.raises(EnvError, match="takes actions of .*, this run was trained with 5 actions"):
+    with pytest.raises(EnvError, match=r"takes actions of .*, this run was trained with 5 actions"):
         check_same_spec(replace(spec, action_sizes=(), num_actions=5), spec)
     assert spec.actions == ActionSpace((0, 3))
