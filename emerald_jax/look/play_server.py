@@ -78,6 +78,8 @@ def entry_controls(spec: EnvSpec) -> list[dict[str, Any]]:
     Up to two numbers have keys for their least and greatest values: arrows to the left and right,
     then down and up.
     """
+    if spec.actions.discrete:
+        return []
     arrows = [["ArrowLeft", "ArrowRight"], ["ArrowDown", "ArrowUp"]]
     few = spec.action_sizes.count(0) <= len(arrows)
     return [
