@@ -408,9 +408,9 @@ def _dream(
     """:func:`dream.dream` of batch-major arrays, with its states decoded."""
     from emerald_jax.agent.dream import dream, show  # loading an agent needs neither
 
-    future, images = None if future is None else future.T, jnp.swapaxes(obs, 0, 1)
+    obs, actions, future = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (obs, actions, future))
     options |= {"learner": learner, "temperature": temperature}
-    dreamt = dream(params, images, actions.T, future, key, **options)
+    dreamt = dream(params, obs, actions, future, key, **options)
     shown = show(params, dreamt.state, learner=learner)
     return dreamt, shown, show(params, dreamt.seen, learner=learner).frame
 

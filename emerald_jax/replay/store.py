@@ -116,12 +116,15 @@ class Replay:
         return int(self._counts.sum())
 
     def append(self, step: VectorStep) -> None:
-        """Write one row over the oldest; ReplayError if its image has another shape or type."""
+        """Write one row over the oldest; ReplayError if image or action has another shape."""
         if step.image.shape != (self.num_envs, *self.image_shape) or step.image.dtype != np.uint8:
             raise ReplayError(
                 f"the replay expects images {(self.num_envs, *self.image_shape)} uint8, "
                 f"got {step.image.shape} {step.image.dtype}"
             )
+        if step.action.shape != self.columns["action"].shape[1:]:
+            wanted = self.columns["action"].shape[1:]
+            raise ReplayError(f"the replay expects actions {wanted}, got {step.action.shape}")
         row = self.written
         slot = row % self.rows
         begins = np.asarray(step.is_first, np.bool_)
