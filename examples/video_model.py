@@ -76,7 +76,7 @@ def read_video(path: str | None, config: ej.Config) -> tuple[np.ndarray, np.ndar
         file = np.load(path, allow_pickle=False)
         count = len(file["image"])
         action = file["action"] if "action" in file else np.zeros(count, np.int32)
-        return file["image"], action.astype(np.int32), ActionSpace((int(action.max()) + 1,))
+        return file["image"], action.astype(np.int32), ActionSpace((max(1, int(action.max()) + 1),))
     played = record(replace(config, envs=replace(config.envs, count=1)), 400, seed=0)
     image, action = (played.columns[name][: played.written, 0] for name in ("image", "action"))
     return image, action, spec_of(config.env, config.envs).actions

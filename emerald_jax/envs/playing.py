@@ -187,11 +187,12 @@ def _actions(env: VectorEnv, steps: int, seed: int) -> np.ndarray:
 def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
     """Findings in a spec."""
     shape, sizes, names = spec.image_shape, spec.actions.sizes, len(spec.action_names)
-    actions = sizes[0] if spec.actions.discrete else len(sizes)
+    actions = len(sizes) if spec.action_sizes else spec.num_actions
+    choice = spec.num_actions > 1 or set(spec.action_sizes) - {1}
     rgb = shape[2:] == (3,) and min(shape) > 0
     sound = {
         f"spec.image_shape is {shape}, not (height, width, 3)": rgb,
-        f"spec.num_actions is {spec.num_actions}: an agent needs a choice": set(sizes) - {1},
+        f"spec.num_actions is {spec.num_actions}: an agent needs a choice": choice,
         f"spec.action_names has {names} names, not {actions}": names in (0, actions),
         f"spec.time_limit is {spec.time_limit}": spec.time_limit >= 0,
         f"num_envs is {count}": count > 0,
