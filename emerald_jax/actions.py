@@ -123,6 +123,12 @@ class ActionSpace:
         whole = (np.array(self.sizes) == 0) | (actions == np.rint(actions))
         return ~(fits & whole).all(-1)
 
+    def shares(self, actions: np.ndarray) -> list[np.ndarray]:
+        """Shares of the classes of every category among actions `[n]` or `[n, A]`."""
+        columns = zip(self.sizes, actions.reshape(-1, len(self.sizes)).T, strict=True)
+        counts = [np.bincount(x.astype(int), minlength=size) for size, x in columns if size]
+        return [count / max(1, len(actions)) for count in counts]
+
     def scaled(self, actions: np.ndarray) -> np.ndarray:
         """Vectors `[..., A]` with every entry in [-1, 1], from the first class to the last."""
         sizes = np.array(self.sizes)

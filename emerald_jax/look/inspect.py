@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Float, Float32
 from matplotlib.figure import Figure
 
-from emerald_jax.actions import ActionSpace
 from emerald_jax.agent import Agent, Dream
 from emerald_jax.agent.dream import read, show
 from emerald_jax.agent.state import Learner, count_parameters
@@ -291,8 +290,8 @@ def _actions(source: Source) -> Section:
     pictures = []
     if any(space.sizes):
         shares = {
-            f"recorded, the last {len(taken):,}": class_shares(taken, space),
-            f"the policy in dreams, {len(dreamt):,}": class_shares(dreamt, space),
+            f"recorded, the last {len(taken):,}": np.concatenate(space.shares(taken)),
+            f"the policy in dreams, {len(dreamt):,}": np.concatenate(space.shares(dreamt)),
         }
         names = [action_name(spec, i) for i in range(spec.num_actions)]
         if not space.discrete:
@@ -309,13 +308,6 @@ def _actions(source: Source) -> Section:
         figure = figures.action_curves(entry_names(spec), curves)
         pictures.append(_picture(figure, "actions along an episode and a dream"))
     return about, pictures
-
-
-def class_shares(actions: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """Shares of every class of every category in actions `[n]` or `[n, A]`, one after another."""
-    columns = zip(space.sizes, actions.reshape(len(actions), -1).T, strict=True)
-    counts = [np.bincount(x.astype(int), minlength=size) for size, x in columns if size]
-    return np.concatenate(counts) / max(1, len(actions))
 
 
 #: Sections that need weights and recorded frames.

@@ -175,20 +175,16 @@ def real_play(replay: Replay, spec: EnvSpec) -> dict[str, float]:
     if not stepped.any():
         return {}
     found = {"play/reward": float(reward[stepped].mean())}
+    shares = iter(spec.actions.shares(action[stepped]))
     if spec.actions.discrete:
-        shares = _shares(action[stepped], spec.num_actions)
         names = spec.action_names or [str(i) for i in range(spec.num_actions)]
-        return found | {f"actions/{n}": share for n, share in zip(names, shares, strict=True)}
+        named = zip(names, next(shares), strict=True)
+        return found | {f"actions/{name}": float(share) for name, share in named}
     names = spec.action_names or [str(i) for i in range(len(spec.action_sizes))]
     for name, size, taken in zip(names, spec.action_sizes, action[stepped].T, strict=True):
         if size:
-            shares = _shares(taken.astype(int), size)
-            found |= {f"actions/{name}/{k}": share for k, share in enumerate(shares)}
+            found |= {f"actions/{name}/{k}": float(x) for k, x in enumerate(next(shares))}
         else:
             found[f"actions/{name}"] = float(taken.mean())
             found[f"actions/{name}/deviation"] = float(taken.std())
     return found
-
-
-def _shares(index: np.ndarray, size: int) -> list[float]:
-    return (np.bincount(index, minlength=size) / len(index)).tolist()
