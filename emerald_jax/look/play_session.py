@@ -336,7 +336,11 @@ class DreamEnv(gymnasium.Env):
         Raises:
             ConfigError: before the first reset, or when there is no such action.
         """
-        picture = self._picture = self.session.step(np.asarray(action))
+        action, sizes = np.asarray(action), self.session.agent.spec.action_sizes
+        if sizes and action.shape == (len(sizes),):
+            # The Box of a mixed action also has values between two classes.
+            action = np.where(np.array(sizes) > 0, np.rint(action), action)
+        picture = self._picture = self.session.step(action)
         over = picture.step >= self.horizon
         return picture.frame, picture.reward, picture.cont < 0.5, over, self._info()
 
