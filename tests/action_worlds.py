@@ -12,9 +12,9 @@ SIDE, STEPS = 16, 8
 
 
 class Steer(gymnasium.Env):
-    """A red dot moves along a line by as many pixels as the action, towards a green one.
+    """A red bar moves sideways by as many pixels as the action, below a green one, its goal.
 
-    Reward: 1 at the goal, less by a quarter per pixel of distance. The dots begin 1 to 12 pixels
+    Reward: 1 at the goal, less by a quarter per pixel of distance. The bars begin up to 12 pixels
     apart, and a step is 3 pixels at most.
     """
 
@@ -23,20 +23,20 @@ class Steer(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        self.dot, self.goal = self.np_random.uniform(1, 13, 2)
+        self.bar, self.goal = self.np_random.uniform(1, 13, 2)
         self.t = 0
         return self._image(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         assert self.action_space.contains(action), action
-        self.dot = np.clip(self.dot + action[0], 0, 14)
+        self.bar = np.clip(self.bar + action[0], 0, 14)
         self.t += 1
-        reward = 1 - abs(self.dot - self.goal) / 4
+        reward = 1 - abs(self.bar - self.goal) / 4
         return self._image(), reward, False, self.t == STEPS, {}
 
     def best(self) -> float:
         """The return of the best play from here."""
-        distance, total = abs(self.dot - self.goal), 0.0
+        distance, total = abs(self.bar - self.goal), 0.0
         for _ in range(STEPS - self.t):
             distance = max(distance - 3, 0)
             total += 1 - distance / 4
@@ -44,11 +44,11 @@ class Steer(gymnasium.Env):
 
     def _image(self) -> np.ndarray:
         image = np.zeros((SIDE, SIDE, 3), np.uint8)
-        for place, row, channel in ((self.dot, 10, 0), (self.goal, 4, 1)):
-            # Two pixels share the brightness of a dot between them.
+        for place, rows, channel in ((self.bar, slice(8, 16), 0), (self.goal, slice(8), 1)):
+            # Two columns share the brightness of a bar between them.
             left, part = int(place), place - int(place)
-            image[row : row + 2, left, channel] = 255 * (1 - part)
-            image[row : row + 2, left + 1, channel] = 255 * part
+            image[rows, left, channel] = 255 * (1 - part)
+            image[rows, left + 1, channel] = 255 * part
         return image
 
 
