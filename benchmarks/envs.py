@@ -94,8 +94,8 @@ def step_rates(name: str, envs: EnvsConfig, budget: Budget) -> tuple[list[float]
     """Environment steps per second at random actions, and the seconds of the start."""
     began = time.perf_counter()
     with closing(make_vector_env(name, envs, seed=0)) as env:
-        shape = (_ACTIONS, envs.count)
-        actions = np.random.default_rng(0).integers(env.spec.num_actions, size=shape)
+        rng = np.random.default_rng(0)
+        actions = env.spec.actions.sample(rng, _ACTIONS, envs.count, dtype=np.int64)
         env.reset()
         for t in range(_WARM_UP):
             env.step(actions[t])

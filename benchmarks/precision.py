@@ -37,7 +37,7 @@ def batches(config: ej.Config, updates: int) -> list[Batch]:
 def curves(config: ej.Config, dtype: str, stream: list[Batch], seed: int) -> dict[str, np.ndarray]:
     """`[updates]` of every term, in one compute type."""
     config = with_changes(config, model={"dtype": dtype})
-    actions = spec_of(config.env, config.envs).num_actions
+    actions = spec_of(config.env, config.envs).actions
     learner, count = ej.build_learner(config, actions), config.replay.batch
     init_key, base = jax.random.split(jax.random.key(seed))
     state, carry = ej.init_state(learner, init_key), ej.init_carry(learner, count)

@@ -137,7 +137,8 @@ def update_flops(config: ej.Config, num_actions: int = harness.NUM_ACTIONS) -> d
 
     def judge_again(params: Any, trajectory: ej.Trajectory) -> tuple:
         state, agent = jax.tree.map(lambda x: x[:, :-1], trajectory.state), learner.actor_critic
-        return agent.policy(params["actor"], state), agent.value_logits(params["critic"], state)
+        policy = agent.policy(params["actor"], state)
+        return policy.parts, agent.value_logits(params["critic"], state)
 
     params, slow = state.params, state.slow_critic
     starts = jax.eval_shape(partial(make_starts, learner=learner), passed)

@@ -25,6 +25,7 @@ _HOMES = {
     "Config": "emerald_jax.config",
     "PRESETS": "emerald_jax.presets",
     "get_preset": "emerald_jax.presets",
+    "ActionSpace": "emerald_jax.actions",
     "make_vector_env": "emerald_jax.envs.registry",
     "Replay": "emerald_jax.replay",
     "make_sampler": "emerald_jax.replay",

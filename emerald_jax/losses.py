@@ -17,7 +17,7 @@ from jaxtyping import Float
 from emerald_jax.config import BehaviorConfig, LossConfig
 from emerald_jax.models.heads import ActorCritic
 from emerald_jax.models.world_model import Pass, WorldModel
-from emerald_jax.ops.distributions import entropy, kl_divergence, take_class
+from emerald_jax.ops.distributions import entropy, kl_divergence
 from emerald_jax.ops.maskgit import random_mask
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import lambda_returns, survival_weights
@@ -197,10 +197,10 @@ def actor_losses(
         `[H, ...]` loss and metrics of the same shape.
     """
     acted = jax.tree.map(lambda x: sg(x[:-1]), trajectory.state)
-    log_probs = actor_critic.policy(actor, acted)
+    policy = actor_critic.policy(actor, acted)
     advantage = (returns.target - returns.value) / scale
-    spread = entropy(log_probs)
-    taken = take_class(log_probs, trajectory.action)
+    spread = policy.entropy()
+    taken = policy.log_prob(trajectory.action)
     loss = -(taken * sg(advantage) + config.entropy * spread) * returns.weight
     return loss, {"policy_entropy": sg(spread), "advantage": advantage}
 

@@ -3,14 +3,15 @@
 Dimensions, with their values in Crafter:
     B, L: sequences per batch, steps per sequence [16, 64]; T: time in general.
     H: imagined steps per rollout [15]; n: imagination starts per sequence [16].
-    C: left context of the temporal transformer [64]; D: width of h_t [512]; A: actions [17].
+    C: left context of the temporal transformer [64]; D: width of h_t [512]; A: entries of an
+    action vector, none for discrete actions.
     P: latent positions, h * w, or 1 in a vector [16]; N: tokens per latent state, P * G [512].
     G, K: categorical groups per position, classes of each [32, 32].
 
 Index convention, everywhere: the action, reward, ``is_last`` and ``is_terminal`` stored at index t
 are those that *led into* image t. ``is_first[t]`` marks an episode's first frame: no action led
-into it (stored as -1, fed as a zero vector) and its reward is 0. ``is_terminal`` is termination by
-the environment; a time limit is ``is_last`` without ``is_terminal``.
+into it (stored as -1, or NaN in a vector; fed as zeros) and its reward is 0. ``is_terminal`` is
+termination by the environment; a time limit is ``is_last`` without ``is_terminal``.
 
 Functions take any leading axes `[...]`, usually the sequences of a batch, with one random key per
 sequence, so that results do not depend on the number of devices that share a batch.
@@ -83,7 +84,8 @@ class Batch(NamedTuple):
 
     Attributes:
         image: `[B, L, height, width, 3]` uint8.
-        action: `[B, L]` int32, the action that led into the image; -1 where none did.
+        action: `[B, L]` int32 or `[B, L, A]` float32, the action that led into the image; -1, or
+            NaN, where none did (see ``actions.py``).
         reward: `[B, L]` float32, the reward that came with the image.
         is_first: `[B, L]` bool, an episode's first frame.
         is_last: `[B, L]` bool, an episode's last frame: termination or truncation.
@@ -132,14 +134,14 @@ class Trajectory(NamedTuple):
 
     Attributes:
         state: :class:`State` with leading `[H + 1, n]`; index 0 is the start.
-        action: `[H, n]` int32; ``action[k]`` was taken in ``state[k]``.
+        action: `[H, n]` int32 or `[H, n, A]` float32; ``action[k]`` was taken in ``state[k]``.
     """
 
     state: State
     action: Array
 
 
-#: ``policy(params, state, step, key) -> [n] int32`` actions; ``step`` counts imagined steps from 0.
+#: ``policy(params, state, step, key) -> [n] or [n, A]`` actions; ``step`` counts from 0.
 PolicyFn = Callable[[Params, State, Array, Key], Array]
 
 #: ``step(params, carry, state, action, step, key) -> (carry, state)``: one imagined step.

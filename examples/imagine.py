@@ -23,7 +23,7 @@ def main(updates: int = 60, out: str = "dream.png", preset: str = "quickstart") 
     config = ej.get_preset(preset)
     batch_size, length = config.replay.batch, config.replay.length
     replay = record(config, 200 * config.envs.count, seed=0)
-    learner = ej.build_learner(config, spec_of(config.env, config.envs).num_actions)
+    learner = ej.build_learner(config, spec_of(config.env, config.envs).actions)
     state = ej.init_state(learner, jax.random.key(0))
     carry = ej.init_carry(learner, batch_size)
     sampler = ej.make_sampler("streams", replay, batch_size, length, seed=0)

@@ -1,4 +1,4 @@
-"""Train on your own environment: any Gymnasium environment with images and discrete actions.
+"""Train on your own environment: any Gymnasium environment with images.
 
 python examples/own_environment.py --logdir runs/reach
 

@@ -18,6 +18,7 @@ import tyro
 from PIL import Image
 
 import emerald_jax as ej
+from emerald_jax.actions import ActionSpace, absent
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.run.pictures import report_strip
 from emerald_jax.training.evaluate import record
@@ -33,8 +34,8 @@ def main(
 ) -> None:
     """Train on a video file, then save a picture of the imagined frames as ``out``."""
     config = ej.get_preset(preset)
-    image, action, num_actions = read_video(video, config)
-    learner = ej.build_learner(config, num_actions)
+    image, action, actions = read_video(video, config)
+    learner = ej.build_learner(config, actions)
     params = ej.init_state(learner, jax.random.key(0)).params["world_model"]
     optimizer = optax.adam(config.optim.model_lr)
     opt_state = optimizer.init(params)
@@ -69,16 +70,16 @@ def main(
     Image.fromarray(strip).save(out)
 
 
-def read_video(path: str | None, config: ej.Config) -> tuple[np.ndarray, np.ndarray, int]:
-    """Frames `[T, ...]`, the action `[T]` that led into each, and the number of actions."""
+def read_video(path: str | None, config: ej.Config) -> tuple[np.ndarray, np.ndarray, ActionSpace]:
+    """Frames `[T, ...]`, the action `[T]` that led into each, and what the actions are."""
     if path:
         file = np.load(path, allow_pickle=False)
         count = len(file["image"])
         action = file["action"] if "action" in file else np.zeros(count, np.int32)
-        return file["image"], action.astype(np.int32), int(action.max()) + 1
+        return file["image"], action.astype(np.int32), ActionSpace((max(1, int(action.max()) + 1),))
     played = record(replace(config, envs=replace(config.envs, count=1)), 400, seed=0)
     image, action = (played.columns[name][: played.written, 0] for name in ("image", "action"))
-    return image, action, spec_of(config.env, config.envs).num_actions
+    return image, action, spec_of(config.env, config.envs).actions
 
 
 def windows(
@@ -92,7 +93,7 @@ def windows(
     count, length = config.replay.batch, config.replay.length
     at = random.integers(len(image) - length + 1, size=count)[:, None] + np.arange(length)
     flag = np.zeros((count, length), bool)
-    reset = action[at] < 0  # a cut in the film
+    reset = absent(action[at])  # a cut in the film
     reset[:, 0] = True
     return ej.Batch(image[at], action[at], np.float32(flag), flag, flag, flag, reset, carry)
 

@@ -18,6 +18,7 @@ PACKAGE = "emerald_jax"
 
 #: Room -> level. A module may import its own level and those below.
 LEVELS = {
+    "actions": 0,
     "config": 0,
     "presets": 0,
     "process": 0,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import Counter
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from emerald_jax.actions import ActionSpace
+from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import COLUMNS, Replay, ReplayError, StreamSampler, WindowSampler, store
 from emerald_jax.replay.store import available_bytes
+from emerald_jax.run.directory import CheckpointError
+from emerald_jax.run.recordings import ReplayFiles
 from tests.replay_world import SHAPE, World, check_adjacency, distinct_share, fill, records
 
 SAMPLERS = (StreamSampler, WindowSampler)
@@ -351,3 +356,36 @@ def test_append_neither_copies_nor_grows():
     assert pointers == {name: column.ctypes.data for name, column in replay.columns.items()}
     needed = Replay.nbytes_needed(8 * 2000, 8, (32, 32, 3))
     assert needed == sum(c.nbytes for c in replay.columns.values()) + 8 * 2000
+
+
+def test_vectors_of_actions_are_stored_sampled_and_read_back(tmp_path):
+    rng, sizes = np.random.default_rng(0), (0, 3)
+    replay = Replay(3 * 40, 3, SHAPE, sizes)
+    assert Replay.nbytes_needed(9, 3, SHAPE, sizes) == Replay.nbytes_needed(9, 3, SHAPE) + 9 * 4
+    given = ActionSpace(sizes).sample(rng, 30, 3)
+    for t, action in enumerate(given):
+        first = np.full(3, t % 10 == 0)
+        action = np.where(first[:, None], np.nan, action).astype(np.float32)
+        flag = np.zeros(3, bool)
+        reward = np.zeros(3, np.float32)
+        image = np.full((3, *SHAPE), t, np.uint8)
+        replay.append(VectorStep(image, action, reward, first, flag, flag))
+    for kind in (StreamSampler, WindowSampler):
+        batch = kind(replay, 4, 6, 0).sample()
+        assert (batch.action.shape, batch.action.dtype) == ((4, 6, 2), np.float32)
+        np.testing.assert_array_equal(np.isnan(batch.action).all(-1), batch.is_first)
+        times = batch.image[..., 0, 0, 0]
+        known = ~batch.is_first
+        matches = (given[times] == batch.action[:, :, None]).all(-1).any(-1)
+        assert matches[known].all()
+    with closing(ReplayFiles(tmp_path)) as files:
+        manifest = files.save(replay)
+        again = Replay(3 * 40, 3, SHAPE, sizes)
+        assert files.load(manifest, again) == ()
+        with pytest.raises(CheckpointError, match=r"has action_sizes \[0, 3\], this run \(\)"):
+            files.load(manifest, Replay(3 * 40, 3, SHAPE))
+    for name, column in replay.columns.items():
+        np.testing.assert_array_equal(column, again.columns[name])
+    step = VectorStep(*(column[0] for column in replay.columns.values()))
+    with pytest.raises(ReplayError, match=r"expects actions \(3, 2\), got \(3,\)"):
+        replay.append(step._replace(action=np.zeros(3, np.int32)))

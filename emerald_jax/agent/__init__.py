@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int, Int32, UInt8
+from jaxtyping import Bool, Num, UInt8
 
+from emerald_jax.actions import absent
 from emerald_jax.agent.state import Learner, RunError, count_parameters, init_carry
 from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvSpec, VectorStep
-from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.random import split
 from emerald_jax.types import AnyArray, Array, Batch, Carry, Key, Params, PolicyFn, State
 
@@ -37,7 +37,7 @@ class Observation(NamedTuple):
 
     Attributes:
         image: `[E, height, width, 3]` uint8.
-        action: `[E]` int32, the action that led into the image; -1 on first frames.
+        action: `[E]` or `[E, A]`, the action that led into the image; none on first frames.
         is_first: `[E]` bool.
     """
 
@@ -50,7 +50,7 @@ class Acted(NamedTuple):
     """Result of one acting step.
 
     Attributes:
-        action: `[E]` int32.
+        action: `[E]` int32, or `[E, A]` float32.
         carry: :class:`Carry` `[E]` for the next step.
         finite: `[]` bool, False when a policy output was NaN or infinite.
         state: :class:`State` `[E]`, s_t of every environment.
@@ -83,23 +83,21 @@ def act(
     image, led, first = (x[:, None] for x in observation)  # chunks of length one, as in training
     passed = net.observe(image, led, first, carry, latent_key)
     state = jax.tree.map(lambda x: x[:, 0], passed.state)
-    log_probs = learner.actor_critic.policy(params["actor"], state)
-    if mode:
-        action = jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
-    else:
-        action = sample_categorical(action_key if noise is None else noise, log_probs)
-    return Acted(action, passed.carry, jnp.all(jnp.isfinite(log_probs)), state)
+    policy = learner.actor_critic.policy(params["actor"], state)
+    action = policy.act(None if mode else action_key if noise is None else noise)
+    return Acted(action, passed.carry, policy.finite(), state)
 
 
 def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
     """`[count]` keys for the actions of one vector step; each is used for ``hold`` steps in a row.
 
-    An action is sampled by comparing the policy's cumulative probabilities with one uniform number.
-    Holding the number keeps each step's action distribution and correlates successive actions: a
-    confident policy is unaffected; a near-uniform one repeats its action for ``hold`` steps instead
-    of dithering. (Own choice; related to coloured noise for continuous actions, Eberhard et al.,
-    ICLR 2023.) The environments change their keys at different steps. A hold of 1 gives the keys
-    that :func:`act` derives from ``base`` with ``number`` folded in; hold x count must fit uint32.
+    An action is sampled by comparing the policy's cumulative probabilities with one uniform number
+    per entry. Holding the number keeps each step's action distribution and correlates successive
+    actions: a confident policy is unaffected; a near-uniform one repeats its action for ``hold``
+    steps instead of dithering. (Own choice; related to coloured noise for continuous actions,
+    Eberhard et al., ICLR 2023.) The environments change their keys at different steps. A hold of 1
+    gives the keys that :func:`act` derives from ``base`` with ``number`` folded in; hold x count
+    must fit uint32.
     """
     periods = number // hold
     offset = jnp.arange(count, dtype=jnp.uint32) * hold // count
@@ -128,7 +126,7 @@ def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, O
     carry = jax.eval_shape(partial(init_carry, learner, count))
     observation = Observation(
         image=jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.uint8),
-        action=jax.ShapeDtypeStruct((count,), jnp.int32),
+        action=jax.ShapeDtypeStruct((count, *spec.actions.shape), spec.actions.dtype),
         is_first=jax.ShapeDtypeStruct((count,), jnp.bool_),
     )
     return carry, observation, jax.ShapeDtypeStruct((2,), jnp.uint32)
@@ -153,7 +151,7 @@ class Player:
         self._act, self._key, self._hold = act, key, hold
 
     def __call__(self, record: VectorStep) -> np.ndarray:
-        """One action `[E]` int32 per environment; RunError if a policy output is not finite."""
+        """Actions `[E]` or `[E, A]`; RunError if a policy output is not finite."""
         seen = jax.device_put(Observation(record.image, record.action, record.is_first))
         step = jax.device_put(np.array([self.number, self._hold], np.uint32))
         acted = self._act(self.params, self.carry, seen, self._key, step)
@@ -170,7 +168,7 @@ class AgentState(NamedTuple):
 
     Attributes:
         carry: :class:`Carry` `[B]`, memory of the sequence model and newest latent.
-        action: `[B]` int32, the agent's last action; -1 before the first.
+        action: `[B]` int32 or `[B, A]` float32, the agent's last action; none before the first.
     """
 
     carry: Carry
@@ -186,7 +184,7 @@ class Dream(NamedTuple):
         continues: `[H]` float32, predicted probability that the episode continues after it.
         tokens: `[H, h, w, G]` int32, class indices of the latent.
         confidence: `[H, h, w, G]` float32, the probability each token was drawn with.
-        actions: `[H]` int32; ``actions[k]`` led into ``frames[k]``.
+        actions: `[H]` int32 or `[H, A]` float32; ``actions[k]`` led into ``frames[k]``.
         seen: `[T, height, width, 3]` uint8, reconstructions of the observations.
     """
 
@@ -234,13 +232,13 @@ class Agent:
 
     def __repr__(self) -> str:
         return (
-            f"<agent of {self.spec.name}: {self.spec.num_actions} actions, "
+            f"<agent of {self.spec.name}: {self.spec.actions}, "
             f"{count_parameters(self.params)['total']:,} parameters, {self.updates:,} updates>"
         )
 
     def initial(self, batch: int = 1) -> AgentState:
         """The state before the first frame of ``batch`` environments."""
-        action = jnp.full((batch,), -1, jnp.int32)
+        action = jnp.asarray(self.spec.actions.none(batch))
         return self._place(AgentState(init_carry(self.learner, batch), action))
 
     def player(self, count: int, key: Key, *, mode: Mode = "sample") -> Player:
@@ -262,7 +260,7 @@ class Agent:
         *,
         is_first: Bool[AnyArray, " B"] | None = None,
         mode: bool = False,
-    ) -> tuple[Int32[np.ndarray, " B"], AgentState]:
+    ) -> tuple[np.ndarray, AgentState]:
         """Choose one action for every environment; compiled once per batch size.
 
         Args:
@@ -274,7 +272,8 @@ class Agent:
             mode: take the most probable action instead of a sample.
 
         Returns:
-            The actions `[B]` int32, and the state for the next call.
+            The actions `[B]` int32, or `[B, A]` float32 (see ``emerald_jax/actions.py``), and the
+            state for the next call.
 
         Raises:
             ValueError: ``obs`` or ``is_first`` has the wrong shape or type.
@@ -290,11 +289,11 @@ class Agent:
     def imagine(
         self,
         obs: UInt8[AnyArray, "*B T height width 3"],
-        actions: Int[AnyArray, "*B T"] | None = None,
+        actions: Num[AnyArray, "*B T *A"] | None = None,
         *,
         key: Key,
         horizon: int = 50,
-        future: Int[AnyArray, "*B H"] | None = None,
+        future: Num[AnyArray, "*B H *A"] | None = None,
         policy: PolicyFn | None = None,
         steps: int | None = None,
         temperature: float = 1.0,
@@ -304,11 +303,12 @@ class Agent:
         Args:
             obs: `[T, height, width, 3]` uint8, or `[B, T, …]`: observations, oldest first.
             actions: `[T]` or `[B, T]` int, the action that led into each observation, -1 where an
-                episode begins. May be None for a single frame.
+                episode begins; with one more axis A, and NaN, where actions are vectors. May be
+                None for a single frame.
             key: consumed.
             horizon: imagined steps H.
-            future: `[H]` or `[B, H]` int, actions of the dream (an open loop); None lets the policy
-                choose.
+            future: `[H]` or `[B, H]` int, or with one more axis A, actions of the dream (an open
+                loop); None lets the policy choose.
             policy: any policy, see :data:`emerald_jax.types.PolicyFn`; None uses the agent's own.
             steps: MaskGIT decoding steps S; None uses the run's, 0 the linear head.
             temperature: of the tokens; below 1 makes likely tokens more likely.
@@ -330,10 +330,10 @@ class Agent:
         if not 0 <= steps <= self.config.tokens:
             raise ValueError(f"steps is {steps}: it must lie in 0 … {self.config.tokens}")
         if actions is None and obs.shape[1] == 1:
-            actions = np.full(obs.shape[:2], -1)
-        past = self._check_actions(actions, obs.shape[:2], "actions", least=-1)
+            actions = self.spec.actions.none(*obs.shape[:2])
+        past = self._check_actions(actions, obs.shape[:2], "actions", first=True)
         if future is not None:
-            future = self._check_actions(future, (obs.shape[0], horizon), "future", least=0)
+            future = self._check_actions(future, (obs.shape[0], horizon), "future")
         arguments = (past, future, key, np.float32(temperature))
         options = dict(horizon=horizon, steps=steps, policy=policy)
         dreamt = _as_dream(*jax.device_get(self._dream(self.params, obs, *arguments, **options)))
@@ -359,17 +359,20 @@ class Agent:
         return jax.device_put(tree, jax.tree.leaves(self.params)[0].sharding)
 
     def _check_actions(
-        self, actions: Any, shape: tuple[int, int], name: str, least: int
+        self, actions: Any, shape: tuple[int, int], name: str, first: bool = False
     ) -> np.ndarray:
+        """``actions`` in our type; ``first`` allows none of them, where an episode begins."""
         if actions is None:
             raise ValueError(f"{name} is missing: several frames need the actions between them")
-        actions = np.asarray(actions)
-        if actions.shape != shape or not np.issubdtype(actions.dtype, np.integer):
-            found = f"{actions.shape} {actions.dtype}"
-            raise ValueError(f"{name} is {found}: it must be {shape} integers")
-        if actions.size and not (least <= actions.min() and actions.max() < self.spec.num_actions):
-            raise ValueError(f"{name} must lie in {least} … {self.spec.num_actions - 1}")
-        return actions.astype(np.int32)
+        space = self.spec.actions
+        try:
+            actions = space.checked(actions, *shape)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        if (space.wrong(actions) & ~(absent(actions) & first)).any():
+            none = "-1 or " if space.discrete else "NaN or "
+            raise ValueError(f"{name} must lie in {none if first else ''}{space.valid}")
+        return actions.astype(space.dtype)
 
 
 def _act(
@@ -383,8 +386,10 @@ def _act(
     mode: bool,
 ) -> tuple[Array, AgentState]:
     """:func:`act` with the last action kept in the state."""
-    action = jnp.where(is_first, -1, state.action)
-    seen = Observation(obs, action, action < 0)
+    space = learner.model.actions
+    first = is_first.reshape(-1, *(1 for _ in space.shape))
+    action = jnp.where(first, -1 if space.discrete else jnp.nan, state.action)
+    seen = Observation(obs, action, absent(action))
     acted = act(params, state.carry, seen, key, learner=learner, mode=mode)
     return acted.action, AgentState(acted.carry, acted.action)
 
@@ -403,9 +408,9 @@ def _dream(
     """:func:`dream.dream` of batch-major arrays, with its states decoded."""
     from emerald_jax.agent.dream import dream, show  # loading an agent needs neither
 
-    future, images = None if future is None else future.T, jnp.swapaxes(obs, 0, 1)
+    obs, actions, future = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (obs, actions, future))
     options |= {"learner": learner, "temperature": temperature}
-    dreamt = dream(params, images, actions.T, future, key, **options)
+    dreamt = dream(params, obs, actions, future, key, **options)
     shown = show(params, dreamt.state, learner=learner)
     return dreamt, shown, show(params, dreamt.seen, learner=learner).frame
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Num, UInt8
 
+from emerald_jax.actions import absent
 from emerald_jax.agent.state import Learner, init_carry
 from emerald_jax.imagination import decode, imagine
 from emerald_jax.models.world_model import WorldModel
-from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.scalars import two_hot_mean
 from emerald_jax.types import Array, Batch, Carry, Key, Params, PolicyFn, State
 
@@ -57,7 +57,7 @@ class Rollout(NamedTuple):
     Attributes:
         seen: :class:`State` `[T, B]`, states of the real frames.
         state: :class:`Dreamt` `[H, B]`, imagined states.
-        action: `[H, B]` int32; ``action[k]`` led into ``state[k]``.
+        action: `[H, B]` or `[H, B, A]`; ``action[k]`` led into ``state[k]``.
     """
 
     seen: State
@@ -84,7 +84,7 @@ class OpenLoop(NamedTuple):
 def read(
     params: dict[str, Params],
     image: UInt8[Array, "T B height width 3"],
-    action: Int32[Array, "T B"],
+    action: Num[Array, "T B *A"],
     key: Key,
     *,
     learner: Learner,
@@ -93,13 +93,13 @@ def read(
 ) -> tuple[Carry, State]:
     """Read real frames in one pass; h_t is what the acting agent computes frame by frame.
 
-    ``action`` led into each image, -1 on first frames. ``carry`` `[B]` is of earlier frames, None
+    ``action`` led into each image, none on first frames. ``carry`` `[B]` is of earlier frames, None
     when there are none. ``reset`` forgets everything before a frame; None resets on first frames.
     Returns the carry `[B]` after the last frame and the states `[T, B]`.
     """
     batch = image.shape[1]
     carry = init_carry(learner, batch) if carry is None else carry
-    reset = action < 0 if reset is None else reset
+    reset = absent(action) if reset is None else reset
     net = learner.model.bind({"params": params["world_model"]})
     image, action, reset = (jnp.swapaxes(x, 0, 1) for x in (image, action, reset))
     passed = net.observe(image, action, reset, carry, jax.random.split(key, batch))
@@ -109,7 +109,7 @@ def read(
 def dream_step(
     params: dict[str, Params],
     carry: Carry,
-    action: Int32[Array, " B"],
+    action: Num[Array, " B *A"],
     key: Key,
     *,
     learner: Learner,
@@ -140,7 +140,7 @@ def dream_on(
     horizon: int,
     steps: int,
     temperature: Array | float | None = None,
-    future: Int32[Array, "H B"] | None = None,
+    future: Num[Array, "H B *A"] | None = None,
     policy: PolicyFn | None = None,
 ) -> tuple[Dreamt, Array]:
     """Imagine H steps from states that were read; ``learner``, H, S and ``policy`` are static.
@@ -174,8 +174,8 @@ def _given(future: Array, params: Params, state: Dreamt, step: Array, key: Key) 
 def dream(
     params: dict[str, Params],
     image: UInt8[Array, "T B height width 3"],
-    action: Int32[Array, "T B"],
-    future: Int32[Array, "H B"] | None,
+    action: Num[Array, "T B *A"],
+    future: Num[Array, "H B *A"] | None,
     key: Key,
     *,
     learner: Learner,
@@ -227,7 +227,7 @@ def _open_loop_one(
         learner=learner,
         horizon=action.shape[0] - context,
         steps=learner.config.behavior.decode_steps,
-        future=jnp.maximum(action[rest], 0),
+        future=_filled(action[rest]),
     )
 
     def shown(after: State) -> Shown:
@@ -238,13 +238,20 @@ def _open_loop_one(
     return OpenLoop(real.frame, dreamt.frame, dreamt.reward, dreamt.cont)
 
 
+def _filled(action: Array) -> Array:
+    """Some action in place of none, where a dream continues past an episode's end."""
+    if jnp.issubdtype(action.dtype, jnp.floating):
+        return jnp.nan_to_num(action)
+    return jnp.maximum(action, 0)
+
+
 def sample_policy(
     params: dict[str, Params], state: State | Dreamt, step: Array, key: Key, *, learner: Learner
 ) -> Array:
     """The agent's own policy as a :data:`PolicyFn` once ``learner`` is bound: `[B]` actions."""
     del step
     state = State(state.z, state.h)
-    return sample_categorical(key, learner.actor_critic.policy(params["actor"], state))
+    return learner.actor_critic.policy(params["actor"], state).act(key)
 
 
 def predict(params: dict[str, Params], state: State | Dreamt, *, learner: Learner) -> Shown:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, OptimConfig
 from emerald_jax.models.heads import ActorCritic, build_actor_critic, init_actor_critic
 from emerald_jax.models.world_model import (
@@ -66,12 +67,13 @@ class TrainState:
     bad_streak: Array
 
 
-def build_learner(config: Config, num_actions: int) -> Learner:
-    """Networks and optimisers for an environment with ``num_actions`` actions."""
+def build_learner(config: Config, actions: ActionSpace | int) -> Learner:
+    """Networks and optimisers for an environment with these actions, or so many discrete ones."""
+    actions = ActionSpace.of(actions)
     return Learner(
         config,
-        build_world_model(config, num_actions),
-        build_actor_critic(config, num_actions),
+        build_world_model(config, actions),
+        build_actor_critic(config, actions),
         build_optimizers(config.optim),
     )
 

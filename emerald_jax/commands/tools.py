@@ -93,7 +93,7 @@ def run_check_env(arguments: list[str]) -> int:
     height, width, _ = spec.image_shape
     limited = f"episodes of at most {spec.time_limit:,} steps" if spec.time_limit else ""
     limit = limited or "no time limit known"
-    write_out(f"{spec.name}: {height}x{width} RGB images, {spec.num_actions} actions, {limit}\n")
+    write_out(f"{spec.name}: {height}x{width} RGB images, {spec.actions}, {limit}\n")
     findings = check_env(options.name, envs, steps=options.steps, seed=options.seed)
     if not findings:
         played = f"{options.steps} vector steps of {envs.count} environments, played twice"

@@ -2,7 +2,7 @@
 
 Each vector step returns one *record* per environment. After a record with ``is_last``, the
 environment ignores the next action and returns the first frame of its next episode (``is_first``,
-action -1, reward 0; not an environment step). So no frame is lost, and all environments stay in
+no action, reward 0; not an environment step). So no frame is lost, and all environments stay in
 step. Action, reward, ``is_last`` and ``is_terminal`` are those that *led to* the record's image.
 ``is_terminal`` means that the world ended; a time limit sets ``is_last`` alone.
 """
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import EnvsConfig
 
 MAX_REWARD = float(np.finfo(np.float32).max)
@@ -32,9 +33,10 @@ class EnvSpec:
     Attributes:
         name: as the user wrote it, such as ``gymnax:Catch-bsuite``.
         image_shape: ``(height, width, 3)`` of the uint8 image.
-        num_actions: size of the discrete action space.
-        action_names: one name per action, or empty.
+        num_actions: size of the discrete action space; 0 if an action is a vector.
+        action_names: one name per action, or per entry of the vector; or empty.
         time_limit: agent steps after which an episode is cut; 0 when there is no limit.
+        action_sizes: :attr:`ActionSpace.sizes` of the vector; empty for discrete actions.
     """
 
     name: str
@@ -42,16 +44,28 @@ class EnvSpec:
     num_actions: int
     action_names: tuple[str, ...] = ()
     time_limit: int = 0
+    action_sizes: tuple[int, ...] = ()
+
+    @property
+    def actions(self) -> ActionSpace:
+        """What an agent chooses at each step."""
+        return ActionSpace(tuple(self.action_sizes) or (self.num_actions,))
 
 
 def square_spec(
-    name: str, envs: EnvsConfig, actions: int, limit: int, action_names: Iterable[str] = ()
+    name: str,
+    envs: EnvsConfig,
+    actions: ActionSpace | int,
+    limit: int,
+    action_names: Iterable[str] = (),
 ) -> EnvSpec:
     """Spec with the image size of ``envs``, and its time limit or else the environment's own."""
+    space = ActionSpace.of(actions)
     return EnvSpec(
         name=name,
         image_shape=(envs.image_size, envs.image_size, 3),
-        num_actions=int(actions),
+        num_actions=space.sizes[0] if space.discrete else 0,
+        action_sizes=() if space.discrete else space.sizes,
         action_names=tuple(action_names),
         time_limit=envs.time_limit or int(limit),
     )
@@ -93,7 +107,8 @@ class VectorStep(NamedTuple):
 
     Attributes:
         image: `[E, height, width, 3]` uint8.
-        action: `[E]` int32, the action that led to the image; -1 on first frames.
+        action: `[E]` int32 or `[E, A]` float32, the action that led to the image; -1, or NaN, on
+            first frames (see ``emerald_jax/actions.py``).
         reward: `[E]` float32; 0 on first frames.
         is_first: `[E]` bool.
         is_last: `[E]` bool.
@@ -133,6 +148,11 @@ def is_crafter_like(env: str, names: Iterable[str]) -> bool:
 def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
     """Refuse to continue a run in an environment with other actions or images (EnvError)."""
     images = ("x".join(map(str, spec.image_shape)) for spec in (before, now))
+    if before.actions != now.actions and not (before.actions.discrete and now.actions.discrete):
+        raise EnvError(
+            f"{now.name} takes {now.actions}, this run was trained with {before.actions}: continue "
+            "it with the same environment, or start a new run"
+        )
     for things, old, new in (("actions", before.num_actions, now.num_actions), ("images", *images)):
         if old != new:
             raise EnvError(
@@ -184,7 +204,7 @@ class VectorEnv:
         raise NotImplementedError
 
     def _send(self, actions: np.ndarray) -> None:
-        """Start a vector step with checked actions `[E]` int32; return at once."""
+        """Start a vector step with checked actions `[E]` or `[E, A]`; return at once."""
         raise NotImplementedError
 
     def _receive(self) -> Outcome:
@@ -203,7 +223,7 @@ class VectorEnv:
         self.score, self.length = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
         self.newest = VectorStep(
             image=image,
-            action=np.full(self.num_envs, -1, np.int32),
+            action=self.spec.actions.none(self.num_envs),
             reward=np.zeros(self.num_envs, np.float32),
             is_first=np.ones(self.num_envs, bool),
             is_last=np.zeros(self.num_envs, bool),
@@ -212,7 +232,9 @@ class VectorEnv:
         return self.newest
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Send actions `[E]` int32 and return at once; any value is allowed after ``is_last``.
+        """Send actions and return at once; any value is allowed after ``is_last``.
+
+        They are `[E]` integers, or `[E, A]` numbers (see ``emerald_jax/actions.py``).
 
         EnvError: out of order, on another shape, or on an action out of range.
         """
@@ -220,16 +242,16 @@ class VectorEnv:
             raise EnvError("step_async twice in a row: call step_wait in between")
         if self.newest is None:
             raise EnvError("step before reset: call reset() or set_state() first")
-        actions, over = np.asarray(actions), self.newest.is_last
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise EnvError(
-                f"actions must be [{self.num_envs}] integers, got {actions.dtype} {actions.shape}"
-            )
-        wrong = ((actions < 0) | (actions >= self.spec.num_actions)) & ~over
+        space, over = self.spec.actions, self.newest.is_last
+        try:
+            actions = space.checked(actions, self.num_envs)
+        except ValueError as error:
+            raise EnvError(f"actions {error}") from None
+        wrong = space.wrong(actions) & ~over
         if wrong.any():
-            env, most = int(np.argmax(wrong)), self.spec.num_actions - 1
-            raise EnvError(f"action {actions[env]} of environment {env} is not in 0..{most}")
-        checked = np.where(over, 0, actions).astype(np.int32)
+            env = int(np.argmax(wrong))
+            raise EnvError(f"action {actions[env]} of environment {env} is not in {space.valid}")
+        checked = space.replaced(actions, over, space.idle()).astype(space.dtype)
         self._send(checked)
         self._pending = checked
 
@@ -256,7 +278,7 @@ class VectorEnv:
         extra = outcome.extra or {}
         self.newest = VectorStep(
             image=np.array(outcome.image, np.uint8),
-            action=np.where(first, -1, actions).astype(np.int32),
+            action=self.spec.actions.replaced(actions, first, self.spec.actions.none()),
             reward=reward.astype(np.float32),
             is_first=first.copy(),
             is_last=last,

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment with an image observation and discrete actions.
+"""Any Gymnasium environment with an image observation; actions of every kind.
 
 Images are resized by area: every new pixel is the mean of the part of the old image that it
 covers. (Pillow's BOX filter differs from that at ratios that are not integers.)
@@ -10,16 +10,19 @@ import contextlib
 import functools
 import logging
 import math
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
 from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code, with_notes
-from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
+from emerald_jax.envs.host import HostVectorEnv, gymnasium_space, make_host_vector_env
 from emerald_jax.envs.workers import EnvFactory
 
 _LOG = logging.getLogger(__name__)
@@ -54,14 +57,16 @@ _OLD_SIGNS = ("values to unpack", "unexpected keyword argument 'seed'")
 
 
 class ImageEnv(gymnasium.Wrapper):
-    """Any environment with images and discrete actions, shown as a square RGB image.
+    """Any environment with images, shown as a square RGB image.
 
     Observation: `[size, size, 3]` uint8. Grey images become RGB, an alpha channel is dropped,
     channels may come first or last; uint8 is shown as it is, other numbers are scaled by the bounds
     of their space and cut to them, with a warning; every image is resized by area, so its aspect
     ratio may change. Renders may also be PIL images, or lists of frames, of which the last counts.
-    Actions: counted from 0, wherever the environment's own begin; given to it as ``np.int64``, and
-    repeated for ``envs.frame_skip`` frames.
+    Actions: a discrete action is counted from 0, wherever the environment's own begin, and given to
+    it as ``np.int64``. All others are vectors (see ``emerald_jax/actions.py``) in the order of the
+    environment's space: an entry per category, and per number of a Box, whose bounds become -1 and
+    1. They are repeated for ``envs.frame_skip`` frames.
     Reward: the sum over the frames of an action.
     Terminated and info: the last frame's.
     Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent.
@@ -69,19 +74,18 @@ class ImageEnv(gymnasium.Wrapper):
     """
 
     def __init__(self, env: gymnasium.Env, name: str, envs: EnvsConfig):
-        """Check the spaces of ``env``; EnvError without an image or discrete actions."""
+        """Check the spaces of ``env``; EnvError without an image or usable actions."""
         super().__init__(env)
-        if not isinstance(env.action_space, Discrete):
-            raise EnvError(
-                f"{name} takes {_short(env.action_space)}: only discrete actions are supported"
-            )
-        self._start = int(env.action_space.start)
+        self.entries = list(_entries(name, env.action_space))
+        if not self.entries:
+            raise EnvError(f"{name} takes {_short(env.action_space)}, which has no entries")
+        actions = ActionSpace(tuple(size for _, size in self.entries))
         self._key, self._image = _find_image(name, env, envs.image_key)
         self._size, self._skip, self._limit = envs.image_size, envs.frame_skip or 1, envs.time_limit
         self._steps = 0
         self._warnings: dict[str, str] = {}
         self.observation_space = Box(0, 255, (self._size, self._size, 3), np.uint8)
-        self.action_space = Discrete(env.action_space.n)
+        self.action_space = gymnasium_space(actions)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """First image of an episode."""
@@ -89,10 +93,12 @@ class ImageEnv(gymnasium.Wrapper):
         observation, info = self._ask("reset", ("observation", "info"), **kwargs)
         return self._convert(observation), info
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: int | np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One action, repeated for ``frame_skip`` frames or until the episode ends."""
         total = 0.0
-        taken = np.int64(self._start + int(action))
+        taken = own_action(self.env.action_space, iter(np.ravel(action).tolist()))
         for _ in range(self._skip):
             observation, reward, terminated, truncated, info = self._ask("step", _STEP, taken)
             total += checked_reward(reward)
@@ -191,6 +197,52 @@ class ImageEnv(gymnasium.Wrapper):
         return low, high
 
 
+def _entries(name: str, space: gymnasium.Space, path: str = "") -> Iterator[tuple[str, int]]:
+    """Name and number of classes (0: a number) of every entry of an action; EnvError if it has
+    another kind of entry.
+    """
+    if isinstance(space, Dict | Tuple):
+        inner = space.items() if isinstance(space, Dict) else enumerate(space.spaces, 1)
+        for key, part in inner:
+            yield from _entries(name, part, f"{path} {key}".strip())
+        return
+    if isinstance(space, Discrete):
+        sizes = [int(space.n)]
+    elif isinstance(space, MultiDiscrete):
+        sizes = np.ravel(space.nvec).tolist()
+    elif isinstance(space, MultiBinary):
+        sizes = [2] * math.prod(space.shape)
+    elif isinstance(space, Box) and np.isfinite([space.low, space.high]).all():
+        sizes = [0] * math.prod(space.shape)
+    else:
+        where = f" as {path!r} of an action" if path else ""
+        bounds = ": give it finite bounds" if isinstance(space, Box) else ""
+        known = "Discrete, MultiDiscrete, MultiBinary, bounded Box, and Dict or Tuple of them"
+        raise EnvError(f"{name} takes {_short(space)}{where}{bounds}; supported are {known}")
+    word = path or "action"
+    numbered = [word] if len(sizes) == 1 else [f"{word} {i}" for i in range(1, len(sizes) + 1)]
+    yield from zip(numbered, sizes, strict=True)
+
+
+def own_action(space: gymnasium.Space, entries: Iterator[float]) -> Any:
+    """The action of ``space`` with these entries, which are used up in the order of the space."""
+    if isinstance(space, Dict):
+        return {key: own_action(part, entries) for key, part in space.items()}
+    if isinstance(space, Tuple):
+        return tuple(own_action(part, entries) for part in space.spaces)
+    if isinstance(space, Discrete):
+        return np.int64(space.start + round(next(entries)))
+    values = np.array(list(islice(entries, math.prod(space.shape)))).reshape(space.shape)
+    if isinstance(space, Box):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        values = np.clip(low + (values + 1) / 2 * (high - low), low, high)
+    if space.dtype.kind in "iu":
+        values = np.rint(values)
+    if isinstance(space, MultiDiscrete):
+        values = values + space.start
+    return np.asarray(values, space.dtype)  # an array even where the shape is empty
+
+
 def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     """Spec of an environment, made once to read its spaces; EnvError if it is unsuitable.
 
@@ -204,7 +256,9 @@ def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
             env.close()
         except (Exception, SystemExit) as error:
             _warn_once(f"{name}: close() raised {describe(error)}; ignored")
-    return square_spec(name, envs, env.action_space.n, limit)
+    names, sizes = zip(*env.entries, strict=True)
+    actions = ActionSpace(sizes)
+    return square_spec(name, envs, actions, limit, () if actions.discrete else names)
 
 
 def make_env(

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, Outcome, VectorEnv
 from emerald_jax.envs.guards import FaultError, with_notes
@@ -34,9 +35,9 @@ class HostVectorEnv(VectorEnv):
     """E host environments in one or several groups; see :class:`VectorEnv`.
 
     An environment is a ``gymnasium.Env`` that observes a `[height, width, 3]` uint8 image and takes
-    discrete actions. ``info["extra"]`` of its final step becomes :attr:`Episode.extra`. An
-    environment that raised counts as one of :attr:`faults`; so does a worker that died or hung,
-    whatever the number of its environments.
+    the actions of :func:`gymnasium_space`. ``info["extra"]`` of its final step becomes
+    :attr:`Episode.extra`. An environment that raised counts as one of :attr:`faults`; so does a
+    worker that died or hung, whatever the number of its environments.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class HostVectorEnv(VectorEnv):
 
     def _send(self, actions: np.ndarray) -> None:
         over = self.newest.is_last
-        self._send_all([None if over[i] else action for i, action in enumerate(actions.tolist())])
+        given = actions.tolist() if actions.ndim == 1 else actions
+        self._send_all([None if over[i] else action for i, action in enumerate(given)])
 
     def _receive(self) -> Outcome:
         outcome = self._receive_all(self.newest.is_last.tolist())
@@ -113,12 +115,12 @@ class HostVectorEnv(VectorEnv):
             reason = str(fault).removeprefix("failed: ")
             raise self._error(f"{_called(lost)} could not start: {reason}", fault) from fault
 
-    def _send_all(self, actions: Sequence[int | None]) -> None:
+    def _send_all(self, actions: Sequence[int | np.ndarray | None]) -> None:
         """Step every environment, or reset it where its action is None; returns at once."""
         for group, rows in self._pairs:
             group.send([self._command(rows, env, actions[env]) for env in rows])
 
-    def _command(self, rows: range, env: int, action: int | None = None) -> Command:
+    def _command(self, rows: range, env: int, action: int | np.ndarray | None = None) -> Command:
         """A step with ``action``, or without one a reset with the environment's next seed."""
         if action is not None:
             return Command(env - rows.start, "step", action)
@@ -296,6 +298,15 @@ def _check_spaces(spec: EnvSpec, space: gymnasium.Space, actions: gymnasium.Spac
     if not isinstance(space, Box) or space.shape != spec.image_shape or space.dtype != np.uint8:
         wanted = list(spec.image_shape)
         raise EnvError(f"{spec.name} observes {space}, not a uint8 image of {wanted}")
-    form = (actions.n, actions.start) if isinstance(actions, Discrete) else None
-    if form != (spec.num_actions, 0):
-        raise EnvError(f"{spec.name} takes {actions}, not {spec.num_actions} actions from 0")
+    if actions != gymnasium_space(spec.actions):
+        wanted = f"{spec.actions} from 0" if spec.actions.discrete else spec.actions
+        raise EnvError(f"{spec.name} takes {actions}, not {wanted}")
+
+
+def gymnasium_space(actions: ActionSpace) -> gymnasium.Space:
+    """Actions in our form: Discrete, MultiDiscrete if all are categories, or a Box `[A]`."""
+    if actions.discrete:
+        return Discrete(actions.sizes[0])
+    if all(actions.sizes):
+        return MultiDiscrete(actions.sizes)
+    return Box(*actions.bounds)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import EnvError, EnvSpec, Episode, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env, make_vector_env_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-#: Newest records -> actions `[E]` int32.
+#: Newest records -> actions `[E]` or `[E, A]`.
 Policy = Callable[[VectorStep], np.ndarray]
 Watcher = Callable[[VectorStep], None]
 #: Seeds that count up from here are far from those of training.
@@ -101,10 +102,10 @@ def is_whole(episode: Episode) -> bool:
     return not episode.fault
 
 
-def random_policy(num_actions: int, count: int, seed: int) -> Policy:
-    """Uniformly random actions `[count]` of ``num_actions``, whatever the records."""
-    rng = np.random.default_rng(seed)
-    return lambda record: rng.integers(num_actions, size=count, dtype=np.int32)
+def random_policy(actions: ActionSpace | int, count: int, seed: int) -> Policy:
+    """Uniformly random ``actions``, or so many discrete ones, whatever the records."""
+    rng, space = np.random.default_rng(seed), ActionSpace.of(actions)
+    return lambda record: space.sample(rng, count)
 
 
 def play_randomly(
@@ -112,7 +113,7 @@ def play_randomly(
 ) -> tuple[EnvSpec, tuple[Episode, ...]]:
     """The spec of an environment, and episodes of random play; see :func:`play_episodes`."""
     with contextlib.closing(make_vector_env(name, envs, seed=seed + FAR)) as env:
-        policy = random_policy(env.spec.num_actions, env.num_envs, seed)
+        policy = random_policy(env.spec.actions, env.num_envs, seed)
         return env.spec, tuple(play_episodes(env, episodes, policy, max_steps=max_steps))
 
 
@@ -178,18 +179,20 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
 
 
 def _actions(env: VectorEnv, steps: int, seed: int) -> np.ndarray:
-    """Random actions `[steps, E]`."""
+    """Random actions `[steps, E]` or `[steps, E, A]`."""
     rng = np.random.default_rng(seed)
-    return rng.integers(env.spec.num_actions, size=(steps, env.num_envs))
+    return env.spec.actions.sample(rng, steps, env.num_envs, dtype=np.int64)
 
 
 def _check_spec(spec: EnvSpec, count: int) -> Iterator[str]:
     """Findings in a spec."""
-    shape, actions, names = spec.image_shape, spec.num_actions, len(spec.action_names)
+    shape, sizes, names = spec.image_shape, spec.actions.sizes, len(spec.action_names)
+    actions = len(sizes) if spec.action_sizes else spec.num_actions
+    choice = spec.num_actions > 1 or set(spec.action_sizes) - {1}
     rgb = shape[2:] == (3,) and min(shape) > 0
     sound = {
         f"spec.image_shape is {shape}, not (height, width, 3)": rgb,
-        f"spec.num_actions is {actions}: an agent needs a choice": actions > 1,
+        f"spec.num_actions is {spec.num_actions}: an agent needs a choice": choice,
         f"spec.action_names has {names} names, not {actions}": names in (0, actions),
         f"spec.time_limit is {spec.time_limit}": spec.time_limit >= 0,
         f"num_envs is {count}": count > 0,
@@ -206,16 +209,17 @@ def _check_part(spec: EnvSpec, records: list[VectorStep], actions: np.ndarray) -
     if not records[0].is_first.all() or records[0].is_last.any():
         findings.append("reset: not every record is a first frame and nothing else")
     for before, record, action in zip(records, records[1:], actions, strict=False):
-        findings += _check_step(before, record, action)
+        findings += _check_step(spec.actions, before, record, action)
     return findings + list(_check_episodes(spec, records))
 
 
 def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str]:
     """Findings in the shapes, types and numbers of one record."""
-    dtypes = {"image": np.uint8, "action": np.int32, "reward": np.float32}
+    dtypes = {"image": np.uint8, "action": spec.actions.dtype, "reward": np.float32}
+    shapes = {"image": spec.image_shape, "action": spec.actions.shape}
     for name in VectorStep._fields[:-1]:
         value, dtype = getattr(record, name), dtypes.get(name, np.bool_)
-        shape = (count, *spec.image_shape) if name == "image" else (count,)
+        shape = (count, *shapes.get(name, ()))
         if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
             found = f"{getattr(value, 'dtype', type(value))} {getattr(value, 'shape', '')}"
             yield f"{name} is {found}, not {np.dtype(dtype)} {shape}"
@@ -223,12 +227,16 @@ def _check_arrays(spec: EnvSpec, record: VectorStep, count: int) -> Iterator[str
         yield "a reward is not finite"
 
 
-def _check_step(before: VectorStep, record: VectorStep, action: np.ndarray) -> Iterator[str]:
+def _check_step(
+    space: ActionSpace, before: VectorStep, record: VectorStep, action: np.ndarray
+) -> Iterator[str]:
     """Findings in one record, given the one before and the action between them."""
-    first, last, given = record.is_first, record.is_last, np.where(record.is_first, -1, action)
+    first, last = record.is_first, record.is_last
+    given = space.replaced(action, first, space.none())
+    other = (record.action != given) & ~(np.isnan(record.action) & np.isnan(given))
     wrong = {
         "is_first does not follow is_last, or follows something else": first != before.is_last,
-        "action is not the one that was given, or not -1 on a first frame": record.action != given,
+        "action is not the one that was given, or not none on a first frame": other,
         "a first frame has a reward": record.reward[first],
         "a first frame is also a last frame": first & last,
         "is_terminal without is_last": record.is_terminal & ~last,
@@ -295,6 +303,6 @@ def _compare(one: list[VectorStep], other: list[VectorStep], what: str) -> Itera
     """The first step and array in which two runs differ."""
     for t, (a, b) in enumerate(zip(one, other, strict=True)):
         for name in VectorStep._fields:
-            if not np.array_equal(getattr(a, name), getattr(b, name)):
+            if not np.array_equal(getattr(a, name), getattr(b, name), equal_nan=name == "action"):
                 yield f"{what} differ in {name} at record {t}"
                 return

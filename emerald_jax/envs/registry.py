@@ -89,7 +89,7 @@ def make_vector_env(name: str, envs: EnvsConfig, *, seed: int, generation: int =
 
     Raises:
         EnvError: on an unknown name, a missing package, a setting that the environment does not
-            support, or an environment without an image or without discrete actions.
+            support, or an environment without an image or with unsupported actions.
     """
     return _call(name, "make_env", envs, seed=seed, generation=generation)
 
@@ -111,9 +111,9 @@ def spec_of(name: str, envs: EnvsConfig) -> EnvSpec:
 def register(name: str, factory: EnvFactory) -> None:
     """Give an environment of your own a name in this process; replaces an earlier one.
 
-    ``factory`` makes one Gymnasium environment with an image observation and discrete actions; it
-    is called without arguments, in worker processes too. EnvError: the name is taken by the
-    package, or the factory is not callable.
+    ``factory`` makes one Gymnasium environment with an image observation; it is called without
+    arguments, in worker processes too. EnvError: the name is taken by the package, or the factory
+    is not callable.
     """
     if not name or name.partition(":")[0] in FAMILIES or name.split() != [name]:
         raise EnvError(

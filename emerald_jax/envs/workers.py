@@ -47,13 +47,13 @@ _FORK_SERVER = "emerald_jax.envs.fork_server"
 class Command(NamedTuple):
     """A call of environment ``index`` of a group: ``make``, ``reset`` or ``step``.
 
-    ``value`` is the action of a step, or the seed of a reset, which may be None. A reset makes the
-    environment again if a fault removed it.
+    ``value`` is the action of a step (an index, or a vector `[A]`), or the seed of a reset, which
+    may be None. A reset makes the environment again if a fault removed it.
     """
 
     index: int
     name: str
-    value: int | None = None
+    value: int | np.ndarray | None = None
 
 
 class Reply(NamedTuple):
@@ -143,7 +143,7 @@ class InlineGroup:
                 self._remove(index)
         return False
 
-    def _obey(self, index: int, name: str, value: int | None) -> Answer:
+    def _obey(self, index: int, name: str, value: int | np.ndarray | None) -> Answer:
         if name != "step" and self._envs[index] is None:
             self._envs[index] = self._factories[index]()
         env = self._envs[index]
@@ -152,7 +152,8 @@ class InlineGroup:
         if name == "reset":
             image, reply = env.reset(seed=value)[0], Reply()
         else:
-            image, reward, terminated, truncated, info = env.step(np.int64(value))
+            action = value if isinstance(value, np.ndarray) else np.int64(value)
+            image, reward, terminated, truncated, info = env.step(action)
             reply = Reply(checked_reward(reward), bool(terminated), bool(truncated))
             if reply.over and isinstance(info, Mapping):
                 extra, warnings = plain_extra(info.get("extra"))

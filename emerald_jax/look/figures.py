@@ -51,6 +51,8 @@ NAME_INCHES, SIDE_INCHES = 2.8, 1.6
 BAR_INCHES = 0.3
 #: Episodes averaged into a learning curve, as in a run's own result line.
 WINDOW = 100
+#: Entries of an action that have a curve.
+MOST_ENTRIES = 8
 #: The group of metrics drawn next to the return.
 LOSS_GROUP = "loss/"
 
@@ -216,6 +218,23 @@ def action_histogram(names: Sequence[str], shares: Mapping[str, np.ndarray]) -> 
     labels = [wrap(name.replace("_", " "), 1.4, lines=1) for name in names]
     axis.set_xticks(places, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=SMALL)
     axis.set_ylabel("per cent")
+    return fit(add_legend(figure, columns=2))
+
+
+def action_curves(names: Sequence[str], curves: Mapping[str, np.ndarray]) -> Figure:
+    """Actions over time: ``curves`` maps a setting to `[T, A]` entries in [-1, 1].
+
+    One row per entry, the first :data:`MOST_ENTRIES` of them.
+    """
+    names = names[:MOST_ENTRIES]
+    figure, axes = new_figure(7.2, 1.1 * len(names) + 0.8, rows=len(names), sharex=True)
+    for row, (name, axis) in enumerate(zip(names, axes, strict=True)):
+        for i, (label, values) in enumerate(curves.items()):
+            options = dict(color=COLOURS[i], markersize=3, label=None if row else label)
+            axis.plot(np.arange(1, len(values) + 1), values[:, row], ".-", **options)
+        axis.set_ylim(-1.1, 1.1)
+        axis.set_ylabel(wrap(name, 1.0), fontsize=SMALL)
+    axes[-1].set_xlabel("steps")
     return fit(add_legend(figure, columns=2))
 
 

@@ -18,6 +18,7 @@ import imageio.v2 as imageio
 import numpy as np
 from jaxtyping import UInt8
 
+from emerald_jax.actions import absent
 from emerald_jax.agent import Agent, Dream
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep
@@ -35,9 +36,11 @@ FILM_PX, SHEET_PX = 224, 56
 #: Maximum number of columns in the single picture, and the width of its row labels.
 SHEET_COLUMNS, ROW_LABEL = 14, 56
 MARGIN, GAP, PLOT_HEIGHT, HEADER = 12, 8, 44, 20
-#: Pixels of the caption above a plot, and of both plots with their captions.
+#: Pixels of the caption above a plot, and of a plot with its caption.
 CAPTION = 16
-PLOTS = 2 * (CAPTION + PLOT_HEIGHT + GAP)
+PLOT = CAPTION + PLOT_HEIGHT + GAP
+#: Colours of the entries of an action, which repeat.
+CURVES = (pictures.ACCENT, pictures.BLUE, pictures.INK, pictures.FAINT)
 #: Grey level of frames that do not exist.
 UNKNOWN = 232
 #: Frames per second and approximate height in pixels of an episode film.
@@ -58,6 +61,8 @@ class Film:
         cont: `[N]` predicted probability that the episode continues, NaN where there is none.
         confidence: `[N, h, w]` in [0, 1], of each latent position.
         actions: the name of the action that led to each step, or empty.
+        curves: `[N, A]` in [-1, 1], the entries of the action that led to each step, NaN where
+            there was none; or None for discrete actions. ``entries`` are their names.
     """
 
     real: np.ndarray
@@ -69,6 +74,8 @@ class Film:
     cont: np.ndarray
     confidence: np.ndarray
     actions: tuple[str, ...] = ()
+    curves: np.ndarray | None = None
+    entries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.real)
@@ -85,7 +92,7 @@ def film_frames(film: Film, *, tinted: bool = True) -> Iterator[np.ndarray]:
     """Draw one picture `[height, width, 3]` uint8 per step, with even sides for video codecs."""
     factor, height, width = _enlarged(film, FILM_PX)
     right, top = MARGIN + width + GAP, MARGIN + HEADER
-    size = (right + width + MARGIN, top + height + PLOTS + MARGIN)
+    size = (right + width + MARGIN, top + height + _plots(film) + MARGIN)
     for step in range(len(film.real)):
         canvas = Canvas(*(side + side % 2 for side in size))
         real, dream = _frames_of(film, step, factor, tinted)
@@ -106,7 +113,7 @@ def film_sheet(film: Film, *, tinted: bool = True) -> UInt8[np.ndarray, "height 
     left, top = MARGIN + ROW_LABEL, MARGIN + HEADER
     below = top + height + 2
     right = left + max(len(steps) * (width + 2), *map(Canvas.width_of, _captions(film)))
-    canvas = Canvas(right + MARGIN, below + height + 2 + PLOTS + MARGIN)
+    canvas = Canvas(right + MARGIN, below + height + 2 + _plots(film) + MARGIN)
     for name, y in (("real", top), ("dream", below)):
         canvas.write(name, MARGIN, y + height // 2, anchor="lm")
     for column, step in enumerate(steps.tolist()):
@@ -207,20 +214,30 @@ def _full_scale(film: Film) -> float:
     return float(np.nanmax(np.abs([*film.reward, *film.real_reward, 0.1])))
 
 
-def _captions(film: Film) -> tuple[str, str]:
+def _captions(film: Film) -> tuple[str, ...]:
     rewards = f"reward: predicted (bars), real (dots), full scale {_full_scale(film):.2g}"
-    return rewards, "predicted probability to continue, 0 to 1"
+    captions = (rewards, "predicted probability to continue, 0 to 1")
+    if film.curves is None:
+        return captions
+    more = ", …" if len(film.entries) > len(CURVES) else ""
+    return (*captions, f"action: {', '.join(film.entries[: len(CURVES)])}{more}")
+
+
+def _plots(film: Film) -> int:
+    """Height of all plots in pixels."""
+    return len(_captions(film)) * PLOT
 
 
 def _draw_plots(canvas: Canvas, film: Film, left: int, right: int, top: int, *, upto: int) -> None:
-    """Draw the rewards and, below them, the predicted probability to continue, up to a step.
+    """Draw the rewards, the predicted probability to continue and the actions, up to a step.
 
     ``top`` is that of the upper plot's caption, in pixels.
     """
     pen, wide = canvas.pen, (right - left) / len(film.real)
     begin, upper = left + film.context * wide, top + CAPTION
-    lower = upper + CAPTION + PLOT_HEIGHT + GAP
-    for y, caption in zip((upper, lower), _captions(film), strict=True):
+    lower = upper + PLOT
+    for i, caption in enumerate(_captions(film)):
+        y = upper + i * PLOT
         pen.rectangle((left, y, right, y + PLOT_HEIGHT), outline=pictures.LINE, fill=pictures.PAPER)
         pen.line((begin, y, begin, y + PLOT_HEIGHT), fill=pictures.ACCENT)
         canvas.write(caption, left, y - 5, pictures.FAINT)
@@ -240,9 +257,17 @@ def _draw_plots(canvas: Canvas, film: Film, left: int, right: int, top: int, *, 
             points.append((x, lower + PLOT_HEIGHT - 4 - (PLOT_HEIGHT - 8) * film.cont[step]))
     if len(points) > 1:
         pen.line(points, fill=pictures.ACCENT, width=2)
+    if film.curves is not None:
+        middle, half = lower + PLOT + PLOT_HEIGHT / 2, PLOT_HEIGHT / 2 - 4
+        for entry, values in enumerate(film.curves[: upto + 1].T):
+            xs = left + (np.arange(len(values)) + 0.5) * wide
+            known = np.isfinite(values)
+            points = [*zip(xs[known], middle - half * values[known], strict=True)]
+            if len(points) > 1:
+                pen.line(points, fill=CURVES[entry % len(CURVES)], width=2)
 
 
-Actions = Literal["recorded", "policy", "random"] | tuple[int, ...]
+Actions = Literal["recorded", "policy", "random"] | tuple[int | tuple[float, ...], ...]
 
 #: Added to a seed, so that these episodes differ from those of training and evaluation.
 _SEED_OFFSET = 2_000_003
@@ -316,7 +341,7 @@ def _film_reset(agent: Agent, env: VectorEnv, plan: FilmPlan) -> Film:
     for action in made.actions:
         if records[-1].is_last[0]:
             break
-        records.append(env.step(np.array([action], np.int32)))
+        records.append(env.step(action[None]))
     return _as_film(agent.spec, _real_of(records), made, context)
 
 
@@ -331,7 +356,7 @@ def _imagine(
 ) -> Dream:
     future = None
     if plan.actions == "random":
-        future = rng.integers(agent.spec.num_actions, size=plan.horizon)
+        future = agent.spec.actions.sample(rng, plan.horizon, dtype=np.int64)
     elif not isinstance(plan.actions, str):
         future = np.array(plan.actions)
     horizon = plan.horizon if future is None else len(future)
@@ -345,7 +370,8 @@ def _as_film(spec: EnvSpec, real: _Real, made: Dream, context: int) -> Film:
     missing = context + len(made.frames) - len(images)
     unseen = np.full(context, np.nan)
     confidence = made.confidence.mean(-1)
-    taken = (*actions[:context].tolist(), *made.actions.tolist())
+    taken = np.concatenate([actions[:context], made.actions])
+    curves = None if spec.actions.discrete else spec.actions.scaled(taken)
     return Film(
         real=np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]),
         dream=np.concatenate([made.seen, made.frames]),
@@ -356,18 +382,32 @@ def _as_film(spec: EnvSpec, real: _Real, made: Dream, context: int) -> Film:
         cont=np.concatenate([unseen, made.continues]),
         confidence=np.concatenate([np.ones((context, *confidence.shape[1:])), confidence]),
         actions=tuple(action_name(spec, a) for a in taken),
+        curves=curves,
+        entries=() if curves is None else entry_names(spec),
     )
 
 
-def action_name(spec: EnvSpec, action: int) -> str:
-    """The readable name of an action; empty for -1, no action."""
-    if action < 0:
+def action_name(spec: EnvSpec, action: int | np.ndarray) -> str:
+    """The readable name of an action, or the entries of a vector; empty for no action."""
+    if absent(np.asarray(action)):
         return ""
-    return spec.action_names[action].replace("_", " ") if spec.action_names else f"action {action}"
+    if spec.actions.discrete:
+        names = spec.action_names
+        return names[action].replace("_", " ") if names else f"action {action}"
+    parts = zip(entry_names(spec), spec.action_sizes, action, strict=True)
+    return ", ".join(f"{name} {x:.0f}" if size else f"{name} {x:+.2f}" for name, size, x in parts)
 
 
-def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int, ...]:
+def entry_names(spec: EnvSpec) -> tuple[str, ...]:
+    """The readable names of the entries of an action that is a vector."""
+    names = spec.action_names or [f"entry {i}" for i in range(1, len(spec.action_sizes) + 1)]
+    return tuple(name.replace("_", " ") for name in names)
+
+
+def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int | tuple[float, ...], ...]:
     """Read actions from a JSON list or a file with one per line, as numbers or names.
+
+    A vector is a list, or a line, of numbers.
 
     Raises ConfigError where the file cannot be read, or holds something that is not an action.
     """
@@ -383,6 +423,8 @@ def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int, ...]:
         raise ConfigError(f"the actions in {path} cannot be read: {reason}") from error
     if not entries:
         raise ConfigError(f"{path} holds no actions")
+    if not spec.actions.discrete:
+        return tuple(_vector(f"{path}: action {i}", x, spec) for i, x in enumerate(entries, 1))
     numbers = {str(i): i for i in range(spec.num_actions)}
     choices = numbers | {name: i for i, name in enumerate(spec.action_names)}
     for place, entry in enumerate(entries, 1):
@@ -391,3 +433,16 @@ def read_actions(path: str | Path, spec: EnvSpec) -> tuple[int, ...]:
             known = f"{spec.name} takes 0 … {spec.num_actions - 1}{names}"
             raise ConfigError(f"{path}: action {place} is {entry!r}; {known}")
     return tuple(choices[str(entry)] for entry in entries)
+
+
+def _vector(what: str, entry: Any, spec: EnvSpec) -> tuple[float, ...]:
+    """A line or a list of numbers as an action; ConfigError, about ``what``, where it is none."""
+    space = spec.actions
+    try:
+        values = entry.replace(",", " ").split() if isinstance(entry, str) else entry
+        action = space.checked(np.array([float(x) for x in values]))
+    except (TypeError, ValueError):
+        action = space.none()
+    if space.wrong(action):
+        raise ConfigError(f"{what} is {entry!r}; {spec.name} takes {space.valid}")
+    return tuple(action.tolist())

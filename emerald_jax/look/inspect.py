@@ -31,7 +31,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import EnvError, is_crafter_like
 from emerald_jax.imagination import maskgit_decode
 from emerald_jax.look import figures
-from emerald_jax.look.film import action_name
+from emerald_jax.look.film import action_name, entry_names
 from emerald_jax.models.tssm import RelativeAttention
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.presets import PRESETS
@@ -281,19 +281,33 @@ def _attention(source: Source) -> Section:
 
 def _actions(source: Source) -> Section:
     agent, spec = source.agent, source.agent.spec
-    rows = source.recordings.newest(COUNTED)
+    rows, space = source.recordings.newest(COUNTED), spec.actions
     taken = rows["action"][~rows["is_first"]]
     image, action = (source.stack(x)[:, :CONTEXT].repeat(8, axis=0) for x in ("image", "action"))
     dream = agent.imagine(image, action, key=source.key, horizon=DREAMT)
-    shares = {
-        f"recorded, the last {taken.size:,}": taken,
-        f"the policy in dreams, {dream.actions.size:,}": dream.actions,
-    }
-    count = partial(np.bincount, minlength=spec.num_actions)
-    counts = {name: count(x.ravel()) / max(1, x.size) for name, x in shares.items()}
-    names = [action_name(spec, i) for i in range(spec.num_actions)]
+    dreamt = dream.actions.reshape(-1, *space.shape)
     about = "A policy that uses only a few actions is visible here before the losses show it."
-    return about, [_picture(figures.action_histogram(names, counts), "shares of the actions")]
+    pictures = []
+    if any(space.sizes):
+        shares = {
+            f"recorded, the last {len(taken):,}": np.concatenate(space.shares(taken)),
+            f"the policy in dreams, {len(dreamt):,}": np.concatenate(space.shares(dreamt)),
+        }
+        names = [action_name(spec, i) for i in range(spec.num_actions)]
+        if not space.discrete:
+            named = zip(entry_names(spec), space.sizes, strict=True)
+            names = [f"{name} {i}" for name, size in named for i in range(size)]
+        pictures.append(_picture(figures.action_histogram(names, shares), "shares of the actions"))
+    if not all(space.sizes):
+        clip = source.recordings.draw(DREAMT + 1, np.random.default_rng(source.seed))
+        curves = {
+            "recorded": clip.action[~clip.is_first],
+            "the policy in a dream": dream.actions[0],
+        }
+        curves = {name: space.scaled(x) for name, x in curves.items()}
+        figure = figures.action_curves(entry_names(spec), curves)
+        pictures.append(_picture(figure, "actions along an episode and a dream"))
+    return about, pictures
 
 
 #: Sections that need weights and recorded frames.

@@ -28,9 +28,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from emerald_jax.config import ConfigError
-from emerald_jax.envs.base import EnvError
-from emerald_jax.look.film import action_name
-from emerald_jax.look.play_session import TEMPERATURES, DreamSession, Picture
+from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.look.film import action_name, entry_names
+from emerald_jax.look.play_session import TEMPERATURES, DreamSession, Picture, check_action
 from emerald_jax.replay import ReplayError
 
 #: Names of the action that does nothing.
@@ -70,6 +70,22 @@ def key_bindings(names: Sequence[str], num_actions: int) -> list[str]:
             wanted = (c for c in (*initials, *name, *free, *_DIGITS) if c in (*free, *_DIGITS))
             keys[action] = next((c for c in wanted if c not in keys), "")
     return keys
+
+
+def entry_controls(spec: EnvSpec) -> list[dict[str, Any]]:
+    """Name, classes (0: a number) and keys of every entry of a vector; for discrete actions none.
+
+    Up to two numbers have keys for their least and greatest values: arrows to the left and right,
+    then down and up.
+    """
+    if spec.actions.discrete:
+        return []
+    arrows = [["ArrowLeft", "ArrowRight"], ["ArrowDown", "ArrowUp"]]
+    few = spec.action_sizes.count(0) <= len(arrows)
+    return [
+        {"name": name, "size": size, "keys": arrows.pop(0) if few and not size else []}
+        for name, size in zip(entry_names(spec), spec.action_sizes, strict=True)
+    ]
 
 
 def _plain(name: str) -> str:
@@ -145,11 +161,13 @@ class PlayServer:
         self._open = AsyncExitStack()
         self._page = resources.files("emerald_jax.look").joinpath("play.html").read_bytes()
         self._fps, self._paused, self._autopilot = fps, False, False
-        self._held: int | None = None
-        self._tapped: int | None = None
+        self._held: int | list[float] | None = None
+        self._tapped: int | list[float] | None = None
         self._reported: tuple | None = None
         self._times: deque[float] = deque(maxlen=_RATE_FRAMES)
-        self._idle = idle_action(session.agent.spec.action_names)
+        spec = session.agent.spec
+        discrete = spec.actions.discrete
+        self._idle = idle_action(spec.action_names) if discrete else spec.actions.idle().tolist()
 
     async def __aenter__(self) -> PlayServer:
         options = dict(max_size=_MAX_MESSAGE, compression=None, close_timeout=1)
@@ -268,12 +286,14 @@ class PlayServer:
         self._autopilot = bool(request.get("autopilot", self._autopilot))
         self._times.clear()
 
-    def _action(self, action: Any) -> int | None:
-        if action is not None:
+    def _action(self, action: Any) -> int | list[float] | None:
+        if action is None:
+            return None
+        if isinstance(action, list):
+            action = [_number(entry, "action") for entry in action]
+        else:
             action = int(_number(action, "action"))
-            if not 0 <= action < self.session.agent.spec.num_actions:
-                raise ConfigError(f"there is no action {action}")
-        return action
+        return check_action(action, self.session.agent.spec).tolist()
 
     async def _send(self, player: ServerConnection, picture: Picture) -> None:
         rate = None
@@ -293,7 +313,7 @@ class PlayServer:
         keys = enumerate(key_bindings(agent.spec.action_names, agent.spec.num_actions))
         actions = [{"name": action_name(agent.spec, i), "key": key} for i, key in keys]
         hello = {"hello": self._title, "env": agent.spec.name, "updates": agent.updates}
-        hello |= {"actions": actions, "idle": self._idle}
+        hello |= {"actions": actions, "idle": self._idle, "entries": entry_controls(agent.spec)}
         hello |= {"steps": session.steps, "most_steps": agent.config.tokens}
         hello |= {"temperature": session.temperature, "temperatures": TEMPERATURES}
         hello |= {"fps": self._fps, "fps_range": FPS_RANGE}

@@ -6,6 +6,7 @@ needs no page or network and is not thread-safe: call it from one thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -19,7 +20,8 @@ from emerald_jax.agent import Agent
 from emerald_jax.agent.dream import Dreamt, Shown, dream_step, read, sample_policy, show
 from emerald_jax.agent.state import Learner
 from emerald_jax.config import ConfigError
-from emerald_jax.envs.base import VectorEnv, VectorStep
+from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep
+from emerald_jax.envs.host import gymnasium_space
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.replay import ReplayError
 from emerald_jax.run.recordings import Recordings
@@ -46,7 +48,8 @@ class Picture(NamedTuple):
         cont: predicted probability that the episode continues.
         confidence: `[h, w]` float32, of each latent position; 1 on a frame that was read.
         step: imagined steps since the dream began.
-        action: the action that led here; -1 where the dream begins.
+        action: the action that led here, an index or the entries of a vector; -1 where the dream
+            begins.
         real: `[height, width, 3]` uint8 of the real environment, or None; ``real_reward`` is its
             reward, and after ``real_over`` it is the last frame of its episode.
     """
@@ -56,7 +59,7 @@ class Picture(NamedTuple):
     cont: float
     confidence: np.ndarray
     step: int
-    action: int
+    action: int | list[float]
     real: np.ndarray | None
     real_reward: float
     real_over: bool
@@ -108,11 +111,12 @@ class DreamSession:
     ) -> Picture:
         """Read real frames, and start a dream after the last one, which is reconstructed.
 
-        ``images`` is `[T, height, width, 3]` uint8; ``actions`` `[T]` int32, -1 where an episode
-        begins, led to each image. Each T is compiled once. ``real``: they are the environment's.
+        ``images`` is `[T, height, width, 3]` uint8; ``actions`` `[T]` or `[T, A]`, none where an
+        episode begins, led to each image. Each T is compiled once. ``real``: they are the
+        environment's.
         """
         self._dreamt, self._record = 0, real
-        actions = np.asarray(actions, np.int32)[:, None]
+        actions = np.asarray(actions, self.agent.spec.actions.dtype)[:, None]
         return self._picture(
             self._read(self.agent.params, images[:, None], actions, self._draw()), -1
         )
@@ -141,24 +145,20 @@ class DreamSession:
         record = self._env.reset()
         return self.begin(record.image, record.action, real=record)
 
-    def step(self, action: int | None) -> Picture:
+    def step(self, action: int | Sequence[float] | None) -> Picture:
         """Imagine one frame after an action, or after the policy's choice.
 
         Raises ConfigError when there is no such action.
         """
         if self._carry is None:
             raise ConfigError("the dream has not begun: reset it first")
-        if action is not None and not 0 <= action < self.agent.spec.num_actions:
-            most = self.agent.spec.num_actions
-            raise ConfigError(f"action {action} does not exist: choose below {most}")
-        chosen = self._choice if action is None else np.array([action], np.int32)
+        chosen = self._choice if action is None else check_action(action, self.agent.spec)[None]
         inputs = (self._carry, chosen, self._draw(), np.float32(self.temperature))
         moved = self._step(self.agent.params, *inputs, steps=self.steps)
         self._dreamt += 1
-        taken = int(chosen[0])
         if self._record is not None and not self._record.is_last[0]:
-            self._record = self._env.step(np.array([taken], np.int32))
-        return self._picture(moved, taken)
+            self._record = self._env.step(chosen)
+        return self._picture(moved, chosen[0].tolist())
 
     def close(self) -> None:
         """Close the real environment; safe to call twice."""
@@ -170,7 +170,7 @@ class DreamSession:
         self._count += 1
         return self._key, np.uint32(self._count)
 
-    def _picture(self, moved: _Moved, action: int) -> Picture:
+    def _picture(self, moved: _Moved, action: int | list[float]) -> Picture:
         self._carry, *found = moved
         shown, confidence, self._choice = jax.device_get(found)
         confidence = confidence[0].mean(-1)
@@ -187,6 +187,18 @@ class DreamSession:
             real_reward=0.0 if record is None else float(record.reward[0]),
             real_over=record is not None and bool(record.is_last[0]),
         )
+
+
+def check_action(action: int | Sequence[float], spec: EnvSpec) -> np.ndarray:
+    """One action in our type; ConfigError if it does not exist."""
+    space = spec.actions
+    try:
+        checked = space.checked(action)
+    except ValueError as error:
+        raise ConfigError(f"an action {error}") from None
+    if space.wrong(checked):
+        raise ConfigError(f"action {action} does not exist: choose in {space.valid}")
+    return checked.astype(space.dtype)
 
 
 def _read(
@@ -271,7 +283,7 @@ class DreamEnv(gymnasium.Env):
         self.horizon, self._context, self.render_mode = horizon, context, render_mode
         spec = agent.spec
         self.observation_space = gymnasium.spaces.Box(0, 255, spec.image_shape, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(spec.num_actions)
+        self.action_space = gymnasium_space(spec.actions)
         self._picture: Picture | None = None
 
     def reset(
@@ -282,8 +294,8 @@ class DreamEnv(gymnasium.Env):
         Args:
             seed: of this and all later episodes; None continues the sequence of draws.
             options: the start: ``env`` and ``row`` of a recorded frame, or ``image``
-                `[T, height, width, 3]` uint8 and ``action`` `[T]`, the action that led to each
-                image (-1 where an episode begins). Empty or None draws a recorded clip.
+                `[T, height, width, 3]` uint8 and ``action`` `[T]` or `[T, A]`, the action that led
+                to each image (none where an episode begins). Empty or None draws a recorded clip.
 
         Returns:
             The last real frame as the model reconstructs it, and ``info``.
@@ -299,10 +311,13 @@ class DreamEnv(gymnasium.Env):
             raise ConfigError(f"options must be image and action, or env and row, not {[*given]}")
         if "image" in given:
             image, action = np.asarray(given["image"]), np.asarray(given["action"])
-            wanted = (len(action), *self.observation_space.shape) if action.ndim == 1 else None
-            if image.dtype != np.uint8 or image.shape != wanted or not len(action):
+            one = self.session.agent.spec.actions.shape
+            wanted = (*action.shape[:1], *self.observation_space.shape)
+            fits = image.dtype == np.uint8 and image.shape == wanted and action.size
+            if not fits or action.shape[1:] != one:
+                form = f"action [{', '.join(map(str, ('T', *one)))}]"
                 raise ConfigError(
-                    f"a start is image [T, height, width, 3] uint8 and action [T], not "
+                    f"a start is image [T, height, width, 3] uint8 and {form}, not "
                     f"{image.shape} {image.dtype} and {action.shape}"
                 )
             self._picture = self.session.begin(image, action)
@@ -311,7 +326,7 @@ class DreamEnv(gymnasium.Env):
         return self._picture.frame, self._info()
 
     def step(
-        self, action: int | np.integer
+        self, action: int | np.integer | np.ndarray
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Imagine one step.
 
@@ -321,7 +336,11 @@ class DreamEnv(gymnasium.Env):
         Raises:
             ConfigError: before the first reset, or when there is no such action.
         """
-        picture = self._picture = self.session.step(int(action))
+        action, sizes = np.asarray(action), self.session.agent.spec.action_sizes
+        if sizes and action.shape == (len(sizes),):
+            # The Box of a mixed action also has values between two classes.
+            action = np.where(np.array(sizes) > 0, np.rint(action), action)
+        picture = self._picture = self.session.step(action)
         over = picture.step >= self.horizon
         return picture.frame, picture.reward, picture.cont < 0.5, over, self._info()
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.layers import (
     Dense,
@@ -18,7 +19,7 @@ from emerald_jax.models.layers import (
     compute_dtype,
     init_together,
 )
-from emerald_jax.ops.distributions import mixed_log_probs
+from emerald_jax.ops.distributions import Policy
 from emerald_jax.types import Array, Key, Params, State
 
 
@@ -56,29 +57,32 @@ class ActorCritic(NamedTuple):
     """The actor and critic networks. Their parameters are separate: each has its own optimiser.
 
     Attributes:
-        actor: :class:`Head` with A outputs.
+        actor: :class:`Head` with a logit per class and two outputs per number of an action.
         critic: :class:`Head` with one output per two-hot bin, initialised to zero.
-        unimix: share of the uniform distribution in the policy.
+        unimix: share of the uniform distribution in the policy's categories.
+        actions: what the policy chooses.
     """
 
     actor: Head
     critic: Head
     unimix: float
+    actions: ActionSpace
 
-    def policy(self, params: Params, state: State) -> Array:
-        """Log-probabilities `[..., A]` float32 of the actions, with the uniform share."""
-        logits = self.actor.apply({"params": params}, state.z, state.h)
-        return mixed_log_probs(logits, self.unimix)
+    def policy(self, params: Params, state: State) -> Policy:
+        """The distribution of the actions `[...]` taken in ``state`` `[...]`."""
+        outputs = self.actor.apply({"params": params}, state.z, state.h)
+        return Policy(self.actions, outputs, self.unimix)
 
     def value_logits(self, params: Params, state: State) -> Array:
         """Two-hot logits `[..., bins]` float32 of the return."""
         return self.critic.apply({"params": params}, state.z, state.h)
 
 
-def build_actor_critic(config: Config, num_actions: int) -> ActorCritic:
+def build_actor_critic(config: Config, actions: ActionSpace) -> ActorCritic:
     """Actor and critic of a configuration; parameters come from :func:`init_actor_critic`."""
     c, dtype = config.model, compute_dtype(config.model.dtype)
-    return ActorCritic(Head(c, num_actions, 0.01, dtype), Head(c, c.bins, 0.0, dtype), c.unimix)
+    actor, critic = Head(c, actions.outputs, 0.01, dtype), Head(c, c.bins, 0.0, dtype)
+    return ActorCritic(actor, critic, c.unimix, actions)
 
 
 def init_actor_critic(actor_critic: ActorCritic, key: Key) -> tuple[dict, dict]:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import Dense, LatentProjection, Norm, NormSilu, learned_vector
 from emerald_jax.types import Array, Key, Recurrent, Starts, State
@@ -26,7 +27,7 @@ class SequenceModel(nn.Module):
     """
 
     config: ModelConfig
-    num_actions: int
+    actions: ActionSpace
     dtype: jnp.dtype
 
     def setup(self) -> None:
@@ -42,14 +43,15 @@ class SequenceModel(nn.Module):
         """Join z_{t-1} and the action `[...]` that led into each step: `[..., D]`.
 
         Where ``reset`` `[...]` is set, z_{t-1} is unknown and a learned vector replaces it (None:
-        nowhere). The action is a one-hot vector; all zeros if there was none (-1).
+        nowhere). The action becomes a vector, see :func:`encode_action`.
         """
+        lead = action.shape[: action.ndim - len(self.actions.shape)]
         z = self.latent_norm(self.latent(z_prev))
-        z = self.flat(z.reshape(*action.shape, -1))
+        z = self.flat(z.reshape(*lead, -1))
         if reset is not None:
             start = jnp.broadcast_to(self.start.astype(self.dtype), z.shape)
             z = jnp.where(reset[..., None], start, z)
-        a = jax.nn.one_hot(action, self.num_actions, dtype=self.dtype)
+        a = encode_action(action, self.actions, self.dtype)
         return self.join_norm(self.join(jnp.concatenate([z, a], axis=-1)))
 
     def __call__(
@@ -59,7 +61,7 @@ class SequenceModel(nn.Module):
 
         Args:
             z_prev: `[..., L, P, G]` int32 or `[..., L, P, G, K]` float, z_{t-1} of every step.
-            action: `[..., L]` int32.
+            action: `[..., L]` int32, or `[..., L, A]` float32.
             reset: `[..., L]` bool, forget everything before the step.
             memory: from :meth:`empty_memory` or from the chunk before, `[...]`.
             key: `[...]`, consumed for dropout; None: no dropout.
@@ -76,7 +78,7 @@ class SequenceModel(nn.Module):
 
         Args:
             state: :class:`State` `[..., n]`, the newest of each rollout, class indices.
-            action: `[..., n]` int32, the action taken in it.
+            action: `[..., n]` int32 or `[..., n, A]` float32, the action taken in it.
             step: `[]` int32, imagined steps before this one.
             starts: :class:`Starts`; its ``past`` must come from this model.
             own: cache of the rollouts' imagined tokens, initially ``past.room(horizon)``.
@@ -87,6 +89,24 @@ class SequenceModel(nn.Module):
     def empty_memory(config: ModelConfig, dtype: jnp.dtype) -> Any:
         """The memory at the start of one sequence: all zeros, nothing valid."""
         raise NotImplementedError
+
+
+def encode_action(action: Array, actions: ActionSpace, dtype: jnp.dtype) -> Array:
+    """Actions as vectors `[..., actions.width]`: one-hot categories, numbers cut to [-1, 1].
+
+    All zeros where there was no action (see ``emerald_jax/actions.py``).
+    """
+    if actions.discrete:
+        return jax.nn.one_hot(action, actions.sizes[0], dtype=dtype)
+    none, parts = jnp.isnan(action), []
+    for at, size in actions.groups():
+        part, gone = (x[..., at : at + max(1, -size)] for x in (action, none))
+        if size > 0:
+            index = jnp.where(gone, -1, part)[..., 0].astype(jnp.int32)
+            parts.append(jax.nn.one_hot(index, size, dtype=dtype))
+        else:
+            parts.append(jnp.where(gone, 0, jnp.clip(part, -1, 1)).astype(dtype))
+    return jnp.concatenate(parts, axis=-1)
 
 
 class NoPast(NamedTuple):
@@ -161,8 +181,8 @@ class Rssm(SequenceModel):
             body,
             variable_broadcast="params",
             split_rngs={"params": False},
-            in_axes=action.ndim - 1,
-            out_axes=action.ndim - 1,
+            in_axes=reset.ndim - 1,
+            out_axes=reset.ndim - 1,
         )
         last, h = scan(self, memory.h, (drive, reset))
         return h, Recurrent(last, jnp.ones_like(memory.valid)), NoPast()

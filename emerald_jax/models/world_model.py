@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.heads import Head
 from emerald_jax.models.layers import compute_dtype, init_together
@@ -53,14 +54,14 @@ class WorldModel(nn.Module):
     Attributes:
         config: sizes.
         stages: halvings from image to grid.
-        num_actions: A.
+        actions: what leads from one step to the next.
         dtype: compute type. Parameters, distributions, head outputs and losses stay float32; the
             latents' logits have the compute type until they become distributions.
     """
 
     config: ModelConfig
     stages: int
-    num_actions: int
+    actions: ActionSpace
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -70,7 +71,7 @@ class WorldModel(nn.Module):
         else:
             self.encoder = ImageFeatures(c, self.stages, dtype)
             self.posterior_head = PosteriorHead(c, dtype)
-        self.sequence = SEQUENCES[c.sequence](c, self.num_actions, dtype)
+        self.sequence = SEQUENCES[c.sequence](c, self.actions, dtype)
         self.spread = Spread(c, dtype)
         self.dynamics_head = DynamicsHead(c, dtype)
         if c.prior == "maskgit":
@@ -100,7 +101,7 @@ class WorldModel(nn.Module):
 
         Args:
             image: `[..., L, height, width, 3]` uint8.
-            action: `[..., L]` int32, the action that led into each image.
+            action: `[..., L]` int32 or `[..., L, A]` float32, the action that led into each image.
             reset: `[..., L]` bool, forget everything before the image.
             carry: :class:`Carry` `[...]` of the steps before.
             key: `[...]`, consumed; samples the latents.
@@ -131,7 +132,7 @@ class WorldModel(nn.Module):
         """:meth:`observe` if the posterior depends on h_t, step by step: posterior, indices, z and
         h.
         """
-        seen, axis = self.encoder(image), action.ndim - 1
+        seen, axis = self.encoder(image), reset.ndim - 1
 
         def body(model: WorldModel, loop: tuple, inputs: tuple) -> tuple:
             (h, z), (seen, action, reset, u) = loop, inputs
@@ -211,10 +212,10 @@ class WorldModel(nn.Module):
         return jnp.stack([part.sum() for part in parts])
 
 
-def build_world_model(config: Config, num_actions: int) -> WorldModel:
+def build_world_model(config: Config, actions: ActionSpace) -> WorldModel:
     """The world model of a configuration; parameters come from :func:`init_world_model`."""
     dtype = compute_dtype(config.model.dtype)
-    return WorldModel(config.model, config.stages, num_actions, dtype)
+    return WorldModel(config.model, config.stages, actions, dtype)
 
 
 def with_tables(model: WorldModel, params: Params) -> Params:
@@ -247,7 +248,7 @@ def init_world_model(model: WorldModel, key: Key) -> dict:
         flags = jnp.zeros((2,), bool)
         sequence = Batch(
             jnp.zeros((2, size, size, 3), jnp.uint8),
-            jnp.zeros((2,), jnp.int32),
+            jnp.zeros((2, *model.actions.shape), model.actions.dtype),
             jnp.zeros((2,)),
             *(flags, flags, flags, flags),
             carry=empty_carry(model),

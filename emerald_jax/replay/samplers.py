@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emerald_jax.replay.store import COLUMNS, Replay, ReplayError
+from emerald_jax.replay.store import Replay, ReplayError
 from emerald_jax.types import Batch
 
 
@@ -53,8 +53,8 @@ class Sampler:
         """An uninitialised batch to fill in place; ``reset`` is all False."""
         shape = (self.batch, self.length)
         columns = {
-            name: np.empty(shape + (self.replay.image_shape if name == "image" else ()), dtype)
-            for name, dtype in COLUMNS.items()
+            name: np.empty(shape + column.shape[2:], column.dtype)
+            for name, column in self.replay.columns.items()
         }
         return Batch(**columns, reset=np.zeros(shape, np.bool_))
 

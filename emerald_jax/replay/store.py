@@ -18,6 +18,7 @@ Not thread-safe: append and sample from one thread.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.types import Batch
 
-#: Columns of a record, in the order of ``Batch``, with the type of one value.
+#: Columns of a record, in the order of ``Batch``, with the type of one value; an action that is a
+#: vector is float32 `[A]`.
 COLUMNS = {
     "image": np.uint8,
     "action": np.int32,
@@ -55,16 +58,24 @@ class Replay:
         columns: name -> `[rows, E, ...]` arrays, see :data:`COLUMNS`. Memory is mapped as it fills.
         written: total rows written; row ``written - 1`` is the newest.
         oldest: the oldest row still held.
+        action_sizes: of a vector of actions, see ``emerald_jax/actions.py``; empty: discrete.
         holes: `(start, stop)` rows inside ``[oldest, written)`` that were lost, in order.
     """
 
-    def __init__(self, capacity: int, num_envs: int, image_shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        image_shape: Sequence[int],
+        action_sizes: Sequence[int] = (),
+    ) -> None:
         """Allocate the store.
 
         Args:
             capacity: records kept, over all environments.
             num_envs: environments E.
             image_shape: `(height, width, 3)`.
+            action_sizes: :attr:`EnvSpec.action_sizes`.
 
         Raises:
             ReplayError: if it holds no row, or does not fit into the available RAM.
@@ -74,23 +85,26 @@ class Replay:
                 f"--replay.capacity {capacity} is less than one record for each of {num_envs} "
                 f"environments: set it to at least {max(1, num_envs)}"
             )
-        _check_fits(capacity, num_envs, image_shape)
+        _check_fits(capacity, num_envs, image_shape, action_sizes)
         self.rows = capacity // num_envs
         self.num_envs = num_envs
-        self.image_shape = tuple(image_shape)
+        self.image_shape, self.action_sizes = tuple(image_shape), tuple(action_sizes)
         # np.zeros maps pages on first use, so memory grows with the data.
         self.columns: dict[str, np.ndarray] = {
-            name: np.zeros((self.rows, num_envs, *(image_shape if name == "image" else ())), dtype)
-            for name, dtype in COLUMNS.items()
+            name: np.zeros((self.rows, num_envs, *shape), dtype)
+            for name, (shape, dtype) in _values(image_shape, action_sizes).items()
         }
         self._begins = np.zeros((self.rows, num_envs), np.bool_)
         self.restore(written=0, oldest=0, holes=())
 
     @staticmethod
-    def nbytes_needed(capacity: int, num_envs: int, image_shape: Sequence[int]) -> int:
+    def nbytes_needed(
+        capacity: int, num_envs: int, image_shape: Sequence[int], action_sizes: Sequence[int] = ()
+    ) -> int:
         """Bytes of RAM that a full store needs."""
-        scalars = sum(np.dtype(t).itemsize for n, t in COLUMNS.items() if n != "image")
-        return capacity // num_envs * num_envs * (int(np.prod(image_shape)) + scalars + 1)
+        values = _values(image_shape, action_sizes).values()
+        record = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in values)
+        return capacity // num_envs * num_envs * (record + 1)
 
     def __len__(self) -> int:
         """Records held, over all environments."""
@@ -102,12 +116,15 @@ class Replay:
         return int(self._counts.sum())
 
     def append(self, step: VectorStep) -> None:
-        """Write one row over the oldest; ReplayError if its image has another shape or type."""
+        """Write one row over the oldest; ReplayError if image or action has another shape."""
         if step.image.shape != (self.num_envs, *self.image_shape) or step.image.dtype != np.uint8:
             raise ReplayError(
                 f"the replay expects images {(self.num_envs, *self.image_shape)} uint8, "
                 f"got {step.image.shape} {step.image.dtype}"
             )
+        if step.action.shape != self.columns["action"].shape[1:]:
+            wanted = self.columns["action"].shape[1:]
+            raise ReplayError(f"the replay expects actions {wanted}, got {step.action.shape}")
         row = self.written
         slot = row % self.rows
         begins = np.asarray(step.is_first, np.bool_)
@@ -227,13 +244,22 @@ class Replay:
                 self._closed_counts[env] -= 1
 
 
-def _check_fits(capacity: int, num_envs: int, image_shape: Sequence[int]) -> None:
+def _values(image_shape: Sequence[int], action_sizes: Sequence[int]) -> dict[str, tuple]:
+    """Shape and type of one value of each column."""
+    shapes, dtypes = {"image": tuple(image_shape)}, dict(COLUMNS)
+    if action_sizes:
+        space = ActionSpace(tuple(action_sizes))
+        shapes["action"], dtypes["action"] = space.shape, space.dtype
+    return {name: (shapes.get(name, ()), dtype) for name, dtype in dtypes.items()}
+
+
+def _check_fits(capacity: int, num_envs: int, *shapes: Sequence[int]) -> None:
     """Refuse a store that would not fit into the available RAM once it is full."""
-    needed = Replay.nbytes_needed(capacity, num_envs, image_shape)
+    needed = Replay.nbytes_needed(capacity, num_envs, *shapes)
     allowed = int(_RAM_SHARE * available_bytes())
     if needed <= allowed:
         return
-    per_row = Replay.nbytes_needed(num_envs, num_envs, image_shape)
+    per_row = Replay.nbytes_needed(num_envs, num_envs, *shapes)
     fits = allowed // per_row * num_envs
     raise ReplayError(
         f"a replay of {capacity} records needs {needed / 2**30:.1f} GiB of RAM and "

@@ -99,6 +99,7 @@ class ReplayFiles:
         self._ahead = True
         manifest = {"written": replay.written, "oldest": replay.oldest}
         manifest |= {"num_envs": replay.num_envs, "image_shape": list(replay.image_shape)}
+        manifest |= {"action_sizes": list(replay.action_sizes)} if replay.action_sizes else {}
         return {**manifest, "chunks": [dict(chunk) for chunk in self._chunks]}
 
     def load(self, manifest: dict[str, Any], replay: Replay) -> tuple[str, ...]:
@@ -108,8 +109,8 @@ class ReplayFiles:
         hole, at which episodes are cut. Returns the file names of such chunks. CheckpointError if
         the manifest is of other environments or images.
         """
-        for name in ("num_envs", "image_shape"):
-            theirs, ours = manifest[name], getattr(replay, name)
+        for name in ("num_envs", "image_shape", "action_sizes"):
+            theirs, ours = manifest.get(name, []), getattr(replay, name)
             if theirs != (ours if name == "num_envs" else list(ours)):
                 raise CheckpointError(
                     f"the replay in {self.directory} has {name} {theirs}, this run {ours}: use "
@@ -230,7 +231,8 @@ def _read_checked(directory: Path, chunk: dict[str, Any]) -> bytes:
 
 
 def _chunk_rows(replay: Replay) -> int:
-    row = Replay.nbytes_needed(replay.num_envs, replay.num_envs, replay.image_shape)
+    size = (replay.num_envs, replay.num_envs)
+    row = Replay.nbytes_needed(*size, replay.image_shape, replay.action_sizes)
     return max(1, _CHUNK_BYTES // row)
 
 
@@ -245,7 +247,7 @@ class Clip(NamedTuple):
 
     Attributes:
         image: `[T, height, width, 3]` uint8.
-        action: `[T]` int32, the action that led into each image; -1 on first frames.
+        action: `[T]` or `[T, A]`, the action that led into each image; none on first frames.
         reward: `[T]` float32, the reward that came with each image.
         is_first, is_last, is_terminal: `[T]` bool.
         env: index of the environment.
@@ -458,7 +460,8 @@ def read_dataset(folder: str | Path) -> DataSet:
         raise ReplayError(f"{folder / DATASET_FILE} cannot be read: {error}") from error
     if found != FORMAT:
         raise ReplayError(f"{folder} is a data set of format {found}, this version reads {FORMAT}")
-    replay = Replay(rows * count, count, manifest["image_shape"])
+    shapes = (manifest["image_shape"], manifest.get("action_sizes", ()))
+    replay = Replay(rows * count, count, *shapes)
     with closing(ReplayFiles(folder)) as files:
         lost = files.load(manifest, replay)
     if lost:

@@ -69,7 +69,7 @@ def load(
     config = config or read_config(source)
     prepare_jax()
     spec = spec_of(config.env, config.envs)
-    learner = build_learner(config, spec.num_actions)
+    learner = build_learner(config, spec.actions)
     params, updates, metadata = read_weights(source, learner, checkpoint)
     if device is not None:
         params = jax.device_put(params, device)

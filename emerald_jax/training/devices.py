@@ -61,7 +61,7 @@ class TrainingAgent:
 
     def __init__(self, config: Config, spec: EnvSpec, devices: list[jax.Device]) -> None:
         """Build the networks; nothing is computed before :meth:`start`."""
-        self.learner = build_learner(config, spec.num_actions)
+        self.learner = build_learner(config, spec.actions)
         self.spec, self.devices = spec, devices
         keys = jax.random.split(key_of(config.seed), 4)
         self._init_key, self._update_key, self._act_key, self._picture_key = keys
@@ -303,7 +303,8 @@ def abstract_batch(learner: Learner, spec: EnvSpec, batch: int, length: int) -> 
 
     flags = dict.fromkeys(("is_first", "is_last", "is_terminal", "reset"), of(jnp.bool_))
     carry = jax.eval_shape(partial(init_carry, learner, batch))
-    image, action, reward = of(jnp.uint8, *spec.image_shape), of(jnp.int32), of(jnp.float32)
+    image, reward = of(jnp.uint8, *spec.image_shape), of(jnp.float32)
+    action = of(spec.actions.dtype, *spec.actions.shape)
     return Batch(image, action, reward, **flags, carry=carry)
 
 

@@ -110,9 +110,10 @@ def record(config: Config, steps: int, seed: int, policy: Policy | None = None) 
     """
     count = config.envs.count
     with closing(make_vector_env(config.env, config.envs, seed=seed + _RECORDED)) as env:
-        policy = policy or random_policy(env.spec.num_actions, count, seed)
+        policy = policy or random_policy(env.spec.actions, count, seed)
         # An episode of one step is two records: no play has more than two records a step.
-        replay = Replay(2 * (steps + 2 * count), count, env.spec.image_shape)
+        size = (2 * (steps + 2 * count), count)
+        replay = Replay(*size, env.spec.image_shape, env.spec.action_sizes)
         step, played = env.reset(), 0
         replay.append(step)
         while played < steps:
@@ -131,5 +132,6 @@ def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, An
         "seed": seed,
         "steps": steps,
         "num_actions": spec.num_actions,
+        "action_sizes": list(spec.action_sizes),
         "image_shape": list(spec.image_shape),
     }

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emerald_jax.actions import absent
 from emerald_jax.agent.state import RunError, TrainState
 from emerald_jax.config import Config
 from emerald_jax.run.directory import write_atomic
@@ -82,7 +83,7 @@ def describe_batch(batch: Batch) -> dict[str, Any]:
     return {
         "reward": [_number(np.min(batch.reward)), _number(np.max(batch.reward))],
         "image": [int(np.min(batch.image)), int(np.max(batch.image))],
-        "actions": np.unique(batch.action).tolist(),
+        "actions": np.unique(batch.action[~absent(batch.action)], axis=0)[:100].tolist(),
         "resets": int(np.sum(batch.reset)),
         "terminals": int(np.sum(batch.is_terminal)),
     }

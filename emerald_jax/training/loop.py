@@ -130,7 +130,8 @@ def train(config: Config) -> RunResult:
         config.validate(len(devices))
         logdir = check_run_dir(config)
         spec = spec_of(config.env, config.envs)
-        replay = Replay(config.replay.capacity, config.envs.count, spec.image_shape)
+        size = (config.replay.capacity, config.envs.count)
+        replay = Replay(*size, spec.image_shape, spec.action_sizes)
         agent, weights = TrainingAgent(config, spec, devices), None
         if config.init_from and not saved_steps(logdir):
             # Before anything is written or compiled: the weights may not fit.
@@ -276,7 +277,11 @@ class Loop:
         spec = self.env.spec
         metadata = {
             **{name: getattr(self, name) for name in (*COUNTERS, "generation")},
-            "spec": {"num_actions": spec.num_actions, "image_shape": list(spec.image_shape)},
+            "spec": {
+                "num_actions": spec.num_actions,
+                "image_shape": list(spec.image_shape),
+                "action_sizes": list(spec.action_sizes),
+            },
             "sampler": self.sampler.state_dict(),
             "random": self.random.bit_generator.state,
             "pending": self.pending is not None,
@@ -329,8 +334,7 @@ class Loop:
     def _actions(self) -> np.ndarray:
         """One action per environment: random during prefill, the policy's afterwards."""
         if self.env_steps < self.config.replay.prefill:
-            actions = self.env.spec.num_actions
-            return self.random.integers(actions, size=self.env.num_envs, dtype=np.int32)
+            return self.env.spec.actions.sample(self.random, self.env.num_envs)
         player = self.agent.player
         player.params, player.number = self.agent.params, self.vector_steps
         try:

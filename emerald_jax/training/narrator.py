@@ -58,7 +58,8 @@ class Narrator:
         if notice := endless_notice(spec):
             self.say(notice)
         capacity = config.replay.capacity
-        size = Replay.nbytes_needed(capacity, config.envs.count, spec.image_shape)
+        shapes = (spec.image_shape, spec.action_sizes)
+        size = Replay.nbytes_needed(capacity, config.envs.count, *shapes)
         self.say(f"replay of {capacity:,} records, {size / 1e9:.2f} GB when full")
 
     def compiled(self, agent: TrainingAgent) -> None:
@@ -162,7 +163,8 @@ def real_play(replay: Replay, spec: EnvSpec) -> dict[str, float]:
     """Statistics of the newest records of real play, to compare with imagined ones.
 
     Computed from the replay, so that resumed and uninterrupted runs log identical values.
-    ``play/reward`` is the mean reward of a step, ``actions/NAME`` the share of every action; the
+    ``play/reward`` is the mean reward of a step, ``actions/NAME`` the share of every action; of a
+    vector, the mean (and deviation) of a number, and the share of every class of a category. The
     result is empty while there is no step.
     """
     start, stop = (replay.spans() or [(0, 0)])[-1]
@@ -172,10 +174,17 @@ def real_play(replay: Replay, spec: EnvSpec) -> dict[str, float]:
     stepped = ~replay.columns["is_first"][index]
     if not stepped.any():
         return {}
-    counts = np.bincount(action[stepped], minlength=spec.num_actions)
-    names = spec.action_names or [str(i) for i in range(spec.num_actions)]
-    shares = zip(names, counts / counts.sum(), strict=True)
-    return {
-        "play/reward": float(reward[stepped].mean()),
-        **{f"actions/{name}": float(share) for name, share in shares},
-    }
+    found = {"play/reward": float(reward[stepped].mean())}
+    shares = iter(spec.actions.shares(action[stepped]))
+    if spec.actions.discrete:
+        names = spec.action_names or [str(i) for i in range(spec.num_actions)]
+        named = zip(names, next(shares), strict=True)
+        return found | {f"actions/{name}": float(share) for name, share in named}
+    names = spec.action_names or [str(i) for i in range(len(spec.action_sizes))]
+    for name, size, taken in zip(names, spec.action_sizes, action[stepped].T, strict=True):
+        if size:
+            found |= {f"actions/{name}/{k}": float(x) for k, x in enumerate(next(shares))}
+        else:
+            found[f"actions/{name}"] = float(taken.mean())
+            found[f"actions/{name}/deviation"] = float(taken.std())
+    return found

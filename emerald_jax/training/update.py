@@ -32,7 +32,6 @@ from emerald_jax.losses import (
 )
 from emerald_jax.models.vision import looped
 from emerald_jax.models.world_model import Pass, with_tables
-from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import moving_average, percentile_range
 from emerald_jax.target import target
@@ -125,14 +124,14 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
 
     def policy(params: Params, state: State, step: Array, key: Key) -> Array:
         del step
-        return sample_categorical(key, learner.actor_critic.policy(params["actor"], state))
+        return learner.actor_critic.policy(params["actor"], state).sample(key)
 
     model, horizon, steps = learner.model, behavior.horizon, behavior.decode_steps
     own, step = world_model_step(model, starts, decode_steps=steps, horizon=horizon)
     act_key, model_key = split(key, 2)
     count = starts.state.h.shape[-2]
     noise = (
-        uniform(act_key, (horizon, count), before=1),
+        uniform(act_key, (horizon, count, *model.actions.shape), before=1),
         uniform(model_key, (horizon, *decoding_draws(model, steps, (count,))), before=2),
     )
     options = {"policy": policy, "step": step, "horizon": horizon}

@@ -161,7 +161,7 @@ def recall(world: World, windows: Batch, *, seed: int) -> dict[str, np.ndarray]:
     Of the imagined last frame, ``recall`` `[W]` is 1 where the predicted reward has the right sign,
     ``recall_pixels`` `[W]` where the frame is nearer to the right colour.
     """
-    learner, (count, length) = world.learner, windows.action.shape
+    learner, (count, length) = world.learner, windows.reward.shape
     batch = windows._replace(carry=init_carry(learner, count))
     keys = jax.random.split(jax.random.key(seed), count)
     dream = jax.jit(partial(open_loop, learner=learner, context=length - 1))

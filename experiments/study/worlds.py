@@ -17,6 +17,7 @@ import optax
 
 from benchmarks.suite.machine import machine_line
 from emerald_jax import __version__
+from emerald_jax.actions import ActionSpace
 from emerald_jax.agent.state import Learner, RunError, build_learner, init_carry
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.models.world_model import init_world_model
@@ -43,7 +44,7 @@ class Recorded(NamedTuple):
 
     train: Replay
     held_out: Replay
-    num_actions: int
+    actions: ActionSpace
     env: str
     digest: str
 
@@ -76,7 +77,8 @@ def recorded_play(scale: Scale, config: Config, folder: Path, *, record: bool) -
         raise ConfigError(f"{held}: record with emerald-jax collect --image-size {size}")
     train, held_out = split(found.replay, HELD_OUT)
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return Recorded(train, held_out, facts["num_actions"], facts["env"], digest)
+    actions = ActionSpace(found.replay.action_sizes or (facts["num_actions"],))
+    return Recorded(train, held_out, actions, facts["env"], digest)
 
 
 def split(replay: Replay, held_out: float) -> tuple[Replay, Replay]:
@@ -87,7 +89,8 @@ def split(replay: Replay, held_out: float) -> tuple[Replay, Replay]:
 
 
 def _rows(replay: Replay, start: int, stop: int) -> Replay:
-    part = Replay((stop - start) * replay.num_envs, replay.num_envs, replay.image_shape)
+    shapes = (replay.image_shape, replay.action_sizes)
+    part = Replay((stop - start) * replay.num_envs, replay.num_envs, *shapes)
     index = np.arange(start, stop) % replay.rows
     for name in COLUMNS:
         part.columns[name][:] = replay.columns[name][index]
@@ -100,7 +103,7 @@ def probe_play(scale: Scale, config: Config, data: str) -> Recorded:
     delay, size = int(data.removeprefix(PROBE)), config.envs.image_size
     steps = (scale.records, (delay + 1) * scale.windows)
     train, held_out = (probe.probe_replay(delay, n, size, seed) for seed, n in enumerate(steps))
-    return Recorded(train, held_out, probe.NUM_ACTIONS, data, f"{data}, {steps[0]}")
+    return Recorded(train, held_out, ActionSpace((probe.NUM_ACTIONS,)), data, f"{data}, {steps[0]}")
 
 
 def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
@@ -122,7 +125,7 @@ def whole_windows(replay: Replay, count: int, length: int, seed: int) -> Batch:
 def train_world(
     config: Config,
     replay: Replay,
-    num_actions: int,
+    actions: ActionSpace | int,
     *,
     updates: int,
     seed: int,
@@ -134,7 +137,7 @@ def train_world(
     The curve has a row every so many updates (0: forty rows); ``stop`` is called with each row and
     ends the training by True. RunError where the loss is not finite.
     """
-    learner, size = build_learner(config, num_actions), config.replay
+    learner, size = build_learner(config, actions), config.replay
     init_key, base = jax.random.split(jax.random.key(seed))
     params = jax.jit(partial(init_world_model, learner.model))(init_key)
     opt_state = jax.jit(learner.optimizers["world_model"].init)(params)
@@ -179,7 +182,7 @@ def kept_world(
     """
     asked = [config.to_dict(), recorded.digest, updates, seed, __version__]
     path = folder / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
-    names, actions = World._fields[2:], recorded.num_actions
+    names, actions = World._fields[2:], recorded.actions
     if path.is_dir():
         learner = build_learner(config, actions)
         params, _, found = read_weights(path, learner, groups=("world_model",))

@@ -55,7 +55,7 @@ def act_along(params, frames, key, learner):
         frame, step_key = inputs
         acted = act(params, carry, frame, step_key, learner=learner)
         mode = act(params, carry, frame, step_key, learner=learner, mode=True).action
-        log_probs = learner.actor_critic.policy(params["actor"], acted.state)
+        log_probs = learner.actor_critic.policy(params["actor"], acted.state).parts[0]
         return acted.carry, (acted._replace(carry=None), mode, log_probs)
 
     carry, steps = jax.lax.scan(body, init_carry(learner, ENVS), (frames, jax.random.split(key, T)))

@@ -130,7 +130,7 @@ def test_keys():
         (Counter(Box(0, 255, (1, 9), np.uint8)), {}, "not a grey or RGB image"),
         (Counter(Discrete(3)), {}, r"observes Discrete\(3\), not"),
         (Counter(Box(-np.inf, np.inf, (4, 4))), {}, "an image without bounds"),
-        (Counter(actions=Box(0, 1, (2,))), {}, "takes Box.*: only discrete actions"),
+        (Counter(actions=Box(0, np.inf, (2,))), {}, r"takes Box\[2\].*: give it finite bounds"),
         (Counter(Dict(a=Discrete(2))), {}, "a dict: it holds no grey or RGB image"),
         (Counter(), {"image_key": "a"}, "no dict: leave envs.image_key empty"),
         (Counter(), {"image_key": "render"}, "made with render_mode rgb_array"),
@@ -189,7 +189,7 @@ def test_ids_of_gymnasium():
     ("name", "settings", "message"),
     [
         ("gym:CartPole-v1", {}, r"gym:CartPole-v1 observes Box\[4\] float32, not a grey"),
-        ("gym:Pendulum-v1", {}, "gym:Pendulum-v1 takes Box.*: only discrete actions"),
+        ("gym:Pendulum-v1", {}, r"gym:Pendulum-v1 observes Box\[3\] float32, not a grey"),
         ("gym:NoSuchThing-v0", {}, "not registered.*gym:PACKAGE:NoSuchThing-v0"),
         ("gym:no_such_package:Thing-v0", {}, "no_such_package, which is not installed"),
         ("gym:", {}, "unknown environment gym:"),

@@ -124,7 +124,7 @@ def test_action_after_a_last_frame_may_be_anything(make, scripted_env):
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (np.array([0, 5]), "action 5 of environment 1 is not in 0..4"),
+        (np.array([0, 5]), "action 5 of environment 1 is not in 0 … 4"),
         (np.array([-1, 0]), "action -1 of environment 0"),
         (np.array([0.5, 0]), "actions must be .2. integers"),
         (np.array([0]), "actions must be .2. integers"),

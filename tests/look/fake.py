@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,14 +34,17 @@ class FakeRecordings:
 class FakeSession:
     """Draws a square that actions move; a decoding step takes 40 ms."""
 
-    def __init__(self, *, names: tuple[str, ...] = NAMES) -> None:
-        spec = EnvSpec(name="fake", image_shape=(SIDE, SIDE, 3), num_actions=5, action_names=names)
+    def __init__(self, *, names: tuple[str, ...] = NAMES, sizes: tuple[int, ...] = ()) -> None:
+        shape = (SIDE, SIDE, 3)
+        spec = EnvSpec(name="fake", image_shape=shape, num_actions=5, action_names=names)
+        if sizes:  # the first entry moves the square
+            spec = replace(spec, num_actions=0, action_names=(), action_sizes=sizes)
         self.agent = SimpleNamespace(spec=spec, updates=7, config=SimpleNamespace(tokens=48))
         self.recordings = FakeRecordings()
         self.steps, self.temperature, self.beside = 0, 1.0, False
         self.x = self.count = 0
         self.closed = False
-        self.actions: list[int | None] = []
+        self.actions: list[int | list[float] | None] = []
 
     def configure(self, *, steps: int | None = None, temperature: float | None = None) -> None:
         if steps is not None and steps > 48:
@@ -58,17 +62,18 @@ class FakeSession:
         self.beside, self.x, self.count = True, 0, 0
         return self._picture(-1)
 
-    def step(self, action: int | None) -> Picture:
+    def step(self, action: int | list[float] | None) -> Picture:
         time.sleep(0.04 * self.steps)
         self.actions.append(action)
-        self.x = (self.x + {1: -1, 2: 1}.get(action, 0)) % SIDE
+        move = round(action[0]) if isinstance(action, list) else {1: -1, 2: 1}.get(action, 0)
+        self.x = (self.x + move) % SIDE
         self.count += 1
         return self._picture(0 if action is None else action)
 
     def close(self) -> None:
         self.closed = True
 
-    def _picture(self, action: int) -> Picture:
+    def _picture(self, action: int | list[float]) -> Picture:
         frame = np.zeros((SIDE, SIDE, 3), np.uint8)
         frame[4:8, self.x] = (255, 200, 10)
         real = frame[::-1].copy() if self.beside else None

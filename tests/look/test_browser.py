@@ -78,3 +78,31 @@ def test_a_person_plays(page: Page, tmp_path: Path) -> None:
         ), page.requests
         assert page.problems == []
     page.wait("document.getElementById('state').textContent.startsWith('stopped')")
+
+
+def test_a_person_steers_with_sliders_and_arrows(page: Page) -> None:
+    session = FakeSession(sizes=(0, 0, 3))
+    with serving(session, fps=20.0) as (server, _):
+        page.open(f"http://127.0.0.1:{server.port}/")
+        page.wait("Number(document.body.dataset.frames) > 2")
+        assert page.value("document.querySelectorAll('#actions input[type=range]').length") == 2
+        assert page.value("document.querySelectorAll('#actions select option').length") == 3
+        start = page.value(SQUARE)
+        page.key("ArrowRight", "keyDown")
+        page.wait(f"{SQUARE} !== {start}")
+        page.wait("document.getElementById('entry0').value === '1'")
+        page.wait(
+            "document.getElementById('dreamWords').textContent.includes('action 1.00, 0.00, 0')"
+        )
+        page.key("ArrowRight", "keyUp")
+        page.wait("document.getElementById('dreamWords').textContent.includes('action 0.00')")
+        page.value(
+            "(() => { for (const [id, value] of [['entry1', '-0.5'], ['entry2', '2']]) {"
+            "const e = document.getElementById(id); e.value = value;"
+            "e.dispatchEvent(new Event('input')); } })()"
+        )
+        page.wait(
+            "document.getElementById('dreamWords').textContent.includes('action 0.00, -0.50, 2')"
+        )
+        assert session.actions[-1] == [0, -0.5, 2]
+        assert page.problems == []

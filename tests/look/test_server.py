@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from emerald_jax.config import ConfigError
 from emerald_jax.envs.base import EnvError
-from emerald_jax.look.play_server import PlayServer, take_port
+from emerald_jax.look.play_server import PlayServer, entry_controls, take_port
 from tests.look.fake import SIDE, FakeSession, serving
 
 
@@ -189,7 +189,7 @@ def test_a_dream_that_cannot_begin_leaves_the_page_usable(session: FakeSession) 
         ("{", "no JSON"),
         ("[1]", "a message is a JSON object"),
         ('{"do": "dance"}', "unknown request 'dance'"),
-        ('{"do": "hold", "action": 5}', "there is no action 5"),
+        ('{"do": "hold", "action": 5}', "action 5 does not exist"),
         ('{"do": "hold", "action": "up"}', "action must be a number, not 'up'"),
         ('{"do": "set", "fps": 1e9}', "frames per second must lie in 1 … 60"),
         ('{"do": "set", "steps": 99}', "decoding steps must lie in 0 … 48, not 99"),
@@ -290,3 +290,45 @@ def test_a_port_in_use_is_one_line() -> None:
             take_port(port)
     # It is free again immediately.
     take_port(port).close()
+
+
+def test_numbers_and_categories_have_controls() -> None:
+    session = FakeSession(sizes=(0, 3))
+    with serving(session, fps=50.0) as (server, _), player(server) as ws:
+        hello = json.loads(ws.recv(timeout=5))
+        assert hello["actions"] == []
+        assert hello["idle"] == [0, 0]
+        assert hello["entries"] == [
+            {"name": "entry 1", "size": 0, "keys": ["ArrowLeft", "ArrowRight"]},
+            {"name": "entry 2", "size": 3, "keys": []},
+        ]
+        until(ws, "step")
+        say(ws, do="hold", action=[0.5, 2])
+        while until(ws, "step")["action"] != [0.5, 2]:
+            pass
+        for action, message in (
+            ([0, 3], "does not exist: choose in [-1 … 1, 0 … 2]"),
+            ([0], "an action must be [2] numbers"),
+            (1, "an action must be [2] numbers"),
+            ([0, "x"], "action"),
+        ):
+            say(ws, do="hold", action=action)
+            assert message in until(ws, "error")["error"]
+        assert session.actions[-1] == [0.5, 2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "keys"),
+    [
+        ((0,), [2]),
+        ((0, 0), [2, 2]),
+        ((2, 0, 5, 0), [0, 2, 0, 2]),
+        ((0, 0, 0), [0, 0, 0]),  # sliders alone
+        ((2, 3), [0, 0]),
+    ],
+)
+def test_up_to_two_numbers_have_keys(sizes: tuple[int, ...], keys: list[int]) -> None:
+    controls = entry_controls(FakeSession(sizes=sizes).agent.spec)
+    assert [len(control["keys"]) for control in controls] == keys
+    given = [key for control in controls for key in control["keys"]]
+    assert len(set(given)) == len(given)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.models.layers import (
     Dense,
     LatentProjection,
@@ -77,7 +78,7 @@ def test_sinusoids_by_formula():
 def test_parameters_drawn_together_have_their_own_distributions():
     # Two equal kernels, a vector and a bias, in modules of which one is rematerialised.
     config = small_config(model=dict(width=64, remat=True)).model
-    model = Tssm(config, 3, jnp.float32)
+    model = Tssm(config, ActionSpace((3,)), jnp.float32)
 
     def init(key):
         z = jnp.zeros((2, config.positions, config.groups), jnp.int32)

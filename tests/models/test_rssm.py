@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.models.sequence import NoPast, Rssm
 from emerald_jax.types import Recurrent, Starts, State
 from tests import oracles
@@ -15,7 +16,7 @@ from tests.model_cases import NUM_ACTIONS, compiled, random_params, small_config
 
 T, RESETS = 9, (4,)
 CONFIG = small_config(model=dict(sequence="rssm")).model
-MODEL = Rssm(CONFIG, NUM_ACTIONS, jnp.float32)
+MODEL = Rssm(CONFIG, ActionSpace((NUM_ACTIONS,)), jnp.float32)
 P, G, K, D = CONFIG.positions, CONFIG.groups, CONFIG.classes, CONFIG.width
 
 

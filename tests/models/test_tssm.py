@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.models.tssm import RelativeAttention, Tssm, episode_mask, skew
 from emerald_jax.types import Memory
 from tests import oracles
@@ -18,7 +19,7 @@ C, T, BLOCKS = 4, 20, 2
 #: Episodes 0-8, 9 alone, 10-19: longer than the window, and as short as can be.
 RESETS = (0, 9, 10)
 CONFIG = small_config(model=dict(context=C, blocks=BLOCKS)).model
-MODEL = Tssm(CONFIG, NUM_ACTIONS, jnp.float32)
+MODEL = Tssm(CONFIG, ActionSpace((NUM_ACTIONS,)), jnp.float32)
 
 
 class Inputs(NamedTuple):

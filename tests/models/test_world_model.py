@@ -63,7 +63,7 @@ def half():
             "reward": net.reward(out.z, out.state.h),
             "cont": net.cont(out.z, out.state.h),
             "decoded": decode(variables["params"], out.state.h, key, model=model, steps=3).log_prob,
-            "policy": learner.actor_critic.policy(agent_params["actor"], out.state),
+            "policy": learner.actor_critic.policy(agent_params["actor"], out.state).parts[0],
             "value": learner.actor_critic.value_logits(agent_params["critic"], out.state),
         }
         # The logits of latents, before they become distributions.
@@ -137,7 +137,7 @@ def test_untrained_heads_are_neutral(fresh):
         return (
             two_hot_mean(learner.model.apply(variables, *state, method=WorldModel.reward)),
             two_hot_mean(agent.value_logits(params["critic"], state)),
-            agent.policy(params["actor"], state),
+            agent.policy(params["actor"], state).parts[0],
         )
 
     reward, value, policy = compiled(look, fresh.params)(fresh.params)
