@@ -43,6 +43,9 @@ class EnvsConfig:
     image_key: str = ""
     """Entry of a dict observation that holds the image, in `gym:` environments and your own; empty
     uses the only image entry, `render` the output of the environment's `render()`."""
+    both_ends: Literal["auto", "truncated", "terminated"] = "auto"
+    """How to store an episode that a `gym:` environment or your own ends terminated and truncated
+    at once. `auto`: truncated, or terminated if Gymnasium's TimeLimit counted the steps. (O)"""
     worker_timeout: float = 120.0
     """Seconds that a worker may take to start, reset or step before it is replaced. (O)"""
     max_worker_failures: int = 10

@@ -15,9 +15,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.wrappers import TimeLimit
 
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
+from emerald_jax.envs.base import BOTH_ENDS, EnvError, EnvSpec, square_spec
 from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code, with_notes
 from emerald_jax.envs.host import HostVectorEnv, make_host_vector_env
 from emerald_jax.envs.workers import EnvFactory
@@ -64,7 +65,8 @@ class ImageEnv(gymnasium.Wrapper):
     repeated for ``envs.frame_skip`` frames.
     Reward: the sum over the frames of an action.
     Terminated and info: the last frame's.
-    Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent.
+    Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent. Where the
+    environment sets both, ``envs.both_ends`` decides, with a warning.
     Source: a Gymnasium id or a user's factory, https://gymnasium.farama.org.
     """
 
@@ -78,7 +80,7 @@ class ImageEnv(gymnasium.Wrapper):
         self._start = int(env.action_space.start)
         self._key, self._image = _find_image(name, env, envs.image_key)
         self._size, self._skip, self._limit = envs.image_size, envs.frame_skip or 1, envs.time_limit
-        self._steps = 0
+        self._steps, self._both_ends = 0, envs.both_ends
         self._warnings: dict[str, str] = {}
         self.observation_space = Box(0, 255, (self._size, self._size, 3), np.uint8)
         self.action_space = Discrete(env.action_space.n)
@@ -99,8 +101,25 @@ class ImageEnv(gymnasium.Wrapper):
             if terminated or truncated:
                 break
         self._steps += 1
+        if terminated and truncated:
+            terminated = self._is_death()
         truncated = bool(truncated) or self._steps == self._limit
         return self._convert(observation), total, bool(terminated), truncated, info
+
+    def _is_death(self) -> bool:
+        """Whether an end that is terminated and truncated at once counts as terminated.
+
+        An environment that says both itself, as ViZDoom does, was stopped by its clock. A counter
+        around it knows nothing of the world: there, ``terminated`` is the world's own.
+        """
+        death = self._both_ends == "terminated"
+        if self._both_ends == "auto":
+            death = _counted_out(self.env)
+        self._warnings[BOTH_ENDS] = (
+            f"an episode ended terminated and truncated at once: stored as "
+            f"{'terminated' if death else 'truncated'} (envs.both_ends decides)"
+        )
+        return death
 
     def _ask(self, method: str, wanted: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the environment, which must return as many values as ``wanted``."""
@@ -246,6 +265,15 @@ def _raised(what: str, error: BaseException) -> EnvError:
     """An exception of the user's code as an error in one line, its traceback in a note."""
     fault = FaultError.of(error)
     return with_notes(EnvError(f"{what} {fault}"), fault)
+
+
+def _counted_out(env: gymnasium.Env) -> bool:
+    """Whether a TimeLimit around the environment has just reached its limit."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit) and env._elapsed_steps >= env._max_episode_steps:
+            return True
+        env = env.env
+    return False
 
 
 def _registered_limit(env: ImageEnv) -> int:

@@ -35,7 +35,7 @@ _CRAFTAX = ("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1")
 #: Stands in the list of environments for games that cannot be listed.
 _ANY = ("ANY-ID",)
 #: Settings that not every family supports.
-_OPTIONAL = ("frame_skip", "image_key")
+_OPTIONAL = ("frame_skip", "image_key", "both_ends")
 
 
 class Family(NamedTuple):
