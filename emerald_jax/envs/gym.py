@@ -219,11 +219,12 @@ def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     with env_code():
         env = make_image_env(name, game, envs)
         limit = 0 if envs.time_limit else math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
+        names = getattr(env.env, "action_names", ())
         try:
             env.close()
         except (Exception, SystemExit) as error:
             _warn_once(f"{name}: close() raised {describe(error)}; ignored")
-    return square_spec(name, envs, env.action_space.n, limit)
+    return square_spec(name, envs, env.action_space.n, limit, names)
 
 
 def make_env(
@@ -238,7 +239,7 @@ def make_env(
 def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
     """One wrapped environment; see :func:`make_spec`."""
     if isinstance(game, str):
-        env = _make_registered(name, game, envs)
+        env = make_registered(name, game, envs)
     else:
         try:
             env = game()
@@ -285,12 +286,12 @@ def _registered_limit(env: ImageEnv) -> int:
         return 0
 
 
-def _make_registered(name: str, game: str, envs: EnvsConfig) -> gymnasium.Env:
-    """An environment of Gymnasium's registry."""
+def make_registered(name: str, game: str, envs: EnvsConfig, **more: Any) -> gymnasium.Env:
+    """An environment of Gymnasium's registry; ``more`` are arguments of its constructor."""
     limit = {"max_episode_steps": -1} if envs.time_limit else {}
     render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
     try:
-        return gymnasium.make(game, disable_env_checker=True, **limit, **render)
+        return gymnasium.make(game, disable_env_checker=True, **limit, **render, **more)
     except gymnasium.error.UnregisteredEnv as error:
         hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
         raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error

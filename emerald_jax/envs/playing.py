@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ SHORT = EnvsConfig(count=2, time_limit=25)
 _DARK = 32
 _STILL = "the image never changes"
 #: Steps to wait for a game that shows a still picture before it begins, or for an episode's end.
-_PATIENCE, _MOST = 500, 1000
+_PATIENCE, _MOST, _SECONDS = 500, 1000, 20.0
 
 
 def play_episodes(
@@ -151,7 +152,7 @@ def remark(env: str | EnvFactory, envs: EnvsConfig = SHORT, *, seed: int = 0) ->
     """A line about an environment that ends episodes terminated and truncated at once, or empty.
 
     It breaks no rule: ``envs.both_ends`` decides how such episodes are stored. One environment
-    plays at random for at most 1000 steps, without the limit of ``envs``.
+    plays at random for at most 1000 steps or 20 seconds, without the limit of ``envs``.
     """
     from emerald_jax.envs.host import HostVectorEnv
 
@@ -160,10 +161,13 @@ def remark(env: str | EnvFactory, envs: EnvsConfig = SHORT, *, seed: int = 0) ->
         if not isinstance(made, HostVectorEnv):  # those set one of the two
             return ""
         made.reset()
+        deadline = time.monotonic() + _SECONDS
         for action in _actions(made, min(max(made.spec.time_limit, _PATIENCE), _MOST), seed):
             made.step(action)
             if BOTH_ENDS in made.warnings:
                 return made.warnings[BOTH_ENDS]
+            if time.monotonic() > deadline:
+                break
     return ""
 
 
