@@ -32,6 +32,10 @@ ATARI_100K = (
 _MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 _GYMNAX = ("Catch-bsuite", "DeepSea-bsuite", *(f"{game}-MinAtar" for game in _MINATAR))
 _CRAFTAX = ("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1")
+PROCGEN = (
+    *("bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot"),
+    *("heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot"),
+)
 _DOOM = (
     *("Basic", "DeadlyCorridor", "DefendCenter", "DefendLine", "HealthGathering"),
     *("HealthGatheringSupreme", "MyWayHome", "PredictPosition", "TakeCover"),
@@ -45,7 +49,10 @@ _MINIWORLD = (
 #: Stands in the list of environments for games that cannot be listed.
 _ANY = ("ANY-ID",)
 #: Settings that not every family supports.
-_OPTIONAL = ("frame_skip", "image_key", "both_ends")
+_GYM = ("frame_skip", "image_key", "both_ends")
+_ATARI = ("frame_skip", "sticky", "full_actions")
+_LEVELS = ("distribution_mode", "num_levels", "start_level")
+_OPTIONAL = tuple(dict.fromkeys((*_GYM, *_ATARI, *_LEVELS)))
 
 
 class Family(NamedTuple):
@@ -72,10 +79,10 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "atari": Family("ale_py", "ale-py", ATARI_100K, open_ended=True, settings=("frame_skip",)),
+    "atari": Family("ale_py", "ale-py", ATARI_100K, open_ended=True, settings=_ATARI),
     "crafter": Family("crafter", "crafter numba"),
     "craftax": Family("craftax", "'emerald-jax[craftax]'", _CRAFTAX),
-    "gym": Family("gymnasium", "gymnasium", _ANY, settings=_OPTIONAL),
+    "gym": Family("gymnasium", "gymnasium", _ANY, settings=_GYM),
     "gymnax": Family("gymnax", "gymnax six", _GYMNAX, open_ended=True),
     "memory_maze": Family(
         "memory_maze",
@@ -85,11 +92,10 @@ FAMILIES = {
         module="worlds",
     ),
     "miniworld": Family(
-        "miniworld", "'emerald-jax[miniworld]'", _MINIWORLD, settings=_OPTIONAL, module="worlds"
+        "miniworld", "'emerald-jax[miniworld]'", _MINIWORLD, settings=_GYM, module="worlds"
     ),
-    "vizdoom": Family(
-        "vizdoom", "'emerald-jax[vizdoom]'", _DOOM, settings=_OPTIONAL, module="worlds"
-    ),
+    "procgen": Family("envpool", "'emerald-jax[procgen]'", PROCGEN, settings=_LEVELS),
+    "vizdoom": Family("vizdoom", "'emerald-jax[vizdoom]'", _DOOM, settings=_GYM, module="worlds"),
 }
 #: Factories given to :func:`register`.
 _OWN: dict[str, EnvFactory] = {}
@@ -254,7 +260,9 @@ def _nearest(name: str) -> str:
         for alias in (full.lower(), game, game.partition("-")[0]):
             candidates.setdefault(alias, full)
     candidates.pop("", None)
-    near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
+    near = []
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
     if near:
         return f"; nearest: {candidates[near[0]]}"
     known = [f"{prefix}:GAME" if family.games else prefix for prefix, family in FAMILIES.items()]
