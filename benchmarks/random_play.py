@@ -33,7 +33,7 @@ NAMES = (
 #: Families whose worlds run in processes; a few of them use all cores.
 PROCESSES = ("crafter", "vizdoom", "miniworld", "memory_maze")
 #: Episodes where 100 take too long: one of Memory Maze has 1000 steps of an eighth of a second.
-EPISODES = {"crafter": 256, "memory_maze": 8}
+EPISODES = {"crafter": 256, "memory_maze": 4}
 #: Settings behind the published random scores of Atari: one action every sixth frame, episodes of
 #: at most 18 000 frames. No error is given: that of 30 episodes with our variance is assumed.
 MNIH = {"frame_skip": 6, "time_limit": 3000}

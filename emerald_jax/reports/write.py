@@ -107,15 +107,15 @@ def _atari(read: list[RunFacts], out: Path) -> str:
 
 def _curves(benchmark: curves.Benchmark, read: list[RunFacts], out: Path) -> str:
     ours, panels = curves.entries(benchmark, read), {}
+    total = len(benchmark.numbers()["games"])
     for point in benchmark.numbers()["points"]:
         bars = []
         for entry in (entry for entry in ours if entry.protocol == f"{point:,}"):
             found = aggregate(entry.normalised)[benchmark.headline]
-            few = len(entry.normalised) < len(benchmark.numbers()["games"])
+            few = len(entry.normalised) < total
             shown = {"meets": not (entry.deviations or few), **found._asdict()}
-            bars.append(
-                Bar(label=f"{len(entry.normalised)} games: {entry.label}", **shown, ours=True)
-            )
+            label = f"{len(entry.normalised)} of {total} games: {entry.label}"
+            bars.append(Bar(label=label, ours=True, **shown))
         for agent, scores in curves.published(benchmark, point).items():
             value = aggregate({game: [x] for game, x in scores.items()})[benchmark.headline].value
             bars.append(Bar(label=agent, value=value))
