@@ -33,9 +33,13 @@ ENVS = (
     "gymnax:Catch-bsuite",
     "gymnax:Breakout-MinAtar",
     "craftax:Craftax-Classic-Pixels-v1",
+    "vizdoom:HealthGatheringSupreme",
+    "miniworld:Hallway",
+    "memory_maze:9x9",
+    "procgen:coinrun",
 )
 #: Families that run in one way only.
-_ONE_WAY = {"atari": "threads", "gymnax": "device", "craftax": "device"}
+_ONE_WAY = {"atari": "threads", "procgen": "threads", "gymnax": "device", "craftax": "device"}
 _WARM_UP = 20
 _ACTIONS = 1024
 

@@ -21,10 +21,19 @@ from benchmarks.suite.harness import run_script
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs.base import Episode
 from emerald_jax.envs.playing import is_whole, play_randomly
+from emerald_jax.envs.registry import PROCGEN
 from emerald_jax.scores import atari_game, crafter, crafter_score, success_rates
 
 GAMES = ("Pong", "Boxing", "Breakout", "Freeway", "MsPacman")
-NAMES = ("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES))
+NAMES = (
+    *("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES)),
+    *("vizdoom:Basic", "vizdoom:HealthGatheringSupreme", "miniworld:Hallway"),
+    *("miniworld:FourRooms", "memory_maze:9x9", *(f"procgen:{game}" for game in PROCGEN)),
+)
+#: Families whose worlds run in processes; a few of them use all cores.
+PROCESSES = ("crafter", "vizdoom", "miniworld", "memory_maze")
+#: Episodes where 100 take too long: one of Memory Maze has 1000 steps of an eighth of a second.
+EPISODES = {"crafter": 256, "memory_maze": 4}
 #: Settings behind the published random scores of Atari: one action every sixth frame, episodes of
 #: at most 18 000 frames. No error is given: that of 30 episodes with our variance is assumed.
 MNIH = {"frame_skip": 6, "time_limit": 3000}
@@ -35,8 +44,7 @@ Z = 1.96
 def measure(name: str, changes: dict[str, int], episodes: int) -> dict[str, Any]:
     """One row: ``episodes`` of random play in ``name`` under ``changes`` to its settings."""
     began = time.perf_counter()
-    # Crafter's worlds are processes; a few of them use all cores.
-    count = 4 if name == "crafter" else 10
+    count = 4 if name.partition(":")[0] in PROCESSES else 10
     size = 16 if name.startswith("gymnax:") else 64
     envs = EnvsConfig(count=min(count, episodes), image_size=size, **changes)
     spec, played = play_randomly(name, envs, episodes)
@@ -89,10 +97,10 @@ def against_crafter(complete: list[Episode]) -> dict[str, Any]:
 
 
 def play(*names: str, episodes: int | None = None) -> dict[str, Any]:
-    """Play ``names`` (default: all) for ``episodes`` (default: 256 in Crafter, 100 elsewhere)."""
+    """Play ``names`` (default: all) for ``episodes`` (default: 100, see :data:`EPISODES`)."""
     rows = []
     for name in names or NAMES:
-        count = episodes or (256 if name == "crafter" else 100)
+        count = episodes or EPISODES.get(name.partition(":")[0], 100)
         for changes in [{}, MNIH] if name.startswith("atari:") else [{}]:
             rows.append(measure(name, changes, count))
             print(json.dumps(rows[-1]), file=sys.stderr)

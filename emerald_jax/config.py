@@ -43,6 +43,20 @@ class EnvsConfig:
     image_key: str = ""
     """Entry of a dict observation that holds the image, in `gym:` environments and your own; empty
     uses the only image entry, `render` the output of the environment's `render()`."""
+    both_ends: Literal["auto", "truncated", "terminated"] = "auto"
+    """How to store an episode that a `gym:` environment or your own ends terminated and truncated
+    at once. `auto`: truncated, or terminated if Gymnasium's TimeLimit counted the steps. (O)"""
+    sticky: float = 0.0
+    """Probability that a frame of an `atari:` game repeats the action of the frame before; 0.25 in
+    `atari200m`, 0 in Atari 100k. (P)"""
+    full_actions: bool = False
+    """All 18 actions in `atari:` games instead of those that the game uses. (P)"""
+    distribution_mode: Literal["hard", "easy"] = "hard"
+    """Difficulty of `procgen:` levels. (D)"""
+    num_levels: int = 0
+    """Number of different `procgen:` levels; 0 is all. (D)"""
+    start_level: int = 0
+    """First of the `procgen:` levels. (D)"""
     worker_timeout: float = 120.0
     """Seconds that a worker may take to start, reset or step before it is replaced. (O)"""
     max_worker_failures: int = 10
@@ -347,6 +361,7 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "not be negative",
         lambda value: value >= 0,
         """envs.time_limit envs.processes envs.frame_skip envs.max_worker_failures
+        envs.num_levels envs.start_level
         optim.micro_batch max_minutes log.pictures log.eval_episodes""",
     ),
     (
@@ -358,7 +373,11 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("be at least 2", lambda value: value >= 2, "model.classes replay.length"),
     ("be positive", lambda x: x > 0, "train_ratio envs.worker_timeout log.checkpoint_minutes"),
-    ("be at least 0 and below 1", lambda value: 0 <= value < 1, "model.dropout model.unimix"),
+    (
+        "be at least 0 and below 1",
+        lambda value: 0 <= value < 1,
+        "model.dropout model.unimix envs.sticky",
+    ),
     (f"lie in 0 … {SEEDS - 1}", lambda value: 0 <= value < SEEDS, "seed"),
     ("be at most 10000", lambda value: value <= 10_000, "behavior.noise_hold"),
 )

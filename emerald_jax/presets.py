@@ -95,6 +95,18 @@ _ATARI_100K = Config(
     replay=ReplayConfig(capacity=120_000),
 )
 
+# The protocol of Machado et al. (2018), as DreamerV3 plays it.
+_ATARI_200M = Config(
+    preset="atari200m",
+    env="atari:Pong",
+    steps=50_000_000,
+    train_ratio=32.0,
+    envs=EnvsConfig(frame_skip=4, sticky=0.25, full_actions=True),
+    replay=ReplayConfig(capacity=5_000_000),
+)
+
+_PROCGEN = Config(preset="procgen", env="procgen:coinrun", steps=50_000_000)
+
 _TINY = Config(
     preset="tiny",
     env="gymnax:Catch-bsuite",
@@ -119,6 +131,14 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "atari100k": (
         "the paper's Atari 100k run; --env atari:GAME selects any of the 26 games",
         _ATARI_100K,
+    ),
+    "atari200m": (
+        "57 Atari games, sticky actions, 200 M frames; --env atari:GAME; replay of 57 GiB",
+        _ATARI_200M,
+    ),
+    "procgen": (
+        "Procgen, hard, all levels, 50 M steps; --env procgen:GAME selects any of the 16 games",
+        _PROCGEN,
     ),
     "crafter-small": ("the same run at a size for CPUs", _CRAFTER_SMALL),
     "tiny": ("the smallest shapes that use every part of the code; for tests", _TINY),

@@ -55,13 +55,14 @@ class Interval(NamedTuple):
 def aggregate(
     scores: Mapping[str, Sequence[float]], *, samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Mean, median and IQM over games, with stratified bootstrap intervals.
+    """Mean, median, IQM and optimality gap over games, with stratified bootstrap intervals.
 
     ``scores``: game -> one score per run. ``mean`` and ``median`` are over games, of each game's
     mean over runs; ``iqm`` is the mean of the middle half of all runs of all games, each with equal
-    weight. Each of the bootstrap's ``samples`` resamples every game's runs with replacement; the
-    interval is the middle 95 % over samples. With one run per game there is no interval. ValueError
-    without games, or if a game has no runs.
+    weight; ``gap`` is the mean over all runs of how far they stay below 1. Each of the bootstrap's
+    ``samples`` resamples every game's runs with replacement; the interval is the middle 95 % over
+    samples. With one run per game there is no interval. ValueError without games, or if a game has
+    no runs.
     """
     if not scores or not all(len(runs) for runs in scores.values()):
         raise ValueError("an aggregate needs at least one run of every game")
@@ -92,10 +93,12 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
 def _aggregates(games: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Aggregates `[samples]` of games `[samples, runs]`."""
     means = np.stack([game.mean(1) for game in games], axis=1)
+    every = np.concatenate(games, axis=1)
     return {
         "mean": means.mean(1),
         "median": np.median(means, axis=1),
-        "iqm": interquartile_mean(np.concatenate(games, axis=1)),
+        "iqm": interquartile_mean(every),
+        "gap": np.maximum(1 - every, 0).mean(1),
     }
 
 
@@ -107,6 +110,16 @@ def crafter() -> dict[str, Any]:
 def atari100k() -> dict[str, Any]:
     """The protocol of Atari 100k, returns by game and method, and published aggregates."""
     return _read("atari100k.json")
+
+
+def atari200m() -> dict[str, Any]:
+    """Random and human scores of 57 Atari games, and published scores at 10, 50, 200 M frames."""
+    return _read("atari200m.json")
+
+
+def procgen() -> dict[str, Any]:
+    """Bounds of normalised Procgen scores by game, and published scores up to 50 M steps."""
+    return _read("procgen.json")
 
 
 @functools.cache

@@ -1,14 +1,21 @@
 """The published numbers that reports compare with: complete, with sources."""
 
 from emerald_jax.commands.train import parse_train
-from emerald_jax.envs.registry import ATARI_100K
+from emerald_jax.envs.registry import ATARI_100K, PROCGEN
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import run_dir
-from emerald_jax.scores import atari100k, atari_game, crafter, crafter_score
+from emerald_jax.scores import (
+    atari100k,
+    atari200m,
+    atari_game,
+    crafter,
+    crafter_score,
+    procgen,
+)
 
 
 def test_sources_are_named():
-    for numbers in (crafter(), atari100k()):
+    for numbers in (crafter(), atari100k(), atari200m(), procgen()):
         assert numbers["about"]
         assert all(numbers["sources"].values())
 
@@ -47,3 +54,20 @@ def test_the_atari_preset_is_the_protocol():
     assert config.updates_per_vector_step == 1
     # First frames take room too: even episodes of six steps fit.
     assert config.replay.capacity >= config.steps * 7 / 6
+
+
+def test_the_presets_of_learning_curves_are_their_protocols():
+    atari, config = atari200m(), get_preset("atari200m")
+    assert len(atari["games"]) == 57
+    assert set(atari["games"]) >= set(ATARI_100K)
+    for game, row in atari100k()["games"].items():
+        assert (row["random"], row["human"]) == tuple(atari["games"][game].values())
+    assert config.steps * config.envs.frame_skip == atari["points"][-1]
+    assert (config.envs.sticky, config.envs.full_actions) == (0.25, True)
+    assert (config.train_ratio, config.replay.capacity) == (32, 5_000_000)
+    assert tuple(procgen()["games"]) == PROCGEN
+    assert get_preset("procgen").steps == procgen()["points"][-1]
+    for numbers in (atari, procgen()):
+        for agent in numbers["agents"].values():
+            assert set(agent["scores"]) == set(numbers["games"])
+            assert {len(row) for row in agent["scores"].values()} == {len(numbers["points"])}

@@ -85,7 +85,7 @@ def run_check_env(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=number(2), default=100, help="vector steps (%(default)s)")
     parser.add_seed("the play")
     options = parser.parse_args(arguments)
-    from emerald_jax.envs.playing import SHORT, check_env
+    from emerald_jax.envs.playing import SHORT, check_env, remark
     from emerald_jax.envs.registry import spec_of
 
     envs = envs_from(options, SHORT)
@@ -97,7 +97,9 @@ def run_check_env(arguments: list[str]) -> int:
     findings = check_env(options.name, envs, steps=options.steps, seed=options.seed)
     if not findings:
         played = f"{options.steps} vector steps of {envs.count} environments, played twice"
-        return write_out(f"sound: {played}, kept every rule\n")
+        write_out(f"sound: {played}, kept every rule\n")
+        note = remark(options.name, envs, seed=options.seed)
+        return write_out(f"note: {note}\n" if note else "")
     write_out("".join(f"broken: {finding}\n" for finding in findings))
     return 2
 

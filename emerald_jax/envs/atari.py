@@ -30,8 +30,6 @@ PROTOCOL: Mapping[str, Any] = {
     "episodic_life": False,
     "life_loss_info": False,
     "reward_clipping": False,
-    "repeat_action_probability": 0.0,
-    "full_action_space": False,
     "autoreset_mode": AutoresetMode.NEXT_STEP,
 }
 
@@ -40,16 +38,17 @@ class AtariGames(VectorEnv):
     """E copies of one Atari 2600 game, in threads of this process.
 
     Observation: RGB, the brighter of an action's last two frames at every pixel, resized by area.
-    Actions: the game's minimal set; one lasts ``envs.frame_skip`` frames, 4 by default. No action
-    is repeated by chance.
+    Actions: the game's minimal set, or with ``envs.full_actions`` all 18; one lasts
+    ``envs.frame_skip`` frames, 4 by default. With the probability ``envs.sticky``, 0 by default, a
+    frame repeats the action of the frame before.
     Reward: the change of the game's score, not clipped.
     Terminated: the game is over; losing a life does not count.
     Truncated: after 108 000 frames, or ``envs.time_limit`` actions.
     First frame: after 0 to 29 frames of no action. Last frame: after a limit, the game's own. After
     a game over, what ale_py (0.12) and Gymnasium's wrapper show: the last screens before the frame
     that ended the game.
-    Seeds: environment i has its own, independent of E. It decides the number of idle frames; the
-    game itself is deterministic.
+    Seeds: environment i has its own, independent of E. It decides the number of idle frames and
+    which actions are repeated; the game itself is deterministic.
     Source: ale_py's AtariVectorEnv, https://github.com/Farama-Foundation/Arcade-Learning-Environment.
     """
 
@@ -115,6 +114,8 @@ def _make_pool(name: str, game: str, envs: EnvsConfig, count: int) -> ale_py.Ata
         img_height=envs.image_size,
         img_width=envs.image_size,
         frameskip=envs.frame_skip or FRAME_SKIP,
+        repeat_action_probability=envs.sticky,
+        full_action_space=envs.full_actions,
         # We count steps ourselves: ale_py (0.12) does not take the screen of the last frame.
         max_num_frames_per_episode=_NEVER,
         num_threads=min(count, os.cpu_count() or 1),

@@ -20,6 +20,8 @@ from emerald_jax.config import EnvsConfig
 
 MAX_REWARD = float(np.finfo(np.float32).max)
 FINITE = "rewards must be finite float32 numbers"
+#: The warning about episodes that end terminated and truncated at once, which breaks no rule.
+BOTH_ENDS = "both_ends"
 
 
 class EnvError(RuntimeError):

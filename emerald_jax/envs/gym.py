@@ -17,10 +17,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.wrappers import TimeLimit
 
 from emerald_jax.actions import ActionSpace
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, square_spec
+from emerald_jax.envs.base import BOTH_ENDS, EnvError, EnvSpec, square_spec
 from emerald_jax.envs.guards import FaultError, checked_reward, describe, env_code, with_notes
 from emerald_jax.envs.host import HostVectorEnv, gymnasium_space, make_host_vector_env
 from emerald_jax.envs.workers import EnvFactory
@@ -69,7 +70,8 @@ class ImageEnv(gymnasium.Wrapper):
     1. They are repeated for ``envs.frame_skip`` frames.
     Reward: the sum over the frames of an action.
     Terminated and info: the last frame's.
-    Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent.
+    Truncated: the last frame's, or after ``envs.time_limit`` steps of the agent. Where the
+    environment sets both, ``envs.both_ends`` decides, with a warning.
     Source: a Gymnasium id or a user's factory, https://gymnasium.farama.org.
     """
 
@@ -82,7 +84,7 @@ class ImageEnv(gymnasium.Wrapper):
         actions = ActionSpace(tuple(size for _, size in self.entries))
         self._key, self._image = _find_image(name, env, envs.image_key)
         self._size, self._skip, self._limit = envs.image_size, envs.frame_skip or 1, envs.time_limit
-        self._steps = 0
+        self._steps, self._both_ends = 0, envs.both_ends
         self._warnings: dict[str, str] = {}
         self.observation_space = Box(0, 255, (self._size, self._size, 3), np.uint8)
         self.action_space = gymnasium_space(actions)
@@ -105,8 +107,25 @@ class ImageEnv(gymnasium.Wrapper):
             if terminated or truncated:
                 break
         self._steps += 1
+        if terminated and truncated:
+            terminated = self._is_death()
         truncated = bool(truncated) or self._steps == self._limit
         return self._convert(observation), total, bool(terminated), truncated, info
+
+    def _is_death(self) -> bool:
+        """Whether an end that is terminated and truncated at once counts as terminated.
+
+        An environment that says both itself, as ViZDoom does, was stopped by its clock. A counter
+        around it knows nothing of the world: there, ``terminated`` is the world's own.
+        """
+        death = self._both_ends == "terminated"
+        if self._both_ends == "auto":
+            death = _counted_out(self.env)
+        self._warnings[BOTH_ENDS] = (
+            f"an episode ended terminated and truncated at once: stored as "
+            f"{'terminated' if death else 'truncated'} (envs.both_ends decides)"
+        )
+        return death
 
     def _ask(self, method: str, wanted: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the environment, which must return as many values as ``wanted``."""
@@ -252,13 +271,14 @@ def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     with env_code():
         env = make_image_env(name, game, envs)
         limit = 0 if envs.time_limit else math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
+        names = getattr(env.env, "action_names", ())
         try:
             env.close()
         except (Exception, SystemExit) as error:
             _warn_once(f"{name}: close() raised {describe(error)}; ignored")
-    names, sizes = zip(*env.entries, strict=True)
+    entries, sizes = zip(*env.entries, strict=True)
     actions = ActionSpace(sizes)
-    return square_spec(name, envs, actions, limit, () if actions.discrete else names)
+    return square_spec(name, envs, actions, limit, names if actions.discrete else entries)
 
 
 def make_env(
@@ -273,7 +293,7 @@ def make_env(
 def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
     """One wrapped environment; see :func:`make_spec`."""
     if isinstance(game, str):
-        env = _make_registered(name, game, envs)
+        env = make_registered(name, game, envs)
     else:
         try:
             env = game()
@@ -302,6 +322,15 @@ def _raised(what: str, error: BaseException) -> EnvError:
     return with_notes(EnvError(f"{what} {fault}"), fault)
 
 
+def _counted_out(env: gymnasium.Env) -> bool:
+    """Whether a TimeLimit around the environment has just reached its limit."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit) and env._elapsed_steps >= env._max_episode_steps:
+            return True
+        env = env.env
+    return False
+
+
 def _registered_limit(env: ImageEnv) -> int:
     """Steps after which the environment cuts an episode by its spec; 0 without a limit."""
     try:
@@ -311,12 +340,12 @@ def _registered_limit(env: ImageEnv) -> int:
         return 0
 
 
-def _make_registered(name: str, game: str, envs: EnvsConfig) -> gymnasium.Env:
-    """An environment of Gymnasium's registry."""
+def make_registered(name: str, game: str, envs: EnvsConfig, **more: Any) -> gymnasium.Env:
+    """An environment of Gymnasium's registry; ``more`` are arguments of its constructor."""
     limit = {"max_episode_steps": -1} if envs.time_limit else {}
     render = {"render_mode": "rgb_array"} if envs.image_key == RENDER else {}
     try:
-        return gymnasium.make(game, disable_env_checker=True, **limit, **render)
+        return gymnasium.make(game, disable_env_checker=True, **limit, **render, **more)
     except gymnasium.error.UnregisteredEnv as error:
         hint = "" if ":" in game else f"; name the package that registers it: gym:PACKAGE:{game}"
         raise EnvError(f"{name} is not registered: {_line(error).rstrip('.')}{hint}") from error

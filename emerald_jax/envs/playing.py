@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from emerald_jax.actions import ActionSpace
 from emerald_jax.config import EnvsConfig
-from emerald_jax.envs.base import EnvError, EnvSpec, Episode, VectorEnv, VectorStep
+from emerald_jax.envs.base import BOTH_ENDS, EnvError, EnvSpec, Episode, VectorEnv, VectorStep
 from emerald_jax.envs.registry import make_vector_env, make_vector_env_of
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ _LONG = 2_000
 SHORT = EnvsConfig(count=2, time_limit=25)
 _DARK = 32
 _STILL = "the image never changes"
-#: Steps to wait for a game that shows a still picture before it begins.
-_PATIENCE = 500
+#: Steps to wait for a game that shows a still picture before it begins, or for an episode's end.
+_PATIENCE, _MOST, _SECONDS = 500, 1000, 20.0
 
 
 def play_episodes(
@@ -148,6 +149,29 @@ def check_env(
     return tuple(dict.fromkeys(findings))
 
 
+def remark(env: str | EnvFactory, envs: EnvsConfig = SHORT, *, seed: int = 0) -> str:
+    """A line about an environment that ends episodes terminated and truncated at once, or empty.
+
+    It breaks no rule: ``envs.both_ends`` decides how such episodes are stored. One environment
+    plays at random for at most 1000 steps or 20 seconds, without the limit of ``envs``.
+    """
+    from emerald_jax.envs.host import HostVectorEnv
+
+    settings = dataclasses.replace(envs, count=1, workers="inline", processes=0, time_limit=0)
+    with contextlib.closing(_make(env, settings, seed)) as made:
+        if not isinstance(made, HostVectorEnv):  # those set one of the two
+            return ""
+        made.reset()
+        deadline = time.monotonic() + _SECONDS
+        for action in _actions(made, min(max(made.spec.time_limit, _PATIENCE), _MOST), seed):
+            made.step(action)
+            if BOTH_ENDS in made.warnings:
+                return made.warnings[BOTH_ENDS]
+            if time.monotonic() > deadline:
+                break
+    return ""
+
+
 def _make(env: Any, envs: EnvsConfig, seed: int) -> VectorEnv:
     if isinstance(env, str):
         return make_vector_env(env, envs, seed=seed)
@@ -172,7 +196,8 @@ def _play(env: VectorEnv, steps: int, seed: int) -> tuple[list[VectorStep], list
         faults = sorted({f"environment {e.env} {e.fault}" for e in cut})  # none of failed resets
         reasons = f": {'; '.join(faults)}" if faults else ""
         findings.append(f"it fails while it is played{reasons}")
-    findings += getattr(env, "warnings", {}).values()
+    warnings = getattr(env, "warnings", {})
+    findings += [line for kind, line in warnings.items() if kind != BOTH_ENDS]
     if not findings:
         findings += _check_images(records)
     return records, findings

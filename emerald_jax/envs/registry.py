@@ -32,14 +32,31 @@ ATARI_100K = (
 _MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 _GYMNAX = ("Catch-bsuite", "DeepSea-bsuite", *(f"{game}-MinAtar" for game in _MINATAR))
 _CRAFTAX = ("Craftax-Classic-Pixels-v1", "Craftax-Pixels-v1")
+PROCGEN = (
+    *("bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot"),
+    *("heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot"),
+)
+_DOOM = (
+    *("Basic", "DeadlyCorridor", "DefendCenter", "DefendLine", "HealthGathering"),
+    *("HealthGatheringSupreme", "MyWayHome", "PredictPosition", "TakeCover"),
+)
+_MINIWORLD = (
+    *("CollectHealth", "FourRooms", "Hallway", "Maze", "MazeS2", "MazeS3", "MazeS3Fast"),
+    *("OneRoom", "OneRoomS6", "OneRoomS6Fast", "PickupObjects", "PutNext", "RoomObjects"),
+    *("Sidewalk", "Sign", "ThreeRooms", "TMaze", "TMazeLeft", "TMazeRight", "WallGap"),
+    *("YMaze", "YMazeLeft", "YMazeRight"),
+)
 #: Stands in the list of environments for games that cannot be listed.
 _ANY = ("ANY-ID",)
 #: Settings that not every family supports.
-_OPTIONAL = ("frame_skip", "image_key")
+_GYM = ("frame_skip", "image_key", "both_ends")
+_ATARI = ("frame_skip", "sticky", "full_actions")
+_LEVELS = ("distribution_mode", "num_levels", "start_level")
+_OPTIONAL = tuple(dict.fromkeys((*_GYM, *_ATARI, *_LEVELS)))
 
 
 class Family(NamedTuple):
-    """Environments that one module of ``emerald_jax.envs``, named like the family, adapts.
+    """Environments that one module of ``emerald_jax.envs`` adapts.
 
     The module has ``make_spec(name, game, envs)``, ``make_env(name, game, envs, seed=...,
     generation=...)`` and, where ``open_ended``, ``knows(game)``.
@@ -50,6 +67,7 @@ class Family(NamedTuple):
         games: listed names after the colon; empty for a family without a colon.
         open_ended: further games exist; the module's ``knows`` decides.
         settings: the optional settings of :class:`EnvsConfig` that it supports.
+        module: of ``emerald_jax.envs``; empty if it has the family's name.
     """
 
     package: str
@@ -57,14 +75,27 @@ class Family(NamedTuple):
     games: tuple[str, ...] = ()
     open_ended: bool = False
     settings: tuple[str, ...] = ()
+    module: str = ""
 
 
 FAMILIES = {
-    "atari": Family("ale_py", "ale-py", ATARI_100K, open_ended=True, settings=("frame_skip",)),
+    "atari": Family("ale_py", "ale-py", ATARI_100K, open_ended=True, settings=_ATARI),
     "crafter": Family("crafter", "crafter numba"),
     "craftax": Family("craftax", "'emerald-jax[craftax]'", _CRAFTAX),
-    "gym": Family("gymnasium", "gymnasium", _ANY, settings=_OPTIONAL),
+    "gym": Family("gymnasium", "gymnasium", _ANY, settings=_GYM),
     "gymnax": Family("gymnax", "gymnax six", _GYMNAX, open_ended=True),
+    "memory_maze": Family(
+        "memory_maze",
+        "'emerald-jax[memory-maze]'",
+        ("9x9", "11x11", "13x13", "15x15"),
+        settings=("frame_skip",),
+        module="worlds",
+    ),
+    "miniworld": Family(
+        "miniworld", "'emerald-jax[miniworld]'", _MINIWORLD, settings=_GYM, module="worlds"
+    ),
+    "procgen": Family("envpool", "'emerald-jax[procgen]'", PROCGEN, settings=_LEVELS),
+    "vizdoom": Family("vizdoom", "'emerald-jax[vizdoom]'", _DOOM, settings=_GYM, module="worlds"),
 }
 #: Factories given to :func:`register`.
 _OWN: dict[str, EnvFactory] = {}
@@ -144,7 +175,7 @@ def _call(name: str, function: str, envs: EnvsConfig, **arguments: Any) -> Any:
         if value != default and setting not in family.settings:
             raise EnvError(f"{name} does not support envs.{setting}: leave it at {default!r}")
     try:
-        module = importlib.import_module(f".{prefix}", __package__)
+        module = importlib.import_module(f".{family.module or prefix}", __package__)
         return getattr(module, function)(name, game, envs, **arguments)
     except ModuleNotFoundError as error:
         # It may be a dependency that the package does not declare.
@@ -229,7 +260,9 @@ def _nearest(name: str) -> str:
         for alias in (full.lower(), game, game.partition("-")[0]):
             candidates.setdefault(alias, full)
     candidates.pop("", None)
-    near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
+    near = []
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
     if near:
         return f"; nearest: {candidates[near[0]]}"
     known = [f"{prefix}:GAME" if family.games else prefix for prefix, family in FAMILIES.items()]

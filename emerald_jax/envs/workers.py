@@ -269,6 +269,8 @@ def _work(pipe: Connection, buffer: Any, shape: tuple[int, ...], began: Any) -> 
 
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     _die_with_parent()
+    # A process that an environment starts must not keep the pipe open after this one has died.
+    os.set_inheritable(pipe.fileno(), False)
     # An environment that uses JAX must leave the accelerator to the training process.
     os.environ["JAX_PLATFORMS"] = "cpu"
     with contextlib.suppress(OSError):  # standard output is for results

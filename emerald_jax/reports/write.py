@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from emerald_jax.look.figures import Bar, bar_figure, rates_figure, returns_figure, save
-from emerald_jax.reports import atari, crafter, runs
+from emerald_jax.reports import atari, crafter, curves, runs
 from emerald_jax.reports.runs import RunFacts
 from emerald_jax.run.directory import write_atomic
-from emerald_jax.scores import atari100k, crafter_score
+from emerald_jax.scores import aggregate, atari100k, crafter_score
 
 REPORT_FILE = "report.md"
 
@@ -31,7 +31,12 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
     parts = ["# Report\n"]
     for title, section in _sections(read).items():
         plain = partial(_returns, random_episodes=random_episodes)
-        write = {"Crafter": _crafter, "Atari 100k": _atari}.get(title, plain)
+        write = {
+            "Crafter": _crafter,
+            "Atari 100k": _atari,
+            "Atari 200M": partial(_curves, curves.ATARI),
+            "Procgen": partial(_curves, curves.PROCGEN),
+        }.get(title, plain)
         parts.append(f"## {title}\n\n{write(section, out)}")
     lines = [
         f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
@@ -49,9 +54,12 @@ def _sections(read: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
     found: dict[str, list[RunFacts]] = {"Crafter": [], "Atari 100k": []}
     for run in read:
         family, _, game = run.config.env.partition(":")
-        known = family == "atari" and game in atari.games()
         title = "Crafter" if run.config.env == "crafter" else run.config.env
-        found.setdefault("Atari 100k" if known else title, []).append(run)
+        if benchmark := curves.benchmark_of(run.config):
+            title = benchmark.title
+        elif family == "atari" and game in atari.games():
+            title = "Atari 100k"
+        found.setdefault(title, []).append(run)
     return {title: section for title, section in found.items() if section}
 
 
@@ -95,6 +103,28 @@ def _atari(read: list[RunFacts], out: Path) -> str:
     save(bar_figure(panels, unit="human-normalised score"), out / "atari100k.png")
     text = atari.table(read, ours).markdown() + "\n![Aggregates](atari100k.png)\n"
     return text + (f"\n{atari.games_table(ours).markdown()}" if ours else "")
+
+
+def _curves(benchmark: curves.Benchmark, read: list[RunFacts], out: Path) -> str:
+    ours, panels = curves.entries(benchmark, read), {}
+    total = len(benchmark.numbers()["games"])
+    for point in benchmark.numbers()["points"]:
+        bars = []
+        for entry in (entry for entry in ours if entry.protocol == f"{point:,}"):
+            found = aggregate(entry.normalised)[benchmark.headline]
+            few = len(entry.normalised) < total
+            shown = {"meets": not (entry.deviations or few), **found._asdict()}
+            label = f"{len(entry.normalised)} of {total} games: {entry.label}"
+            bars.append(Bar(label=label, ours=True, **shown))
+        for agent, scores in curves.published(benchmark, point).items():
+            value = aggregate({game: [x] for game, x in scores.items()})[benchmark.headline].value
+            bars.append(Bar(label=agent, value=value))
+        title = f"{benchmark.title}, {benchmark.headline} over games at {point:,} frames"
+        panels[f"{title} (hatched: not the protocol)"] = bars
+    save(bar_figure(panels, unit="normalised score"), out / benchmark.file)
+    text = curves.table(benchmark, read, ours).markdown()
+    text += f"\n![Normalised scores]({benchmark.file})\n"
+    return text + (f"\n{curves.games_table(benchmark, ours).markdown()}" if ours else "")
 
 
 def _returns(read: list[RunFacts], out: Path, random_episodes: int) -> str:

@@ -17,18 +17,20 @@ def make(game="Pong", *, seed=0, **settings):
     return make_vector_env(f"atari:{game}", EnvsConfig(**{"count": 1} | settings), seed=seed)
 
 
-def play_raw(game, idle, actions, image_size=64):
+def play_raw(game, idle, actions, image_size=64, sticky=0.0, seed=0, full=False):
     """Frames and rewards of the bare emulator, by the protocol's words and none of its code."""
     ale = ale_py.ALEInterface()
-    ale.setFloat("repeat_action_probability", 0.0)
+    ale.setFloat("repeat_action_probability", sticky)
+    ale.setInt("random_seed", seed)
     ale.loadROM(rom_of(game))
+    known = ale.getLegalActionSet() if full else ale.getMinimalActionSet()
     ale.reset_game()
     for _ in range(idle):
         ale.act(0)
     for action in actions:
         frames, reward = [], 0
         for _ in range(4):
-            reward += ale.act(ale.getMinimalActionSet()[action])
+            reward += ale.act(known[action])
             frames.append(ale.getScreenRGB())
         brightest = np.maximum(frames[-1], frames[-2])
         yield np.rint(resize_area(brightest, image_size)), reward
@@ -49,6 +51,7 @@ def test_all_games_of_the_benchmark():
 def test_the_protocol_is_told_and_not_left_to_defaults():
     # Every argument of ale_py's that changes what is played must be named by us.
     told = {*PROTOCOL, "img_height", "img_width", "frameskip", "max_num_frames_per_episode"}
+    told |= {"repeat_action_probability", "full_action_space"}
     machinery = {"batch_size", "num_threads", "thread_affinity_offset"}
     continuous = {"continuous", "continuous_action_threshold"}
     known = set(ale_py.AtariVectorEnv.__init__.__kwdefaults__)
@@ -70,6 +73,33 @@ def test_frames_and_rewards_are_the_emulators_own(game):
             for (image, reward), record in zip(raw, records, strict=True)
         )
     assert matches
+
+
+def test_sticky_actions_are_the_emulators_own():
+    """Each frame repeats the last action by a chance that the environment's seed decides."""
+    env = make("Breakout", seed=3, sticky=0.25, full_actions=True)
+    env.reset()
+    actions = np.random.default_rng(0).integers(18, size=25)
+    records = [env.step(np.array([a])) for a in actions]
+    (seed,) = env_seeds(3, 1)
+
+    def matches(idle, sticky):
+        raw = play_raw("Breakout", idle, actions, sticky=sticky, seed=seed, full=True)
+        return all(
+            (image == record.image[0]).all() and reward == record.reward[0]
+            for (image, reward), record in zip(raw, records, strict=True)
+        )
+
+    # The number of idle frames is random; without the repeats, none of 0 to 29 explains it.
+    idle = next(idle for idle in range(30) if matches(idle, 0.25))
+    assert not matches(idle, 0.0)
+
+
+def test_all_eighteen_actions():
+    spec = spec_of("atari:Breakout", EnvsConfig(full_actions=True))
+    assert spec.num_actions == len(spec.action_names) == len(set(spec.action_names)) == 18
+    settings = EnvsConfig(count=2, sticky=0.25, full_actions=True)
+    assert check_env("atari:Boxing", settings, steps=60) == ()
 
 
 def test_rewards_are_not_clipped_and_lives_not_terminal():

@@ -3,11 +3,13 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from gymnasium.wrappers import TimeLimit
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, check_env, make_vector_env, make_vector_env_of, spec_of
 from emerald_jax.envs.guards import FaultError
 from emerald_jax.envs.gym import ImageEnv
+from emerald_jax.envs.playing import remark
 
 
 class Counter(gymnasium.Env):
@@ -103,6 +105,56 @@ def test_time_limit_counts_the_agents_steps():
     for _ in range(2):
         env.reset()
         assert [env.step(0)[2:4] for _ in range(3)] == [(False, False)] * 2 + [(False, True)]
+
+
+class Clock(Counter):
+    """As ViZDoom before 1.3 and after: a time-out sets terminated, and truncated with it."""
+
+    dies_at = 9
+
+    def step(self, action):
+        image, reward, _, _, info = super().step(action)
+        return image, reward, self.t in (self.dies_at, 9), self.t == 9, info
+
+
+@pytest.mark.parametrize(
+    ("setting", "stored"), [("auto", False), ("truncated", False), ("terminated", True)]
+)
+def test_a_time_out_that_is_also_terminated_is_no_death(setting, stored):
+    env = wrapped(Clock(), frame_skip=3, both_ends=setting)
+    env.reset()
+    assert [env.step(0)[2:4] for _ in range(3)] == [(False, False)] * 2 + [(stored, True)]
+    (line,) = env.take_warnings().values()
+    assert line.startswith("an episode ended terminated and truncated at once: stored as t")
+    assert "envs.both_ends" in line
+
+
+def test_a_death_in_the_clocks_episode_stays_a_death():
+    dying = type("Dying", (Clock,), {"dies_at": 4})
+    env = wrapped(dying())
+    env.reset()
+    assert [env.step(0)[2:4] for _ in range(4)][-1] == (True, False)
+    assert env.take_warnings() == {}
+
+
+@pytest.mark.parametrize(("setting", "death"), [("auto", True), ("truncated", False)])
+def test_a_death_on_the_last_step_of_a_counter_around_the_world(setting, death):
+    """Gymnasium's TimeLimit and our own know nothing of the world, which alone sets terminated."""
+    env = wrapped(TimeLimit(Counter(), 9), both_ends=setting)
+    env.reset()
+    assert [env.step(0)[2:4] for _ in range(9)][-1] == (death, True)
+    ours = wrapped(time_limit=9, both_ends=setting)
+    ours.reset()
+    assert [ours.step(0)[2:4] for _ in range(9)][-1] == (True, True)
+
+
+def test_check_env_names_time_outs_that_are_also_terminated():
+    envs = EnvsConfig(count=2, image_size=8, time_limit=5, workers="inline")
+    assert check_env(Clock, envs, steps=20) == ()
+    whole = EnvsConfig(count=2, image_size=8, workers="inline")
+    assert check_env(Clock, whole, steps=20) == ()  # seen, and no broken rule
+    assert "stored as truncated" in remark(Clock, envs)
+    assert remark(Counter, envs) == ""
 
 
 def test_actions_begin_where_the_environment_says():

@@ -24,7 +24,7 @@ ENVS = EnvsConfig(count=1)
         ("gymnax:Brekout-MinAtar", "nearest: gymnax:Breakout-MinAtar"),
         ("gymnax", "known: atari:GAME, "),
         ("xyzzy", "known: atari:GAME, "),
-        ("xyzzy:make_env", "gymnax:GAME, my_module:make_env"),
+        ("xyzzy:make_env", "vizdoom:GAME, my_module:make_env"),
         ("", "known: atari:GAME, "),
     ],
 )
@@ -84,8 +84,8 @@ def test_own_names(own, scripted_env):
     assert check_env("maze", EnvsConfig(count=2, image_size=8)) == ()
     assert spec_of("mine:maze", EnvsConfig(image_size=4)).num_actions == 5
     assert [e.name for e in list_envs()][-2:] == ["maze", "mine:maze"]
-    with pytest.raises(EnvError, match="unknown environment mazes; nearest: maze"):
-        spec_of("mazes", ENVS)
+    with pytest.raises(EnvError, match="unknown environment mazee; nearest: maze"):
+        spec_of("mazee", ENVS)
 
 
 @pytest.mark.parametrize("name", ["crafter", "crafter:mine", "gym:mine", "", "two words"])
