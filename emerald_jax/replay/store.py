@@ -1,5 +1,7 @@
 """The replay store: a preallocated ring of records in host memory, numpy, uint8 images.
 
+With ``replay.compress`` every image is compressed by itself (:class:`CompressedImages`).
+
 One *row* is one vector step: a record of each of E environments. Rows are numbered 0, 1, 2, … over
 the life of a run; row t is stored at index ``t % rows``, so the newest ``rows`` rows are kept. Row
 numbers stay valid after the oldest rows have been overwritten, also on disk.
@@ -18,9 +20,14 @@ Not thread-safe: append and sample from one thread.
 from __future__ import annotations
 
 import contextlib
+import os
+import zlib
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -40,10 +47,92 @@ COLUMNS = {
 
 #: Share of the available RAM that the store may use; the rest is for JAX, batches and workers.
 _RAM_SHARE = 0.9
+#: Size of a compressed image as a share of the plain one: the largest of four Atari games (own
+#: measurement; the others are far smaller).
+EXPECTED_SHARE = 1 / 6
+#: Bytes that Python needs for a compressed image in addition to its content.
+_OBJECT_BYTES = 48
+#: Threads that compress and decompress; zlib releases Python's lock.
+_THREADS = 4
 
 
 class ReplayError(RuntimeError):
     """The store cannot be created or used in this way; the message names the remedy."""
+
+
+class CompressedImages:
+    """Images `[rows, E, height, width, 3]` uint8, each compressed by itself, without loss.
+
+    Indexed and assigned like a NumPy array along its first two axes. Threads compress what was
+    assigned while the caller continues, and share the decompression of what is read. Like the
+    replay, it must be used from one thread; what :meth:`take` returns may be read in another.
+
+    Attributes:
+        shape, dtype: as those of an array.
+        nbytes: bytes used now.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, rows: int, num_envs: int, image_shape: Sequence[int]) -> None:
+        self.shape = (rows, num_envs, *image_shape)
+        blank = zlib.compress(bytes(int(np.prod(image_shape))), 1)
+        # An array of objects costs the garbage collector nothing, unlike a list.
+        self._images = np.full((rows, num_envs), blank, object)
+        self._content = rows * num_envs * len(blank)
+        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "replay")
+        self._waiting: list[tuple[int, Future[bytes]]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as they are held now."""
+        self._collect()
+        return self._content + self._images.size * _OBJECT_BYTES
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The images of one or two indices, decompressed."""
+        self._collect()
+        chosen = np.asarray(self._images[index], object)
+        images = np.empty((chosen.size, int(np.prod(self.shape[2:]))), np.uint8)
+        parts = np.array_split(np.arange(chosen.size), min(_THREADS, 1 + chosen.size // 8))
+        list(self._pool.map(partial(_decompress, chosen.ravel(), images), parts))
+        return images.reshape(*chosen.shape, *self.shape[2:])
+
+    def __setitem__(self, index: Any, images: np.ndarray) -> None:
+        """Begin to compress a copy of ``images``, which are broadcast to the indices."""
+        self._collect()
+        places = np.arange(self._images.size).reshape(self._images.shape)[index]
+        images = np.broadcast_to(np.asarray(images, np.uint8), (*places.shape, *self.shape[2:]))
+        for place, image in zip(places.flat, images.reshape(-1, *self.shape[2:]), strict=True):
+            self._waiting.append((place, self._pool.submit(zlib.compress, image.tobytes(), 1)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All images, decompressed."""
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def take(self, rows: np.ndarray, axis: int = 0) -> CompressedImages:
+        """Rows as they are now, still compressed; later assignments do not change them."""
+        self._collect()
+        taken = object.__new__(CompressedImages)
+        taken.__dict__ |= {**self.__dict__, "_waiting": []}
+        taken._images = self._images.take(rows, axis)
+        taken.shape = (*taken._images.shape, *self.shape[2:])
+        return taken
+
+    def _collect(self) -> None:
+        """Store what the threads have compressed."""
+        waiting, self._waiting = self._waiting, []
+        for place, future in waiting:
+            compressed = future.result()
+            self._content += len(compressed) - len(self._images.flat[place])
+            self._images.flat[place] = compressed
+
+
+def _decompress(compressed: np.ndarray, images: np.ndarray, part: np.ndarray) -> None:
+    """Decompress the images ``part``; zlib.error if one of them has changed in memory."""
+    for index in part.tolist():
+        data = zlib.decompress(compressed[index], bufsize=images.shape[1])
+        images[index] = np.frombuffer(data, np.uint8)
 
 
 class Replay:
@@ -53,18 +142,22 @@ class Replay:
         rows: capacity in rows, ``capacity // num_envs``.
         num_envs: environments E, records per row.
         columns: name -> `[rows, E, ...]` arrays, see :data:`COLUMNS`. Memory is mapped as it fills.
+            ``image`` may be :class:`CompressedImages`.
         written: total rows written; row ``written - 1`` is the newest.
         oldest: the oldest row still held.
         holes: `(start, stop)` rows inside ``[oldest, written)`` that were lost, in order.
     """
 
-    def __init__(self, capacity: int, num_envs: int, image_shape: Sequence[int]) -> None:
+    def __init__(
+        self, capacity: int, num_envs: int, image_shape: Sequence[int], *, compress: bool = False
+    ) -> None:
         """Allocate the store.
 
         Args:
             capacity: records kept, over all environments.
             num_envs: environments E.
             image_shape: `(height, width, 3)`.
+            compress: hold the images compressed, without loss.
 
         Raises:
             ReplayError: if it holds no row, or does not fit into the available RAM.
@@ -74,7 +167,7 @@ class Replay:
                 f"--replay.capacity {capacity} is less than one record for each of {num_envs} "
                 f"environments: set it to at least {max(1, num_envs)}"
             )
-        _check_fits(capacity, num_envs, image_shape)
+        _check_fits(capacity, num_envs, image_shape, compress)
         self.rows = capacity // num_envs
         self.num_envs = num_envs
         self.image_shape = tuple(image_shape)
@@ -82,15 +175,23 @@ class Replay:
         self.columns: dict[str, np.ndarray] = {
             name: np.zeros((self.rows, num_envs, *(image_shape if name == "image" else ())), dtype)
             for name, dtype in COLUMNS.items()
+            if not (compress and name == "image")
         }
+        if compress:
+            self.columns["image"] = CompressedImages(self.rows, num_envs, image_shape)
         self._begins = np.zeros((self.rows, num_envs), np.bool_)
         self.restore(written=0, oldest=0, holes=())
 
     @staticmethod
-    def nbytes_needed(capacity: int, num_envs: int, image_shape: Sequence[int]) -> int:
-        """Bytes of RAM that a full store needs."""
+    def nbytes_needed(
+        capacity: int, num_envs: int, image_shape: Sequence[int], *, compress: bool = False
+    ) -> int:
+        """Bytes of RAM that a full store needs; compressed, the :data:`EXPECTED_SHARE` of it."""
         scalars = sum(np.dtype(t).itemsize for n, t in COLUMNS.items() if n != "image")
-        return capacity // num_envs * num_envs * (int(np.prod(image_shape)) + scalars + 1)
+        image = int(np.prod(image_shape))
+        if compress:
+            image = int(image * EXPECTED_SHARE) + _OBJECT_BYTES
+        return capacity // num_envs * num_envs * (image + scalars + 1)
 
     def __len__(self) -> int:
         """Records held, over all environments."""
@@ -227,17 +328,20 @@ class Replay:
                 self._closed_counts[env] -= 1
 
 
-def _check_fits(capacity: int, num_envs: int, image_shape: Sequence[int]) -> None:
+def _check_fits(
+    capacity: int, num_envs: int, image_shape: Sequence[int], compress: bool = False
+) -> None:
     """Refuse a store that would not fit into the available RAM once it is full."""
-    needed = Replay.nbytes_needed(capacity, num_envs, image_shape)
+    needed = Replay.nbytes_needed(capacity, num_envs, image_shape, compress=compress)
     allowed = int(_RAM_SHARE * available_bytes())
     if needed <= allowed:
         return
-    per_row = Replay.nbytes_needed(num_envs, num_envs, image_shape)
+    per_row = Replay.nbytes_needed(num_envs, num_envs, image_shape, compress=compress)
     fits = allowed // per_row * num_envs
+    way_out = "" if compress else ", or --replay.compress"
     raise ReplayError(
         f"a replay of {capacity} records needs {needed / 2**30:.1f} GiB of RAM and "
-        f"{allowed / 2**30:.1f} GiB are available: set --replay.capacity to {fits} or less"
+        f"{allowed / 2**30:.1f} GiB are available: set --replay.capacity to {fits} or less{way_out}"
     )
 
 

@@ -90,7 +90,7 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
     complete = [row for row in rows if is_whole_row(row)]
     last = [row.get("step", 0) for row in (*rows[-1:], *read_rows(path / METRICS_FILE)[-1:])]
     resumes = {row.get("step") for row in read_rows(path / RESUMES_FILE)}
-    exact = config.env.partition(":")[0] in _EXACT
+    exact = bool(config.data) or config.env.partition(":")[0] in _EXACT
     return RunFacts(
         path=path,
         config=config,

@@ -131,5 +131,6 @@ def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, An
         "seed": seed,
         "steps": steps,
         "num_actions": spec.num_actions,
+        "action_names": list(spec.action_names),
         "image_shape": list(spec.image_shape),
     }
