@@ -97,7 +97,9 @@ def inspect_run(
         sections[title] = partial(_metric, metrics, title, names, about)
     sections["Time"] = lambda: _time(metrics)
     steps = max((row.get("step", 0) for row in [*metrics, *episodes]), default=0)
-    subtitle = f"{config.env}, preset {config.preset}, {steps:,} environment steps"
+    world = f"{config.env or config.data}, preset {config.preset}"
+    count = f"recorded data of {config.data}" if config.data else f"{steps:,} environment steps"
+    subtitle = f"{world}, {count}"
     write_atomic(out, _page(str(run), subtitle, sections).encode())
     return out
 

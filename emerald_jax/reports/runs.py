@@ -124,6 +124,11 @@ def _labels(configs: Sequence[Config]) -> list[str]:
     return labels
 
 
+def world_of(config: Config) -> str:
+    """The name of a run's environment, or of its data where these name none."""
+    return config.env or config.data
+
+
 def changed_settings(config: Config) -> dict[str, Any]:
     """Settings that differ from the preset's and make another experiment."""
     preset = PRESETS[config.preset][1] if config.preset in PRESETS else Config()
@@ -181,6 +186,8 @@ def deviations_of(
         found.append(f"{result['episodes']} of {episodes} episodes")
     if result["mode"] != "sample":
         found.append("likeliest action")
+    if result.get("data"):
+        found.append("trained on recorded data")
     if result.get("left_out"):
         found.append(f"{result['left_out']} episodes left out")
     return tuple(found)

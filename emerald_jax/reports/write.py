@@ -34,7 +34,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
         write = {"Crafter": _crafter, "Atari 100k": _atari}.get(title, plain)
         parts.append(f"## {title}\n\n{write(section, out)}")
     lines = [
-        f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
+        f"- `{run.path}`: {runs.world_of(run.config)}, {run.label.removeprefix('ours: ')}, seed "
         f"{run.config.seed}, {run.env_steps:,} of {run.config.steps:,} steps, "
         f"{len(run.episodes):,} training episodes, {len(run.evaluations)} evaluations\n"
         for run in read
@@ -50,7 +50,7 @@ def _sections(read: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
     for run in read:
         family, _, game = run.config.env.partition(":")
         known = family == "atari" and game in atari.games()
-        title = "Crafter" if run.config.env == "crafter" else run.config.env
+        title = "Crafter" if run.config.env == "crafter" else runs.world_of(run.config)
         found.setdefault("Atari 100k" if known else title, []).append(run)
     return {title: section for title, section in found.items() if section}
 
@@ -101,7 +101,7 @@ def _returns(read: list[RunFacts], out: Path, random_episodes: int) -> str:
     chance = runs.chance_before_training(read)
     if random_episodes:
         chance = runs.chance_played(read[0], random_episodes)
-    env, ours = read[0].config.env, runs.entries(read, chance)
+    env, ours = runs.world_of(read[0].config), runs.entries(read, chance)
     curves: dict[str, list] = {}
     for run in read:
         points = np.array([(row["step"], row["score"]) for row in run.episodes], float)

@@ -16,9 +16,9 @@ import contextlib
 import csv
 import dataclasses
 import json
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,7 +105,7 @@ def _spec(config: Config, env: str, actions: int, names: Sequence[str] = ()) -> 
     return EnvSpec(
         name=env or config.data,
         image_shape=(size, size, 3),
-        num_actions=actions,
+        num_actions=int(actions),
         action_names=tuple(names),
     )
 
@@ -259,20 +259,29 @@ def _columns_of(
 
 def _frames(video: Path, size: int) -> Iterator[np.ndarray]:
     """Frames of a video, resized by area, `[size, size, 3]` uint8; none of them is repeated."""
-    from imageio_ffmpeg import read_frames
+    from imageio_ffmpeg import get_ffmpeg_exe
 
-    scale = ["-fps_mode", "passthrough", "-vf", f"scale={size}:{size}:flags=area"]
-    try:
-        with closing(read_frames(video, output_params=scale)) as frames:
-            for frame in islice(frames, 1, None):  # the first item describes the video
-                yield np.frombuffer(frame, np.uint8).reshape(size, size, 3)
-    except (OSError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise ConfigError(f"{video} cannot be read as a video: {reason}") from error
+    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-i", str(video), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough", "-vf", f"scale={size}:{size}:flags=area"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    with tempfile.TemporaryFile() as errors:
+        # In a process group of its own, so that Ctrl-C reaches this process alone.
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(command, process_group=0, **pipes) as ffmpeg:
+            try:
+                while len(frame := ffmpeg.stdout.read(3 * size * size)) == 3 * size * size:
+                    yield np.frombuffer(frame, np.uint8).reshape(size, size, 3)
+            finally:
+                if ffmpeg.poll() is None:
+                    ffmpeg.stdout.close()
+        if ffmpeg.returncode:
+            errors.seek(0)
+            reason = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise ConfigError(f"{video} cannot be read as a video: {reason}")
 
 
 class _Playback(gymnasium.Env):
-    """Recorded episodes as an environment, so that their observations become images as others do.
+    """Recorded episodes as an environment, so that ``ImageEnv`` shows them as it shows others.
 
     :meth:`step` ignores its action. Observations may be dicts of arrays.
     """
@@ -308,14 +317,12 @@ def _open_minari(config: Config, name: str) -> Data:
         import minari
 
         found = minari.load_dataset(name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:  # of minari, or of its reader
         extra = "pip install 'emerald-jax[minari]'"
-        raise ConfigError(
-            f"--data {config.data} needs the package {error.name}: {extra}"
-        ) from error
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigError(f"--data {config.data}: {reason}: minari download {name}") from error
+        raise ConfigError(f"--data {config.data} needs the package minari: {extra}") from error
+    except (OSError, ValueError) as error:
+        way_out = f"minari download {name}"
+        raise ConfigError(f"--data {config.data} is not on this machine: {way_out}") from error
     if not isinstance(found.action_space, gymnasium.spaces.Discrete):
         kind = type(found.action_space).__name__
         raise ConfigError(
@@ -333,14 +340,14 @@ def _open_minari(config: Config, name: str) -> Data:
     def fill(replay: Replay) -> Iterator[None]:
         row = 0
         for episode in found.iterate_episodes():
-            played.episode, first, steps = episode, row, len(episode)
+            played.episode, first = episode, row
             image, reward, terminal = shown.reset()[0], 0.0, False
-            for step in range(steps + 1):
+            for step in range(len(episode) + 1):
+                if step:
+                    image, reward, terminal, _, _ = shown.step(0)
                 for key, value in (("image", image), ("reward", reward), ("is_terminal", terminal)):
                     replay.columns[key][row, 0] = value
                 row += 1
-                if step < steps:
-                    image, reward, terminal, _, _ = shown.step(0)
             replay.columns["action"][first:row, 0] = [-1, *(episode.actions - start)]
             replay.columns["is_first"][first, 0] = replay.columns["is_last"][row - 1, 0] = True
             yield

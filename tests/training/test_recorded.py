@@ -1,0 +1,137 @@
+"""Runs on recorded data: no environment is made, and they end, resume and are read as others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from emerald_jax.commands.runs import run_eval
+from emerald_jax.config import ConfigError
+from emerald_jax.envs import registry
+from emerald_jax.envs.base import EnvError
+from emerald_jax.look.film import FilmPlan, film_run
+from emerald_jax.presets import get_preset
+from emerald_jax.replay import Replay
+from emerald_jax.run import Run
+from emerald_jax.run.data import with_data
+from emerald_jax.run.recordings import write_dataset
+from emerald_jax.run.weights import export_weights, load
+from emerald_jax.training import loop
+from emerald_jax.training.loop import train
+from tests.run_cases import ENVS, NUM_ACTIONS, ROWS, record
+
+HALF, STEPS = 104, 144
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Recorded play of an environment that this machine does not have."""
+    folder = tmp_path_factory.mktemp("data")
+    facts = {"env": "gym:no_such_package:Game-v0", "num_actions": NUM_ACTIONS}
+    replay = record(folder / "chunks", ROWS)
+    write_dataset(folder / "demos", replay, {**facts, "action_names": ["left", "stay", "right"]})
+    return folder / "demos"
+
+
+def config(data, logdir, steps=STEPS, **changes):
+    tiny = get_preset("tiny")
+    log = dataclasses.replace(tiny.log, every=2, pictures=4, quiet=True, eval_episodes=2)
+    changes = {"log": log, "devices": 1, "steps": steps, **changes}
+    return dataclasses.replace(tiny, data=str(data), logdir=str(logdir), **changes)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A run that trained to its end; nothing may make an environment."""
+    logdir = tmp_path_factory.mktemp("runs") / "straight"
+    result = train(config(data, logdir))
+    assert (result.stopped, result.evaluation) == ("steps", None)
+    assert "emerald-jax dream" in str(result)
+    return logdir
+
+
+def leaves(logdir):
+    return jax.tree.leaves(load(logdir).params)
+
+
+def test_it_makes_as_many_updates_as_a_run_that_plays(data, run):
+    settings = config(data, run)
+    assert Run(run).checkpoints[-1].step == settings.total_updates == 17 - 8
+    assert Run(run).config.env == "gym:no_such_package:Game-v0"
+
+
+def test_the_records_of_the_run_are_the_data(run, data):
+    recorded = Run(run).recordings
+    assert len(recorded) == ROWS * ENVS
+    found = recorded.clip(0, 0, 5)
+    with np.load(next(data.glob("*.npz"))) as rows:
+        np.testing.assert_array_equal(found.image, rows["image"][:5, 0])
+        np.testing.assert_array_equal(found.action, rows["action"][:5, 0])
+
+
+def test_a_resumed_run_equals_a_straight_one_and_needs_no_data(run, data, tmp_path):
+    copy = tmp_path / "demos"
+    copy.mkdir()
+    for file in data.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    logdir = tmp_path / "resumed"
+    train(config(copy, logdir, HALF))
+    assert Run(logdir).checkpoints[-1].step < Run(run).checkpoints[-1].step
+    for file in copy.iterdir():
+        file.unlink()
+    train(config(copy, logdir))
+    for ours, theirs in zip(leaves(logdir), leaves(run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ConfigError, match=r"holds a run with .*data .*: choose another --logdir"):
+        train(config(data, logdir))
+
+
+def test_a_weight_of_recorded_play_is_read_without_its_environment(run, tmp_path):
+    agent = load(run)
+    assert (agent.spec.num_actions, agent.spec.action_names[0]) == (NUM_ACTIONS, "left")
+    export_weights(run, tmp_path / "weights")
+    assert load(tmp_path / "weights").spec == agent.spec
+    film = film_run(agent, run, FilmPlan(horizon=3, actions="recorded"))
+    assert len(film.dream) > film.context
+    with pytest.raises(EnvError, match="no_such_package"):
+        run_eval([str(run), "--episodes", "1"])
+
+
+def test_an_environment_that_is_installed_evaluates_the_run(data, tmp_path, monkeypatch):
+    manifest = data / "dataset.json"
+    facts = json.loads(manifest.read_text())
+    copy = tmp_path / "demos"
+    copy.mkdir()
+    for file in data.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / "dataset.json").write_text(json.dumps(facts | {"env": "gymnax:Catch-bsuite"}))
+    made = []
+    plain = registry.make_vector_env
+    monkeypatch.setattr(loop, "make_vector_env", lambda *a, **k: made.append(a) or plain(*a, **k))
+    result = train(config(copy, tmp_path / "run", HALF))
+    assert len(result.evaluation.episodes) == 2
+    assert [name for name, _ in made] == ["gymnax:Catch-bsuite"]
+    assert "emerald-jax eval" in str(result)
+
+
+def test_videos_have_no_environment(tmp_path):
+    settings = dataclasses.replace(config(tmp_path, tmp_path / "run"))
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"a.mp4 cannot be read"):
+        with_data(settings)
+    with pytest.raises(EnvError, match="the recorded data name none"):
+        registry.spec_of("", settings.envs)
+
+
+def test_a_compressed_replay_trains_the_same_weights(run, data, tmp_path):
+    settings = config(data, tmp_path / "run")
+    replay = dataclasses.replace(settings.replay, compress=True)
+    train(dataclasses.replace(settings, replay=replay))
+    for ours, theirs in zip(leaves(tmp_path / "run"), leaves(run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    compressed = Replay(64, 2, (16, 16, 3), compress=True)
+    assert not compressed.columns["image"][0].any()
