@@ -25,7 +25,6 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,11 @@ class CompressedImages:
     """Images `[rows, E, height, width, 3]` uint8, each compressed by itself, without loss.
 
     Indexed and assigned like a NumPy array along its first two axes. Threads compress what was
-    assigned while the caller continues, and share the decompression of what is read. Like the
-    replay, it must be used from one thread; what :meth:`take` returns may be read in another.
+    assigned while the caller continues, and decompress what is read. Like the replay, it is used
+    from one thread; what :meth:`take` returns may be read in another.
 
     Attributes:
         shape, dtype: as those of an array.
-        nbytes: bytes used now.
     """
 
     dtype = np.dtype(np.uint8)
@@ -80,8 +78,9 @@ class CompressedImages:
         # An array of objects costs the garbage collector nothing, unlike a list.
         self._images = np.full((rows, num_envs), blank, object)
         self._content = rows * num_envs * len(blank)
-        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "replay")
-        self._waiting: list[tuple[int, Future[bytes]]] = []
+        self._pool = ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))), "replay")
+        self._writing: list[tuple[Any, list[Future[bytes]]]] = []
+        self._reading: list[Future[None]] = []
 
     @property
     def nbytes(self) -> int:
@@ -93,46 +92,63 @@ class CompressedImages:
         """The images of one or two indices, decompressed."""
         self._collect()
         chosen = np.asarray(self._images[index], object)
-        images = np.empty((chosen.size, int(np.prod(self.shape[2:]))), np.uint8)
-        parts = np.array_split(np.arange(chosen.size), min(_THREADS, 1 + chosen.size // 8))
-        list(self._pool.map(partial(_decompress, chosen.ravel(), images), parts))
+        images = np.empty((chosen.size, *self.shape[2:]), np.uint8)
+        for part in np.array_split(np.arange(chosen.size), min(_THREADS, 1 + chosen.size // 8)):
+            self._read(chosen.ravel()[part], images[part[0] : part[-1] + 1] if part.size else [])
+        self.finish()
         return images.reshape(*chosen.shape, *self.shape[2:])
 
     def __setitem__(self, index: Any, images: np.ndarray) -> None:
         """Begin to compress a copy of ``images``, which are broadcast to the indices."""
         self._collect()
-        places = np.arange(self._images.size).reshape(self._images.shape)[index]
-        images = np.broadcast_to(np.asarray(images, np.uint8), (*places.shape, *self.shape[2:]))
-        for place, image in zip(places.flat, images.reshape(-1, *self.shape[2:]), strict=True):
-            self._waiting.append((place, self._pool.submit(zlib.compress, image.tobytes(), 1)))
+        shape = (*np.shape(self._images[index]), *self.shape[2:])
+        images = np.broadcast_to(np.asarray(images, np.uint8), shape).reshape(-1, *self.shape[2:])
+        jobs = [self._pool.submit(zlib.compress, image.tobytes(), 1) for image in images]
+        self._writing.append((index, jobs))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All images, decompressed."""
         return self[:].astype(dtype or np.uint8, copy=False)
 
+    def read(self, index: Any, out: np.ndarray) -> None:
+        """Begin to decompress images to ``out``; it is complete after :meth:`finish`."""
+        self._collect()
+        self._read(self._images[index].copy(), out)
+
+    def finish(self) -> None:
+        """Wait for what is read; zlib.error if an image has changed in memory."""
+        reading, self._reading = self._reading, []
+        for job in reading:
+            job.result()
+
     def take(self, rows: np.ndarray, axis: int = 0) -> CompressedImages:
         """Rows as they are now, still compressed; later assignments do not change them."""
         self._collect()
         taken = object.__new__(CompressedImages)
-        taken.__dict__ |= {**self.__dict__, "_waiting": []}
+        taken.__dict__ |= {**self.__dict__, "_writing": [], "_reading": []}
         taken._images = self._images.take(rows, axis)
         taken.shape = (*taken._images.shape, *self.shape[2:])
         return taken
 
+    def _read(self, compressed: np.ndarray, out: np.ndarray) -> None:
+        self._reading.append(self._pool.submit(_decompress, compressed, out))
+
     def _collect(self) -> None:
         """Store what the threads have compressed."""
-        waiting, self._waiting = self._waiting, []
-        for place, future in waiting:
-            compressed = future.result()
-            self._content += len(compressed) - len(self._images.flat[place])
-            self._images.flat[place] = compressed
+        writing, self._writing = self._writing, []
+        for index, jobs in writing:
+            before = np.asarray(self._images[index], object)
+            images = np.empty(len(jobs), object)
+            images[:] = [job.result() for job in jobs]
+            self._content += sum(map(len, images)) - sum(map(len, before.flat))
+            self._images[index] = images.reshape(before.shape)[()]
 
 
-def _decompress(compressed: np.ndarray, images: np.ndarray, part: np.ndarray) -> None:
-    """Decompress the images ``part``; zlib.error if one of them has changed in memory."""
-    for index in part.tolist():
-        data = zlib.decompress(compressed[index], bufsize=images.shape[1])
-        images[index] = np.frombuffer(data, np.uint8)
+def _decompress(compressed: np.ndarray, images: np.ndarray) -> None:
+    """Decompress `[n]` to `[n, height, width, 3]`."""
+    for data, image in zip(compressed, images, strict=True):
+        plain = zlib.decompress(data, bufsize=image.size)
+        image[...] = np.frombuffer(plain, np.uint8).reshape(image.shape)
 
 
 class Replay:
@@ -302,13 +318,25 @@ class Replay:
         return self._begins[np.arange(start, stop) % self.rows, env]
 
     def copy(self, env: int, start: int, out: Batch, sequence: int, at: int, count: int) -> None:
-        """Copy ``count`` held records from row ``start`` on to ``out[sequence, at:]``."""
+        """Copy ``count`` held records from row ``start`` on to ``out[sequence, at:]``.
+
+        Images are complete after :meth:`finish`.
+        """
         while count:
             index = start % self.rows
             piece = min(count, self.rows - index)
             for name, column in self.columns.items():
-                getattr(out, name)[sequence, at : at + piece] = column[index : index + piece, env]
+                target = getattr(out, name)[sequence, at : at + piece]
+                if isinstance(column, CompressedImages):
+                    column.read((slice(index, index + piece), env), target)
+                else:
+                    target[...] = column[index : index + piece, env]
             start, at, count = start + piece, at + piece, count - piece
+
+    def finish(self) -> None:
+        """Wait for the images of all :meth:`copy` so far."""
+        if isinstance(self.columns["image"], CompressedImages):
+            self.columns["image"].finish()
 
     def _close_episode(self, env: int, stop: int) -> None:
         """End the open episode of ``env``, if any, before row ``stop``."""
