@@ -101,10 +101,16 @@ class Narrator:
             "speed/env_steps_per_s": (env_steps - steps) / seconds,
             **{f"speed/{part}_share": part_s / seconds for part, part_s in spent.items()},
             "replay/records": float(len(self._replay)),
+            **self._compressed(),
             "train/updates": float(updates),
             **real_play(self._replay, spec),
         }
         self._write(self._logger.scalars, env_steps, values)
+
+    def _compressed(self) -> dict[str, float]:
+        """The memory of compressed images; empty where they are plain."""
+        image = self._replay.columns["image"]
+        return {} if isinstance(image, np.ndarray) else {"replay/image_bytes": float(image.nbytes)}
 
     def evaluation(self, env_steps: int, report: EvalReport) -> None:
         """The row of a run's final evaluation."""
