@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
+import urllib.request
+from contextlib import closing
 
+import imageio
 import jax
 import numpy as np
 import pytest
 
+from emerald_jax.cli import main
 from emerald_jax.commands.runs import run_eval
-from emerald_jax.config import ConfigError
+from emerald_jax.config import ConfigError, EnvsConfig
 from emerald_jax.envs import registry
 from emerald_jax.envs.base import EnvError
 from emerald_jax.look.film import FilmPlan, film_run
@@ -135,3 +141,44 @@ def test_a_compressed_replay_trains_the_same_weights(run, data, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     compressed = Replay(64, 2, (16, 16, 3), compress=True)
     assert not compressed.columns["image"][0].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", [True, False], ids=["actions", "no actions"])
+def test_five_videos_train_dream_play_and_are_inspected(tmp_path, monkeypatch, tables):
+    """One command each, as a user types them."""
+    monkeypatch.chdir(tmp_path)
+    film_catch(tmp_path / "videos", tables)
+    run = ["runs/tiny-videos-0"]
+    assert main(["train", "tiny", "--data", "videos", "--steps", "200", "--quiet"]) == 0
+    assert main(["dream", *run, "--out", "dream.mp4", "--horizon", "5"]) == 0
+    assert main(["inspect", *run]) == 0
+    assert main(["eval", *run]) == 2
+    command = [sys.executable, "-m", "emerald_jax", "play", *run, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as play:
+        address = play.stdout.readline().split()[0]
+        with urllib.request.urlopen(address) as page:
+            assert b"<html" in page.read()
+        play.terminate()
+    assert play.returncode == 0
+    assert (tmp_path / "dream.mp4").stat().st_size
+    assert (tmp_path / run[0] / "report.html").stat().st_size
+
+
+def film_catch(folder, tables):
+    """Five videos of random play in Catch, with tables of named actions on request."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    envs = EnvsConfig(count=1, image_size=32)
+    with closing(registry.make_vector_env("gymnax:Catch-bsuite", envs, seed=0)) as env:
+        for number in range(5):
+            record, rows = env.reset(), ["action,reward,terminal"]
+            with imageio.get_writer(folder / f"{number}.mp4", fps=30, macro_block_size=1) as video:
+                video.append_data(record.image[0])
+                for action in rng.integers(3, size=40):
+                    record = env.step(np.array([action], np.int32))
+                    video.append_data(record.image[0])
+                    values = (float(record.reward[0]), int(record.is_terminal[0]))
+                    rows.append(",".join([["left", "stay", "right"][action], *map(str, values)]))
+            if tables:
+                (folder / f"{number}.csv").write_text("\n".join(rows) + "\n")
