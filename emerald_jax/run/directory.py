@@ -276,7 +276,7 @@ def run_dir(config: Config) -> Path:
     if config.logdir:
         return Path(config.logdir).expanduser()
     parts = [config.preset, str(config.seed)]
-    name = Path(config.data).name or config.env
+    name = Path(config.data).expanduser().resolve().name if config.data else config.env
     if config.preset in PRESETS and name != PRESETS[config.preset][1].env:
         parts.insert(1, re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-."))
     return Path("runs", "-".join(parts))

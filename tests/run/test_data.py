@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import imageio
@@ -13,6 +14,7 @@ from emerald_jax.envs.base import EnvError
 from emerald_jax.envs.gym import resize_area
 from emerald_jax.replay import COLUMNS, Replay
 from emerald_jax.run.data import open_data, with_data
+from emerald_jax.run.directory import run_dir
 from emerald_jax.run.recordings import write_dataset
 from tests.replay_world import World, fill
 
@@ -73,6 +75,15 @@ def test_collected_images_are_resized_and_nothing_else_changes(collected):
     for name in COLUMNS.keys() - {"image"}:
         np.testing.assert_array_equal(found.columns[name], replay.columns[name])
     assert found.num_episodes == replay.num_episodes
+
+
+def test_the_run_is_named_after_its_data(tmp_path, monkeypatch):
+    folder = tmp_path / "my videos"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for data, name in ((".", "my-videos"), (folder, "my-videos"), ("minari:own/a-v0", "a-v0")):
+        config = dataclasses.replace(settings(data), preset="tiny")
+        assert run_dir(config).name == f"tiny-{name}-0"
 
 
 def test_data_decide_the_environment(collected, tmp_path):
