@@ -2,6 +2,9 @@
 
 The store is filled with noise directly, in episodes of about 200 steps, so that every page is in
 memory as in a long run. The rate is compared with that of a plain copy of the same bytes.
+
+With an Atari game (``--preset atari100k``) more rows compare plain and compressed stores of its
+frames: ``bytes_per_record`` is then the memory of a record's image.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import Replay, make_sampler
 from emerald_jax.replay.store import available_bytes
+from emerald_jax.training.evaluate import record
 
 NAME = "replay"
 
@@ -27,6 +31,8 @@ _MEMORY_SHARE = 0.75
 #: Calls per repeat; a single call is too short to time.
 _CALLS = 20
 _EPISODE = 200
+#: Records of random play that fill a store of frames again and again, and its size.
+_PLAYED, _FRAMES = 4096, 65_536
 
 
 def measure(options: Options) -> Iterator[Row | str]:
@@ -59,6 +65,32 @@ def measure(options: Options) -> Iterator[Row | str]:
     step = noise_step(count, shape)
     rates = rates_of(lambda: replay.append(step), count, budget)
     yield row("append", rates, step.image.nbytes / count)
+    if config.env.startswith("atari:"):
+        for compress in (False, True):
+            yield from _of_frames(config, min(records, _FRAMES), compress, budget)
+
+
+def _of_frames(config: Config, records: int, compress: bool, budget: Budget) -> Iterator[Row]:
+    """Rows of a store of real frames."""
+    played, count = record(config, _PLAYED, seed=0), config.envs.count
+    replay = Replay(records, count, played.image_shape, compress=compress)
+    for row in range(0, replay.rows, 64):
+        rows = np.arange(row, min(row + 64, replay.rows))
+        for name, column in played.columns.items():
+            replay.columns[name][rows] = column[rows % played.written]
+    replay.restore(written=replay.rows, oldest=0, holes=())
+    facts = {"bytes_per_record": replay.columns["image"].nbytes / len(replay)}
+    case = {"records": len(replay), "env": config.env, "compress": compress}
+    sampler = make_sampler("streams", replay, config.replay.batch, config.replay.length, 0)
+    newest = played.columns["image"][-1:].repeat(count, axis=1)[0]
+    step = noise_step(count, played.image_shape)._replace(image=newest)
+    calls = {"streams": (sampler.sample, config.replay.batch * config.replay.length)}
+    calls["append"] = (lambda: replay.append(step), count)
+    for what, (call, each) in calls.items():
+        rates = rates_of(call, each, budget)
+        yield Row.of(
+            rates, benchmark=NAME, case=case | {"what": what}, unit="records/s", facts=facts
+        )
 
 
 def filled_replay(records: int, num_envs: int, shape: tuple[int, int, int]) -> Replay:

@@ -219,6 +219,9 @@ class ReplayConfig:
 
     capacity: int = 1_000_000
     """Records kept, over all environments; the oldest go first. One record is one frame. (P)"""
+    compress: bool = False
+    """Hold images compressed, without loss: Atari frames need a sixth of the memory or less, and a
+    batch more time of the host's cores, while the device computes. (O)"""
     sampler: Literal["streams", "windows"] = "streams"
     """`streams`: successive chunks of complete episodes, with the transformer's memory kept from
     chunk to chunk (P); `windows`: independent windows with an empty memory, for comparison (O)."""
@@ -276,6 +279,9 @@ class Config:
     devices: int = 0
     """Local devices to train on with pmap; 0 uses all accelerators, and on a CPU two virtual
     devices for a small model, else one."""
+    data: str = ""
+    """Recorded data to train on instead of an environment: a folder of `emerald-jax collect` or of
+    mp4 videos, or `minari:NAME`; they decide `env`. Empty: play in `env`. (O)"""
     init_from: str = ""
     """Run or export whose weights a new run starts with; empty starts with random weights. (O)"""
     envs: EnvsConfig = field(default_factory=EnvsConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import zlib
 from collections import Counter
 from contextlib import closing
 from itertools import pairwise
@@ -13,7 +14,15 @@ import pytest
 
 from emerald_jax.actions import ActionSpace
 from emerald_jax.envs.base import VectorStep
-from emerald_jax.replay import COLUMNS, Replay, ReplayError, StreamSampler, WindowSampler, store
+from emerald_jax.replay import (
+    COLUMNS,
+    Replay,
+    ReplayError,
+    StreamSampler,
+    WindowSampler,
+    make_sampler,
+    store,
+)
 from emerald_jax.replay.store import available_bytes
 from emerald_jax.run.directory import CheckpointError
 from emerald_jax.run.recordings import ReplayFiles
@@ -389,3 +398,76 @@ def test_vectors_of_actions_are_stored_sampled_and_read_back(tmp_path):
     step = VectorStep(*(column[0] for column in replay.columns.values()))
     with pytest.raises(ReplayError, match=r"expects actions \(3, 2\), got \(3,\)"):
         replay.append(step._replace(action=np.zeros(3, np.int32)))
+
+
+# --------------------------------------------------------------------------- compressed images
+
+
+def both(capacity: int, num_envs: int) -> tuple[Replay, Replay]:
+    """A plain and a compressed store."""
+    return Replay(capacity, num_envs, SHAPE), Replay(capacity, num_envs, SHAPE, compress=True)
+
+
+@pytest.mark.parametrize("kind", ["streams", "windows"])
+def test_a_compressed_store_gives_the_same_batches(kind):
+    """While the ring fills and after it has gone round twice."""
+    plain, compressed = both(60, 3)
+    worlds = [World([[4, 7], [3], [25]]) for _ in range(2)]
+    samplers = [make_sampler(kind, held, 4, 5, 0) for held in (plain, compressed)]
+    for _ in range(9):
+        for held, world in zip((plain, compressed), worlds, strict=True):
+            fill(held, world, 6)
+        for ours, theirs in zip(*(sampler.sample() for sampler in samplers), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(plain.columns["image"], compressed.columns["image"][:])
+
+
+@pytest.mark.parametrize(
+    "index", [3, (3, 1), slice(2, 5), np.array([4, 0, 4]), (slice(1, 9), 2), slice(4, 4)]
+)
+def test_compressed_images_are_indexed_as_arrays_are(index):
+    plain, compressed = both(30, 3)
+    for held in (plain, compressed):
+        fill(held, World([[4]] * 3), 10)
+    images, ours = plain.columns["image"], compressed.columns["image"]
+    np.testing.assert_array_equal(ours[index], images[index])
+    for value in (images[index] // 2, 7):
+        ours[index], images[index] = value, value
+        np.testing.assert_array_equal(ours[:], images)
+
+
+def test_an_image_may_be_changed_after_it_was_stored():
+    _, held = both(30, 3)
+    image = np.full((3, *SHAPE), 5, np.uint8)
+    held.columns["image"][0] = image
+    image[:] = 0
+    assert (held.columns["image"][0] == 5).all()
+
+
+def test_rows_taken_for_the_disk_do_not_change():
+    _, held = both(12, 3)
+    fill(held, World([[4]] * 3), 4)
+    taken, before = held.columns["image"].take(np.arange(4), axis=0), held.columns["image"][:]
+    fill(held, World([[9]] * 3), 4)
+    np.testing.assert_array_equal(np.asarray(taken), before)
+
+
+def test_the_size_of_compressed_images_is_known():
+    held = Replay(64, 1, (64, 64, 3), compress=True)
+    blank = held.columns["image"].nbytes
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    held.columns["image"][0] = noise
+    grown = held.columns["image"].nbytes - blank
+    assert 0.99 * noise.size < grown < 1.01 * noise.size  # noise cannot be compressed
+    assert Replay.nbytes_needed(64, 1, (64, 64, 3), compress=True) < 64 * noise.size / 5
+
+
+def test_a_flipped_bit_in_memory_is_an_error():
+    _, held = both(30, 3)
+    fill(held, World([[4]] * 3), 10)
+    images = held.columns["image"]
+    data = bytearray(images.take(np.array([2]))._images[0, 0])
+    data[-1] ^= 1
+    images._images[2, 0] = bytes(data)
+    with pytest.raises(zlib.error):
+        images[2]

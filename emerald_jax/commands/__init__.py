@@ -29,7 +29,7 @@ COMMANDS = {
     "play": ("runs", "steer the dream with the keyboard, in a browser"),
     "report": ("runs", "compare runs with published numbers, one table and figure per benchmark"),
     "compile": ("compile", "compile a run for a TPU or GPU that need not be there"),
-    "collect": ("tools", "record play as a data set for studies"),
+    "collect": ("tools", "record play as a data set, for train --data and for studies"),
     "presets": ("train", "list the named configurations"),
     "envs": ("tools", "list the environments"),
     "check-env": ("tools", "play an environment at random and list the rules it breaks"),

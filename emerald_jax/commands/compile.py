@@ -204,6 +204,7 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
 
     from emerald_jax.envs.registry import spec_of
     from emerald_jax.imagination import decode, starts_from
+    from emerald_jax.run.data import open_data
     from emerald_jax.training.devices import (
         TrainingAgent,
         abstract_batch,
@@ -212,7 +213,8 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
     )
     from emerald_jax.training.update import start_positions
 
-    agent = TrainingAgent(config, spec_of(config.env, config.envs), devices)
+    spec = open_data(config).spec if config.data else spec_of(config.env, config.envs)
+    agent = TrainingAgent(config, spec, devices)
     learner, params, replay = agent.learner, agent.shapes().params, config.replay
     positions = start_positions(replay.length, config.behavior.start_stride)
     key = jax.eval_shape(partial(jax.random.key, 0))

@@ -15,7 +15,7 @@ from emerald_jax.run.directory import read_config
 
 
 def run_collect(arguments: list[str]) -> int:
-    """Record play as a data set on which studies train."""
+    """Record play as a data set, on which ``train --data`` and studies train."""
     parser = Parser("collect")
     add, size = parser.add_argument, number(0)
     add("--env", default="", help="environment; with a run, the run's own")

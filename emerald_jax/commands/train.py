@@ -32,6 +32,10 @@ def run_train(arguments: list[str]) -> int:
         sys.stderr.write(preset_list())
         return 2
     config = parse_train(arguments)
+    if config.data:
+        from emerald_jax.run.data import with_data
+
+        config = with_data(config)
     config.validate(max(1, config.devices))
     check_run_dir(config)
     from emerald_jax.training.loop import train
@@ -55,6 +59,8 @@ def parse_train(arguments: Sequence[str]) -> Config:
     config = get_preset(positional[0]) if positional else Config()
     if wants_help:
         _print_help(config, *positional)
+    if {"env", "data"} <= {name for name, _ in settings}:
+        raise ConfigError("--data decide the environment: leave --env out")
     for name, value in settings:
         group, _, field = name.rpartition(".")
         if group:

@@ -190,6 +190,8 @@ def _find(name: str) -> tuple[str, str | Callable[[], Any]]:
     """The family of ``name``, and the game or the factory."""
     if name in _OWN:
         return "gym", _OWN[name]
+    if not name:
+        raise EnvError("there is no environment to play in: the recorded data name none")
     prefix, _, game = name.partition(":")
     if prefix not in FAMILIES:
         factory = _import_factory(prefix, game)

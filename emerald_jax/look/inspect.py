@@ -97,7 +97,8 @@ def inspect_run(
         sections[title] = partial(_metric, metrics, title, names, about)
     sections["Time"] = lambda: _time(metrics)
     steps = max((row.get("step", 0) for row in [*metrics, *episodes]), default=0)
-    subtitle = f"{config.env}, preset {config.preset}, {steps:,} environment steps"
+    played = f"recorded data {config.data}" if config.data else f"{steps:,} environment steps"
+    subtitle = f"{config.env or 'no environment'}, preset {config.preset}, {played}"
     write_atomic(out, _page(str(run), subtitle, sections).encode())
     return out
 

@@ -100,6 +100,7 @@ class StreamSampler(Sampler):
                 out.reset[slot, filled] = fresh
                 self._row[slot] = row + count
                 filled += count
+        self.replay.finish()
         return out
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,6 +160,7 @@ class WindowSampler(Sampler):
             self.replay.copy(int(env), start, out, sequence, 0, self.length)
             out.reset[sequence] = self.replay.begins(int(env), start, start + self.length)
             out.reset[sequence, 0] = True
+        self.replay.finish()
         return out
 
 

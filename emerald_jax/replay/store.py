@@ -1,5 +1,7 @@
 """The replay store: a preallocated ring of records in host memory, numpy, uint8 images.
 
+With ``replay.compress`` every image is compressed by itself (:class:`CompressedImages`).
+
 One *row* is one vector step: a record of each of E environments. Rows are numbered 0, 1, 2, … over
 the life of a run; row t is stored at index ``t % rows``, so the newest ``rows`` rows are kept. Row
 numbers stay valid after the oldest rows have been overwritten, also on disk.
@@ -19,9 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import zlib
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -43,10 +49,109 @@ COLUMNS = {
 
 #: Share of the available RAM that the store may use; the rest is for JAX, batches and workers.
 _RAM_SHARE = 0.9
+#: Size of a compressed image as a share of the plain one: the largest of four Atari games (own
+#: measurement; the others are far smaller).
+EXPECTED_SHARE = 1 / 6
+#: Bytes that Python needs for a compressed image in addition to its content.
+_OBJECT_BYTES = 48
+#: Threads that compress and decompress; zlib releases Python's lock.
+_THREADS = 4
 
 
 class ReplayError(RuntimeError):
     """The store cannot be created or used in this way; the message names the remedy."""
+
+
+class CompressedImages:
+    """Images `[rows, E, height, width, 3]` uint8, each compressed by itself, without loss.
+
+    Indexed and assigned like a NumPy array along its first two axes. Threads compress what was
+    assigned while the caller continues, and decompress what is read. Like the replay, it is used
+    from one thread; what :meth:`take` returns may be read in another.
+
+    Attributes:
+        shape, dtype: as those of an array.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, rows: int, num_envs: int, image_shape: Sequence[int]) -> None:
+        self.shape = (rows, num_envs, *image_shape)
+        blank = zlib.compress(bytes(int(np.prod(image_shape))), 1)
+        # An array of objects costs the garbage collector nothing, unlike a list.
+        self._images = np.full((rows, num_envs), blank, object)
+        self._content = rows * num_envs * len(blank)
+        self._pool = ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0))), "replay")
+        self._writing: list[tuple[Any, list[Future[bytes]]]] = []
+        self._reading: list[Future[None]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as they are held now."""
+        self._collect()
+        return self._content + self._images.size * _OBJECT_BYTES
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The images of one or two indices, decompressed."""
+        self._collect()
+        chosen = np.asarray(self._images[index], object)
+        images = np.empty((chosen.size, *self.shape[2:]), np.uint8)
+        for part in np.array_split(np.arange(chosen.size), min(_THREADS, 1 + chosen.size // 8)):
+            self._read(chosen.ravel()[part], images[part[0] : part[-1] + 1] if part.size else [])
+        self.finish()
+        return images.reshape(*chosen.shape, *self.shape[2:])
+
+    def __setitem__(self, index: Any, images: np.ndarray) -> None:
+        """Begin to compress a copy of ``images``, which are broadcast to the indices."""
+        self._collect()
+        shape = (*np.shape(self._images[index]), *self.shape[2:])
+        images = np.broadcast_to(np.asarray(images, np.uint8), shape).reshape(-1, *self.shape[2:])
+        jobs = [self._pool.submit(zlib.compress, image.tobytes(), 1) for image in images]
+        self._writing.append((index, jobs))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All images, decompressed."""
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def read(self, index: Any, out: np.ndarray) -> None:
+        """Begin to decompress images to ``out``; it is complete after :meth:`finish`."""
+        self._collect()
+        self._read(self._images[index].copy(), out)
+
+    def finish(self) -> None:
+        """Wait for what is read; zlib.error if an image has changed in memory."""
+        reading, self._reading = self._reading, []
+        for job in reading:
+            job.result()
+
+    def take(self, rows: np.ndarray, axis: int = 0) -> CompressedImages:
+        """Rows as they are now, still compressed; later assignments do not change them."""
+        self._collect()
+        taken = object.__new__(CompressedImages)
+        taken.__dict__ |= {**self.__dict__, "_writing": [], "_reading": []}
+        taken._images = self._images.take(rows, axis)
+        taken.shape = (*taken._images.shape, *self.shape[2:])
+        return taken
+
+    def _read(self, compressed: np.ndarray, out: np.ndarray) -> None:
+        self._reading.append(self._pool.submit(_decompress, compressed, out))
+
+    def _collect(self) -> None:
+        """Store what the threads have compressed."""
+        writing, self._writing = self._writing, []
+        for index, jobs in writing:
+            before = np.asarray(self._images[index], object)
+            images = np.empty(len(jobs), object)
+            images[:] = [job.result() for job in jobs]
+            self._content += sum(map(len, images)) - sum(map(len, before.flat))
+            self._images[index] = images.reshape(before.shape)[()]
+
+
+def _decompress(compressed: np.ndarray, images: np.ndarray) -> None:
+    """Decompress `[n]` to `[n, height, width, 3]`."""
+    for data, image in zip(compressed, images, strict=True):
+        plain = zlib.decompress(data, bufsize=image.size)
+        image[...] = np.frombuffer(plain, np.uint8).reshape(image.shape)
 
 
 class Replay:
@@ -56,6 +161,7 @@ class Replay:
         rows: capacity in rows, ``capacity // num_envs``.
         num_envs: environments E, records per row.
         columns: name -> `[rows, E, ...]` arrays, see :data:`COLUMNS`. Memory is mapped as it fills.
+            ``image`` may be :class:`CompressedImages`.
         written: total rows written; row ``written - 1`` is the newest.
         oldest: the oldest row still held.
         action_sizes: of a vector of actions, see ``emerald_jax/actions.py``; empty: discrete.
@@ -68,6 +174,8 @@ class Replay:
         num_envs: int,
         image_shape: Sequence[int],
         action_sizes: Sequence[int] = (),
+        *,
+        compress: bool = False,
     ) -> None:
         """Allocate the store.
 
@@ -76,6 +184,7 @@ class Replay:
             num_envs: environments E.
             image_shape: `(height, width, 3)`.
             action_sizes: :attr:`EnvSpec.action_sizes`.
+            compress: hold the images compressed, without loss.
 
         Raises:
             ReplayError: if it holds no row, or does not fit into the available RAM.
@@ -85,7 +194,7 @@ class Replay:
                 f"--replay.capacity {capacity} is less than one record for each of {num_envs} "
                 f"environments: set it to at least {max(1, num_envs)}"
             )
-        _check_fits(capacity, num_envs, image_shape, action_sizes)
+        _check_fits(capacity, num_envs, image_shape, action_sizes, compress=compress)
         self.rows = capacity // num_envs
         self.num_envs = num_envs
         self.image_shape, self.action_sizes = tuple(image_shape), tuple(action_sizes)
@@ -93,18 +202,31 @@ class Replay:
         self.columns: dict[str, np.ndarray] = {
             name: np.zeros((self.rows, num_envs, *shape), dtype)
             for name, (shape, dtype) in _values(image_shape, action_sizes).items()
+            if not (compress and name == "image")
         }
+        if compress:
+            self.columns["image"] = CompressedImages(self.rows, num_envs, image_shape)
         self._begins = np.zeros((self.rows, num_envs), np.bool_)
         self.restore(written=0, oldest=0, holes=())
 
     @staticmethod
     def nbytes_needed(
-        capacity: int, num_envs: int, image_shape: Sequence[int], action_sizes: Sequence[int] = ()
+        capacity: int,
+        num_envs: int,
+        image_shape: Sequence[int],
+        action_sizes: Sequence[int] = (),
+        *,
+        compress: bool = False,
     ) -> int:
-        """Bytes of RAM that a full store needs."""
-        values = _values(image_shape, action_sizes).values()
-        record = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in values)
-        return capacity // num_envs * num_envs * (record + 1)
+        """Bytes of RAM that a full store needs; compressed, the :data:`EXPECTED_SHARE` of it."""
+        values = _values(image_shape, action_sizes)
+        sizes = {
+            name: math.prod(shape) * np.dtype(dtype).itemsize
+            for name, (shape, dtype) in values.items()
+        }
+        if compress:
+            sizes["image"] = int(sizes["image"] * EXPECTED_SHARE) + _OBJECT_BYTES
+        return capacity // num_envs * num_envs * (sum(sizes.values()) + 1)
 
     def __len__(self) -> int:
         """Records held, over all environments."""
@@ -218,13 +340,25 @@ class Replay:
         return self._begins[np.arange(start, stop) % self.rows, env]
 
     def copy(self, env: int, start: int, out: Batch, sequence: int, at: int, count: int) -> None:
-        """Copy ``count`` held records from row ``start`` on to ``out[sequence, at:]``."""
+        """Copy ``count`` held records from row ``start`` on to ``out[sequence, at:]``.
+
+        Images are complete after :meth:`finish`.
+        """
         while count:
             index = start % self.rows
             piece = min(count, self.rows - index)
             for name, column in self.columns.items():
-                getattr(out, name)[sequence, at : at + piece] = column[index : index + piece, env]
+                target = getattr(out, name)[sequence, at : at + piece]
+                if isinstance(column, CompressedImages):
+                    column.read((slice(index, index + piece), env), target)
+                else:
+                    target[...] = column[index : index + piece, env]
             start, at, count = start + piece, at + piece, count - piece
+
+    def finish(self) -> None:
+        """Wait for the images of all :meth:`copy` so far."""
+        if isinstance(self.columns["image"], CompressedImages):
+            self.columns["image"].finish()
 
     def _close_episode(self, env: int, stop: int) -> None:
         """End the open episode of ``env``, if any, before row ``stop``."""
@@ -253,17 +387,20 @@ def _values(image_shape: Sequence[int], action_sizes: Sequence[int]) -> dict[str
     return {name: (shapes.get(name, ()), dtype) for name, dtype in dtypes.items()}
 
 
-def _check_fits(capacity: int, num_envs: int, *shapes: Sequence[int]) -> None:
+def _check_fits(
+    capacity: int, num_envs: int, *shapes: Sequence[int], compress: bool = False
+) -> None:
     """Refuse a store that would not fit into the available RAM once it is full."""
-    needed = Replay.nbytes_needed(capacity, num_envs, *shapes)
+    needed = Replay.nbytes_needed(capacity, num_envs, *shapes, compress=compress)
     allowed = int(_RAM_SHARE * available_bytes())
     if needed <= allowed:
         return
-    per_row = Replay.nbytes_needed(num_envs, num_envs, *shapes)
+    per_row = Replay.nbytes_needed(num_envs, num_envs, *shapes, compress=compress)
     fits = allowed // per_row * num_envs
+    way_out = "" if compress else ", or --replay.compress"
     raise ReplayError(
         f"a replay of {capacity} records needs {needed / 2**30:.1f} GiB of RAM and "
-        f"{allowed / 2**30:.1f} GiB are available: set --replay.capacity to {fits} or less"
+        f"{allowed / 2**30:.1f} GiB are available: set --replay.capacity to {fits} or less{way_out}"
     )
 
 

@@ -90,7 +90,7 @@ def _read_run(path: Path, config: Config, label: str) -> RunFacts:
     complete = [row for row in rows if is_whole_row(row)]
     last = [row.get("step", 0) for row in (*rows[-1:], *read_rows(path / METRICS_FILE)[-1:])]
     resumes = {row.get("step") for row in read_rows(path / RESUMES_FILE)}
-    exact = config.env.partition(":")[0] in _EXACT
+    exact = bool(config.data) or config.env.partition(":")[0] in _EXACT
     return RunFacts(
         path=path,
         config=config,
@@ -122,6 +122,11 @@ def _labels(configs: Sequence[Config]) -> list[str]:
         number = known.index(settings) + 1
         labels.append(label if number == 1 else f"{label} ({number})")
     return labels
+
+
+def world_of(config: Config) -> str:
+    """The name of a run's environment, or of its data where these name none."""
+    return config.env or config.data
 
 
 def changed_settings(config: Config) -> dict[str, Any]:
@@ -181,6 +186,8 @@ def deviations_of(
         found.append(f"{result['episodes']} of {episodes} episodes")
     if result["mode"] != "sample":
         found.append("likeliest action")
+    if result.get("data"):
+        found.append("trained on recorded data")
     if result.get("left_out"):
         found.append(f"{result['left_out']} episodes left out")
     return tuple(found)

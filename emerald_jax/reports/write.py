@@ -39,7 +39,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
         }.get(title, plain)
         parts.append(f"## {title}\n\n{write(section, out)}")
     lines = [
-        f"- `{run.path}`: {run.config.env}, {run.label.removeprefix('ours: ')}, seed "
+        f"- `{run.path}`: {runs.world_of(run.config)}, {run.label.removeprefix('ours: ')}, seed "
         f"{run.config.seed}, {run.env_steps:,} of {run.config.steps:,} steps, "
         f"{len(run.episodes):,} training episodes, {len(run.evaluations)} evaluations\n"
         for run in read
@@ -54,7 +54,7 @@ def _sections(read: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
     found: dict[str, list[RunFacts]] = {"Crafter": [], "Atari 100k": []}
     for run in read:
         family, _, game = run.config.env.partition(":")
-        title = "Crafter" if run.config.env == "crafter" else run.config.env
+        title = "Crafter" if run.config.env == "crafter" else runs.world_of(run.config)
         if benchmark := curves.benchmark_of(run.config):
             title = benchmark.title
         elif family == "atari" and game in atari.games():
@@ -131,7 +131,7 @@ def _returns(read: list[RunFacts], out: Path, random_episodes: int) -> str:
     chance = runs.chance_before_training(read)
     if random_episodes:
         chance = runs.chance_played(read[0], random_episodes)
-    env, ours = read[0].config.env, runs.entries(read, chance)
+    env, ours = runs.world_of(read[0].config), runs.entries(read, chance)
     curves: dict[str, list] = {}
     for run in read:
         points = np.array([(row["step"], row["score"]) for row in run.episodes], float)

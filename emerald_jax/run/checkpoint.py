@@ -14,7 +14,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -49,6 +50,11 @@ if TYPE_CHECKING:
     from emerald_jax.run.recordings import ReplayFiles
 
 _log = logging.getLogger(__name__)
+
+#: Seconds until the next attempt after a save that failed, for example on a full disk.
+RETRY_S = 60.0
+#: Share of the interval that the first save is expected to take; later ones are measured.
+EXPECTED = 0.1
 
 _STATE = "state"
 _ASIDE = "aside"
@@ -289,6 +295,39 @@ class Store(AbstractContextManager):
         if wrong := dict(known.items() ^ found.items()):
             raise DamagedError(f"{min(wrong)} is not the array that was saved")
         return leaves
+
+
+class SaveClock:
+    """Keeps checkpoints on disk at most one interval apart.
+
+    A checkpoint counts from the moment its writing has ended, but its content is as old as the
+    start of the writing. So the next one starts earlier by the time that the last one took to
+    write, but by half the interval at most, or a slow disk would be written to without pause.
+    """
+
+    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """The first checkpoint is to be on disk ``interval_s`` seconds from now."""
+        self._interval, self._clock = interval_s, clock
+        self._took = EXPECTED * interval_s
+        self.begun()
+
+    def begun(self) -> None:
+        """A save begins now."""
+        self._begun = self._clock()
+        self._due = self._begun + self._interval - min(self._took, self._interval / 2)
+
+    def ended(self, well: bool) -> None:
+        """The last save has ended, successfully or not."""
+        now = self._clock()
+        if well:
+            self._took = now - self._begun
+            self._due = self._begun + self._interval - min(self._took, self._interval / 2)
+        else:
+            self._due = now + min(self._interval, RETRY_S)
+
+    def due(self) -> bool:
+        """Whether a save should begin."""
+        return self._clock() > self._due
 
 
 def _check_directory(directory: Path, read_only: bool) -> None:

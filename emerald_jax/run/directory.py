@@ -45,6 +45,8 @@ PICTURES_DIR = "pictures"
 TENSORBOARD_DIR = "tensorboard"
 CHECKPOINTS_DIR = "checkpoints"
 REPLAY_DIR = "replay"
+#: The manifest of a data set that ``emerald-jax collect`` writes, and that of an export.
+DATASET_FILE, EXPORT_FILE = "dataset.json", "export.json"
 #: In each checkpoint: JSON with the keys ``step``, ``leaves``, ``run`` and ``replay``.
 METADATA_FILE = "metadata.json"
 
@@ -56,7 +58,7 @@ FREE = (
     *("preset", "steps", "max_minutes", "train_ratio", "seed", "logdir", "devices"),
     *("envs.workers", "envs.processes", "envs.worker_timeout", "envs.max_worker_failures"),
     *("model.dropout", "model.dtype", "model.remat", "model.unimix"),
-    *("replay.best_of", "replay.capacity", "replay.prefill"),
+    *("replay.best_of", "replay.capacity", "replay.compress", "replay.prefill"),
     *("loss.*", "behavior.*", "optim.*", "log.*"),
 )
 
@@ -265,7 +267,8 @@ def _flatten(config: Config) -> dict[str, Any]:
 def run_dir(config: Config) -> Path:
     """The directory of ``config``'s run: ``config.logdir``, or runs/PRESET-SEED.
 
-    With another environment than the preset's it is runs/PRESET-ENV-SEED.
+    With another environment than the preset's it is runs/PRESET-ENV-SEED, with recorded data
+    runs/PRESET-DATA-SEED, where DATA is the last part of their name.
     """
     # Imported here, so that loading an agent does not need it.
     from emerald_jax.presets import PRESETS
@@ -273,8 +276,9 @@ def run_dir(config: Config) -> Path:
     if config.logdir:
         return Path(config.logdir).expanduser()
     parts = [config.preset, str(config.seed)]
-    if config.preset in PRESETS and config.env != PRESETS[config.preset][1].env:
-        parts.insert(1, re.sub(r"[^A-Za-z0-9._]+", "-", config.env).strip("-."))
+    name = Path(config.data).expanduser().resolve().name if config.data else config.env
+    if config.preset in PRESETS and name != PRESETS[config.preset][1].env:
+        parts.insert(1, re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-."))
     return Path("runs", "-".join(parts))
 
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from emerald_jax.replay import COLUMNS, Replay, ReplayError
 from emerald_jax.run.directory import (
+    DATASET_FILE,
     REPLAY_DIR,
     CheckpointError,
     DamagedError,
@@ -44,7 +45,6 @@ _CHUNK_BYTES = 32 * 2**20
 #: A last chunk smaller than this share of a full one is merged with the rows that follow it, so
 #: that frequent checkpoints do not leave thousands of files.
 _SMALL = 0.25
-DATASET_FILE = "dataset.json"
 FORMAT = 1
 
 
@@ -199,7 +199,8 @@ class ReplayFiles:
     def _write(self, rows: dict[str, np.ndarray], start: int, stop: int) -> dict[str, Any]:
         """One chunk file; returns its entry in a manifest."""
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **rows)
+        plain = isinstance(rows["image"], np.ndarray)
+        (np.savez if plain else np.savez_compressed)(buffer, allow_pickle=False, **rows)
         # Release the view before the buffer: Python 3.13 raises if a write failed in between.
         with buffer.getbuffer() as data:
             found, size = sha256(data).hexdigest(), len(data)
@@ -237,9 +238,9 @@ def _chunk_rows(replay: Replay) -> int:
 
 
 def _copy_rows(replay: Replay, start: int, stop: int) -> dict[str, np.ndarray]:
-    """A copy, so that the ring buffer may advance while it is written."""
+    """A copy, so that the ring buffer may advance while it is written; images may be compressed."""
     index = np.arange(start, stop) % replay.rows
-    return {name: column[index] for name, column in replay.columns.items()}
+    return {name: column.take(index, axis=0) for name, column in replay.columns.items()}
 
 
 class Clip(NamedTuple):
@@ -444,8 +445,8 @@ def refuse_dataset(folder: Path) -> None:
         raise ReplayError(f"{folder} is a file: choose another --out")
 
 
-def read_dataset(folder: str | Path) -> DataSet:
-    """Load a data set; every chunk is checked against its digest.
+def read_dataset(folder: str | Path, into: Replay | None = None) -> DataSet:
+    """Load a data set, into an empty replay of its size; every chunk is checked by its digest.
 
     Raises ReplayError if there is none, another version wrote it, or a chunk is missing or changed.
     """
@@ -460,8 +461,11 @@ def read_dataset(folder: str | Path) -> DataSet:
         raise ReplayError(f"{folder / DATASET_FILE} cannot be read: {error}") from error
     if found != FORMAT:
         raise ReplayError(f"{folder} is a data set of format {found}, this version reads {FORMAT}")
-    shapes = (manifest["image_shape"], manifest.get("action_sizes", ()))
-    replay = Replay(rows * count, count, *shapes)
+    if into is None:
+        into = Replay(
+            rows * count, count, manifest["image_shape"], manifest.get("action_sizes", ())
+        )
+    replay = into
     with closing(ReplayFiles(folder)) as files:
         lost = files.load(manifest, replay)
     if lost:

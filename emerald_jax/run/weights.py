@@ -26,6 +26,7 @@ from emerald_jax.config import Config
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.run.checkpoint import Store, describe, load_tree, named_leaves, nest, save_tree
 from emerald_jax.run.directory import (
+    EXPORT_FILE,
     CheckpointError,
     DamagedError,
     check_sums,
@@ -39,7 +40,6 @@ from emerald_jax.run.directory import (
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.types import Params
 
-EXPORT_FILE = "export.json"
 WEIGHTS_DIR = "weights"
 Dtype = Literal["float32", "bfloat16"]
 
@@ -68,7 +68,12 @@ def load(
     source = Path(source).expanduser()
     config = config or read_config(source)
     prepare_jax()
-    spec = spec_of(config.env, config.envs)
+    if config.data:  # the environment may not be installed, or there may be none
+        from emerald_jax.run.data import recorded_spec
+
+        spec = recorded_spec(source, config, checkpoint)
+    else:
+        spec = spec_of(config.env, config.envs)
     learner = build_learner(config, spec.actions)
     params, updates, metadata = read_weights(source, learner, checkpoint)
     if device is not None:
@@ -151,6 +156,7 @@ def export_weights(
     config = read_config(run)
     found = Store(run, read_only=True).read("state/params", checkpoint)
     metadata = {"step": found.step, "env_steps": found.metadata.get("env_steps")}
+    metadata["spec"] = found.metadata.get("spec")  # of what recordings show: no environment has it
     return write_weights(target, found.tree, config, metadata | {"source": str(run)}, dtype=dtype)
 
 

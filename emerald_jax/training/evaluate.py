@@ -77,6 +77,8 @@ def evaluate_run(
         played = tuple(play_episodes(env, episodes, player, watch, max_steps=max_steps))
     protocol = {"env_steps": agent.env_steps, "preset": config.preset}
     protocol |= {"train_seed": config.seed, "seed": seed, **play_protocol(config, agent.spec)}
+    if config.data:
+        protocol["data"] = config.data  # no benchmark's protocol allows other experience
     return report_of(config.env, agent.updates, mode, played, protocol)
 
 
@@ -133,5 +135,6 @@ def facts_of(config: Config, policy: str, seed: int, steps: int) -> dict[str, An
         "steps": steps,
         "num_actions": spec.num_actions,
         "action_sizes": list(spec.action_sizes),
+        "action_names": list(spec.action_names),
         "image_shape": list(spec.image_shape),
     }

@@ -6,6 +6,9 @@
    and fetch the next batch while they compute;
 4. collect the environments' replies, store and log them.
 
+A run on recorded data (``data``) has no environment: its replay is filled before the first step, a
+vector step only counts ``envs.count`` steps, and so ``train_ratio`` and ``steps`` set the updates.
+
 Everything that decides the future is in a checkpoint; keys are derived from counters.
 """
 
@@ -15,7 +18,6 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,13 @@ import numpy as np
 
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
-from emerald_jax.envs.base import EnvSpec, VectorEnv, VectorStep, check_same_spec
+from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv, VectorStep, check_same_spec
 from emerald_jax.envs.playing import play_episodes
-from emerald_jax.envs.registry import make_vector_env, spec_of
+from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.process import StoppedError, StopSignals
 from emerald_jax.replay import Replay, make_sampler
-from emerald_jax.run.checkpoint import Store
+from emerald_jax.run.checkpoint import SaveClock, Store
+from emerald_jax.run.data import experience, with_data
 from emerald_jax.run.directory import (
     PACE,
     CheckpointError,
@@ -60,10 +63,6 @@ from emerald_jax.training.narrator import Narrator
 INTERRUPTED = 75
 #: Counters of :class:`Loop` in a checkpoint.
 COUNTERS = ("env_steps", "updates", "vector_steps")
-#: Seconds until the next attempt after a save that failed, for example on a full disk.
-RETRY_S = 60.0
-#: Share of the interval that the first save is expected to take; later ones are measured.
-EXPECTED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +77,7 @@ class RunResult:
         seconds: wall time of this process' part of the run.
         stopped: ``steps``, ``minutes`` or the name of the signal.
         evaluation: the final evaluation, or None.
+        data: the recorded data that the run trained on; empty where it played.
     """
 
     logdir: Path
@@ -87,6 +87,7 @@ class RunResult:
     seconds: float
     stopped: str
     evaluation: EvalReport | None = None
+    data: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -95,8 +96,9 @@ class RunResult:
 
     def __str__(self) -> str:
         score = "no episode ended" if math.isnan(self.score) else f"return {self.score:.2f}"
-        head = f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps"
-        head += f" and {self.updates:,} updates in {self.seconds:.0f} s"
+        played = f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps"
+        head = f"trained on {self.data}:" if self.data else played
+        head += f"{'' if self.data else ' and'} {self.updates:,} updates in {self.seconds:.0f} s"
         if self.evaluation is not None:
             score, error = self.evaluation.score, self.evaluation.error
             count = len(self.evaluation.episodes)
@@ -104,7 +106,9 @@ class RunResult:
             head += f"return {score:.2f} ± {error:.2f} over {count} episodes"
         if self.exit_code:
             return f"{head}\nstopped by {self.stopped}; the same command continues the run"
-        return f"{head}\nthe run is in {self.logdir}\ntry next: emerald-jax eval {self.logdir}"
+        dream = f"dream {self.logdir} --out dream.mp4"
+        command = dream if self.data and self.evaluation is None else f"eval {self.logdir}"
+        return f"{head}\nthe run is in {self.logdir}\ntry next: emerald-jax {command}"
 
 
 def train(config: Config) -> RunResult:
@@ -117,7 +121,7 @@ def train(config: Config) -> RunResult:
         :class:`RunResult`.
 
     Raises:
-        ConfigError: settings that cannot work, or a run directory that is not ours.
+        ConfigError: settings that cannot work, data or a run directory that are not ours.
         EnvError: the environment is unknown, missing or broken.
         ReplayError: the replay does not fit into memory.
         CheckpointError: the run directory is in use, unwritable, or its checkpoints do not fit.
@@ -127,11 +131,10 @@ def train(config: Config) -> RunResult:
     began = time.monotonic()
     with StopSignals() as signals, ExitStack() as parts:
         devices = training_devices(config)
+        config = with_data(config)
         config.validate(len(devices))
         logdir = check_run_dir(config)
-        spec = spec_of(config.env, config.envs)
-        size = (config.replay.capacity, config.envs.count)
-        replay = Replay(*size, spec.image_shape, spec.action_sizes)
+        spec, replay, recorded = experience(config, logdir)
         agent, weights = TrainingAgent(config, spec, devices), None
         if config.init_from and not saved_steps(logdir):
             # Before anything is written or compiled: the weights may not fit.
@@ -147,11 +150,14 @@ def train(config: Config) -> RunResult:
         loop, stopped, evaluation = None, "", None
         try:
             narrator.introduce(agent, spec)
+            for _ in recorded:
+                signals.check()
             signals.check()
             store = parts.enter_context(Store(logdir, config.log.keep))
             seeds = {"seed": config.seed, "generation": _generation(store, spec)}
-            env = make_vector_env(config.env, config.envs, **seeds)
-            parts.enter_context(closing(env))
+            env = None if config.data else make_vector_env(config.env, config.envs, **seeds)
+            if env:
+                parts.enter_context(closing(env))
             signals.check()
             for name, trace in agent.programs().items():
                 agent.compile(name, trace())
@@ -172,7 +178,8 @@ def train(config: Config) -> RunResult:
             raise out_of_memory(config, devices[0], agent.memory) from error
         steps, updates = (loop.env_steps, loop.updates) if loop else (0, 0)
         seconds = time.monotonic() - began
-        result = RunResult(logdir, log.mean_score, steps, updates, seconds, stopped, evaluation)
+        counts = (logdir, log.mean_score, steps, updates, seconds)
+        result = RunResult(*counts, stopped, evaluation, config.data)
         log.result(str(result))
         return result
 
@@ -206,13 +213,16 @@ class Loop:
         self,
         config: Config,
         agent: TrainingAgent,
-        env: VectorEnv,
+        env: VectorEnv | None,
         replay: Replay,
         narrator: Narrator,
         store: Store,
         signals: StopSignals,
     ) -> None:
-        """Restore the newest checkpoint, or start a new run; ``agent`` is compiled."""
+        """Restore the newest checkpoint, or start a new run; ``agent`` is compiled.
+
+        ``env`` is None where the replay holds recorded data.
+        """
         self.config, self.agent, self.env, self.replay = config, agent, env, replay
         self.narrator, self.store, self.signals = narrator, store, signals
         self.began, self.logdir, self.generation = time.monotonic(), narrator.logdir, 0
@@ -243,15 +253,23 @@ class Loop:
         return stopped
 
     def vector_step(self) -> None:
-        """One step of all environments and the updates that go with it."""
-        self.env.step_async(self._actions())
+        """One step of all environments, if there are any, and the updates that go with it."""
+        if self.env is None:
+            with self.narrator.timed("device_wait"):
+                self.check()
+        else:
+            self.env.step_async(self._actions())
         while self.pace.owes(self.env_steps, self.updates):
             self._update()
-        with self.narrator.timed("env_wait"):
-            self.record = self.env.step_wait()
         self.vector_steps += 1
-        self.env_steps += self.record.env_steps
-        self.remember(self.record)
+        if self.env is None:
+            self.env_steps += self.config.envs.count
+            self.store.advance(self.replay)
+        else:
+            with self.narrator.timed("env_wait"):
+                self.record = self.env.step_wait()
+            self.env_steps += self.record.env_steps
+            self.remember(self.record)
         self.narrator.progress(self.env_steps, self.updates)
         ended = self.store.poll()
         if ended is not None:
@@ -260,12 +278,22 @@ class Loop:
             self.save()
 
     def evaluate(self) -> EvalReport | None:
-        """The final evaluation in the run's own environments, if there is one; logs its row."""
-        if not self.config.log.eval_episodes or not self.updates:
+        """The final evaluation in the run's environments, if there is one; logs its row."""
+        config, episodes = self.config, self.config.log.eval_episodes
+        if not episodes or not self.updates or not config.env:
             return None
-        player, episodes = self.agent.evaluator(self.updates), self.config.log.eval_episodes
-        played = play_episodes(self.env, episodes, player, lambda record: self.signals.check())
-        report = report_of(self.env.spec.name, self.updates, "sample", tuple(played), {})
+        player, env = self.agent.evaluator(self.updates), self.env
+        with ExitStack() as opened:
+            if env is None:  # recorded in an environment that may be installed
+                try:
+                    env = make_vector_env(config.env, config.envs, seed=config.seed)
+                    opened.enter_context(closing(env))
+                    check_same_spec(self.agent.spec, env.spec)
+                except EnvError as error:
+                    self.narrator.say(f"not evaluated: {error}")
+                    return None
+            played = play_episodes(env, episodes, player, lambda record: self.signals.check())
+            report = report_of(config.env, self.updates, "sample", tuple(played), {})
         if not report.episodes:  # faults cut all of them short
             return None
         self.narrator.evaluation(self.env_steps, report)
@@ -274,14 +302,17 @@ class Loop:
     def save(self) -> bool:
         """Start writing a checkpoint; False, without an error, where the disk is full."""
         self.check()
-        spec = self.env.spec
+        spec = self.agent.spec
+        saved = {
+            "num_actions": spec.num_actions,
+            "image_shape": list(spec.image_shape),
+            "action_sizes": list(spec.action_sizes),
+        }
+        if self.config.data:
+            saved["action_names"] = list(spec.action_names)
         metadata = {
             **{name: getattr(self, name) for name in (*COUNTERS, "generation")},
-            "spec": {
-                "num_actions": spec.num_actions,
-                "image_shape": list(spec.image_shape),
-                "action_sizes": list(spec.action_sizes),
-            },
+            "spec": saved,
             "sampler": self.sampler.state_dict(),
             "random": self.random.bit_generator.state,
             "pending": self.pending is not None,
@@ -296,9 +327,9 @@ class Loop:
             self.clock.ended(False)
         return begun
 
-    def begin(self) -> VectorStep:
-        """The first records: those of the newest valid checkpoint, or first frames."""
-        first = self.env.reset()
+    def begin(self) -> VectorStep | None:
+        """The first records, if any: those of the newest valid checkpoint, or first frames."""
+        first = self.env.reset() if self.env else None
         if self.store.steps():
             restored = self.store.restore(self._tree(), self.replay)
             self._continue(restored.tree, restored.metadata)
@@ -308,7 +339,8 @@ class Loop:
             if self.config.init_from:
                 self.narrator.say(f"starts from the weights of {self.config.init_from}")
             self._rewind_log()
-        self.remember(first)
+        if self.env:
+            self.remember(first)
         return first
 
     def stage(self, batch: Any) -> None:
@@ -368,7 +400,7 @@ class Loop:
         """One row of metrics, each update's at most once; waits for the update in flight."""
         if self.metrics is not None:
             metrics = {**self.metrics, "train/skipped": self.agent.state.skipped}
-            self.narrator.metrics(self.env_steps, self.updates, metrics, self.env.spec)
+            self.narrator.metrics(self.env_steps, self.updates, metrics, self.agent.spec)
         self.metrics = None
 
     def _picture(self) -> None:
@@ -430,40 +462,8 @@ class Loop:
     def _tree(self) -> dict[str, Any]:
         """Every array that decides the future, independent of the number of devices."""
         pending = self.pending or self.agent.blank_batch()
-        return {**self.agent.tree(), "pending": pending, "env": self.env.get_state() or {}}
-
-
-class SaveClock:
-    """Keeps checkpoints on disk at most one interval apart.
-
-    A checkpoint counts from the moment its writing has ended, but its content is as old as the
-    start of the writing. So the next one starts earlier by the time that the last one took to
-    write, but by half the interval at most, or a slow disk would be written to without pause.
-    """
-
-    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """The first checkpoint is to be on disk ``interval_s`` seconds from now."""
-        self._interval, self._clock = interval_s, clock
-        self._took = EXPECTED * interval_s
-        self.begun()
-
-    def begun(self) -> None:
-        """A save begins now."""
-        self._begun = self._clock()
-        self._due = self._begun + self._interval - min(self._took, self._interval / 2)
-
-    def ended(self, well: bool) -> None:
-        """The last save has ended, successfully or not."""
-        now = self._clock()
-        if well:
-            self._took = now - self._begun
-            self._due = self._begun + self._interval - min(self._took, self._interval / 2)
-        else:
-            self._due = now + min(self._interval, RETRY_S)
-
-    def due(self) -> bool:
-        """Whether a save should begin."""
-        return self._clock() > self._due
+        env = self.env.get_state() if self.env else None
+        return {**self.agent.tree(), "pending": pending, "env": env or {}}
 
 
 class Pace:

@@ -51,16 +51,24 @@ class Narrator:
         """Print what will be trained, on which devices, and the size of networks and replay."""
         config, devices = self._config, agent.devices
         where = f"{len(devices)} x {devices[0].device_kind}"
-        self.say(f"run {self.logdir}: {config.env}, {config.steps:,} steps, {where}")
+        played = f"{config.env}, {config.steps:,} steps"
+        recorded = f"{config.data}, {config.total_updates:,} updates"
+        self.say(f"run {self.logdir}: {recorded if config.data else played}, {where}")
         counts = count_parameters(agent.shapes().params)
         parts = ", ".join(f"{name} {count:,}" for name, count in counts.items() if name != "total")
         self.say(f"{counts['total']:,} parameters: {parts}")
-        if notice := endless_notice(spec):
+        if not config.data and (notice := endless_notice(spec)):
             self.say(notice)
-        capacity = config.replay.capacity
-        shapes = (spec.image_shape, spec.action_sizes)
-        size = Replay.nbytes_needed(capacity, config.envs.count, *shapes)
-        self.say(f"replay of {capacity:,} records, {size / 1e9:.2f} GB when full")
+        rows, compress = self._replay.rows, config.replay.compress
+        # Data fill the replay; without them it may have up to E - 1 records less than its capacity.
+        records = rows * self._replay.num_envs if config.data else config.replay.capacity
+        size = (records, self._replay.num_envs, spec.image_shape, spec.action_sizes)
+        plain = Replay.nbytes_needed(*size)
+        text = f"{plain / 1e9:.2f} GB when full"
+        if compress:
+            expected = Replay.nbytes_needed(*size, compress=True)
+            text = f"about {expected / 1e9:.2f} GB when full, compressed ({plain / 1e9:.2f} plain)"
+        self.say(f"replay of {records:,} records, {text}")
 
     def compiled(self, agent: TrainingAgent) -> None:
         """Print the compile time and the memory of an update."""
@@ -93,10 +101,16 @@ class Narrator:
             "speed/env_steps_per_s": (env_steps - steps) / seconds,
             **{f"speed/{part}_share": part_s / seconds for part, part_s in spent.items()},
             "replay/records": float(len(self._replay)),
+            **self._compressed(),
             "train/updates": float(updates),
             **real_play(self._replay, spec),
         }
         self._write(self._logger.scalars, env_steps, values)
+
+    def _compressed(self) -> dict[str, float]:
+        """The memory of compressed images; empty where they are plain."""
+        image = self._replay.columns["image"]
+        return {} if isinstance(image, np.ndarray) else {"replay/image_bytes": float(image.nbytes)}
 
     def evaluation(self, env_steps: int, report: EvalReport) -> None:
         """The row of a run's final evaluation."""

@@ -19,14 +19,18 @@ LENGTHS = [[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]]
 TREE = {"x": np.arange(5.0)}
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    """16 rows a chunk, so that small replays have many."""
+STORE = {"compress": False}
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["plain", "compressed"])
+def small_chunks(request, monkeypatch):
+    """16 rows a chunk, so that small replays have many; both kinds of stores."""
     monkeypatch.setattr(recordings, "_chunk_rows", lambda replay: 16)
+    monkeypatch.setitem(STORE, "compress", request.param)
 
 
 def make_replay(rows: int = 100) -> Replay:
-    return Replay(3 * rows, 3, SHAPE)
+    return Replay(3 * rows, 3, SHAPE, **STORE)
 
 
 def assert_same(a: Replay, b: Replay) -> None:

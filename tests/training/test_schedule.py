@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from emerald_jax.presets import get_preset
-from emerald_jax.training.loop import RETRY_S, Pace, SaveClock
+from emerald_jax.run.checkpoint import RETRY_S, SaveClock
+from emerald_jax.training.loop import Pace
 
 
 class Time:

@@ -1,0 +1,260 @@
+"""Recorded data as a run reads them: collected play, folders of videos, Minari data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import imageio
+import numpy as np
+import pytest
+
+from emerald_jax.config import Config, ConfigError, EnvsConfig
+from emerald_jax.envs.base import EnvError
+from emerald_jax.envs.gym import resize_area
+from emerald_jax.replay import COLUMNS, Replay
+from emerald_jax.run.data import open_data, with_data
+from emerald_jax.run.directory import run_dir
+from emerald_jax.run.recordings import write_dataset
+from tests.replay_world import World, fill
+
+SIZE = 16
+FACTS = {"env": "gymnax:Catch-bsuite", "num_actions": 5, "action_names": [*"abcde"]}
+
+
+def settings(data, size: int = SIZE, **envs) -> Config:
+    return Config(data=str(data), envs=EnvsConfig(image_size=size, **envs))
+
+
+def read(config: Config) -> Replay:
+    data = open_data(config)
+    replay = Replay(data.rows * data.num_envs, data.num_envs, data.spec.image_shape)
+    list(data.fill(replay))
+    return replay
+
+
+def film(path, frames: int, side: int = 32) -> None:
+    """A film whose frame ``n`` is grey of level ``10 n``."""
+    with imageio.get_writer(path, fps=30, macro_block_size=1, quality=10) as writer:
+        for level in range(frames):
+            writer.append_data(np.full((side, side, 3), 10 * level, np.uint8))
+
+
+def levels(replay: Replay) -> list[int]:
+    """The frame of its film that each record shows."""
+    return np.rint(replay.columns["image"][:, 0].mean((1, 2, 3)) / 10).astype(int).tolist()
+
+
+@pytest.fixture
+def collected(tmp_path):
+    replay = Replay(60, 3, (2, 2, 3))
+    fill(replay, World([[4, 7], [3], [25]]), 20)
+    write_dataset(tmp_path / "d", replay, FACTS)
+    return tmp_path / "d", replay
+
+
+def test_collected_play_comes_back_bit_for_bit(collected):
+    folder, replay = collected
+    data, found = open_data(settings(folder, 2)), read(settings(folder, 2))
+    assert (data.env, data.spec.num_actions, data.spec.action_names) == (
+        "gymnax:Catch-bsuite",
+        5,
+        ("a", "b", "c", "d", "e"),
+    )
+    for name in COLUMNS:
+        np.testing.assert_array_equal(found.columns[name], replay.columns[name])
+    assert found.num_episodes == replay.num_episodes
+
+
+def test_collected_images_are_resized_and_nothing_else_changes(collected):
+    folder, replay = collected
+    found = read(settings(folder))
+    assert found.columns["image"].shape == (20, 3, SIZE, SIZE, 3)
+    expected = np.rint(resize_area(replay.columns["image"][7, 1], SIZE))
+    np.testing.assert_array_equal(found.columns["image"][7, 1], expected)
+    for name in COLUMNS.keys() - {"image"}:
+        np.testing.assert_array_equal(found.columns[name], replay.columns[name])
+    assert found.num_episodes == replay.num_episodes
+
+
+def test_the_run_is_named_after_its_data(tmp_path, monkeypatch):
+    folder = tmp_path / "my videos"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for data, name in ((".", "my-videos"), (folder, "my-videos"), ("minari:own/a-v0", "a-v0")):
+        config = dataclasses.replace(settings(data), preset="tiny")
+        assert run_dir(config).name == f"tiny-{name}-0"
+
+
+def test_data_decide_the_environment(collected, tmp_path):
+    assert with_data(settings(collected[0])).env == "gymnax:Catch-bsuite"
+    film(tmp_path / "a.mp4", 3)
+    assert with_data(settings(tmp_path)).env == ""
+    assert with_data(Config(env="crafter")).env == "crafter"
+
+
+def test_videos_without_tables_have_one_action(tmp_path):
+    film(tmp_path / "a.mp4", 4)
+    film(tmp_path / "b.mp4", 3)
+    data, replay = open_data(settings(tmp_path)), read(settings(tmp_path))
+    assert (data.spec.num_actions, data.spec.action_names) == (1, ("none",))
+    assert levels(replay) == [0, 1, 2, 3, 0, 1, 2]
+    assert replay.columns["action"][:, 0].tolist() == [-1, 0, 0, 0, -1, 0, 0]
+    assert np.flatnonzero(replay.columns["is_last"]).tolist() == [3, 6]
+    assert not replay.columns["is_terminal"].any()
+    assert not replay.columns["reward"].any()
+
+
+TABLE = """action, reward, terminal
+left, 1, 0
+right, 2, 0
+stay, 4, 1
+left, 8, 0
+right, 16, 0
+"""
+
+
+def test_the_action_of_a_row_leads_to_the_next_frame(tmp_path):
+    film(tmp_path / "a.mp4", 6)
+    (tmp_path / "a.csv").write_text(TABLE)
+    data, replay = open_data(settings(tmp_path)), read(settings(tmp_path))
+    assert data.spec.action_names == ("left", "right", "stay")
+    assert levels(replay) == [0, 1, 2, 3, 4, 5]
+    # Frame 3 ends the world: the action taken in it leads nowhere, frame 4 is a first one.
+    assert replay.columns["action"][:, 0].tolist() == [-1, 0, 1, 2, -1, 1]
+    assert replay.columns["reward"][:, 0].tolist() == [0, 1, 2, 4, 0, 16]
+    assert replay.columns["is_first"][:, 0].tolist() == [True, False, False, False, True, False]
+    assert replay.columns["is_terminal"][:, 0].tolist() == [False] * 3 + [True, False, False]
+    assert replay.columns["is_last"][:, 0].tolist() == [False] * 3 + [True, False, True]
+
+
+def test_skipped_frames_keep_their_rewards_and_the_end(tmp_path):
+    film(tmp_path / "a.mp4", 6)
+    (tmp_path / "a.csv").write_text(TABLE)
+    replay = read(settings(tmp_path, frame_skip=2))
+    # Episodes 0 … 3 and 4, 5: every second frame, and the terminal one.
+    assert levels(replay) == [0, 2, 3, 4]
+    assert replay.columns["action"][:, 0].tolist() == [-1, 0, 2, -1]
+    assert replay.columns["reward"][:, 0].tolist() == [0, 3, 4, 0]
+    assert replay.columns["is_terminal"][:, 0].tolist() == [False, False, True, False]
+
+
+def test_actions_that_are_numbers_keep_them(tmp_path):
+    film(tmp_path / "a.mp4", 4)
+    (tmp_path / "a.csv").write_text("action\n0\n4\n2\n1\n")  # a row for the last frame too
+    data, replay = open_data(settings(tmp_path)), read(settings(tmp_path))
+    assert (data.spec.num_actions, data.spec.action_names) == (5, ())
+    assert replay.columns["action"][:, 0].tolist() == [-1, 0, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "is no folder: give one that emerald-jax collect wrote"),
+        ({}, r"holds neither dataset.json nor \.mp4"),
+        ({"dataset.json": "{}"}, "dataset.json cannot be read: 'replay'"),
+        ({"a.mp4": "no film"}, "a.mp4 cannot be read as a video: .*Invalid data"),
+        ({"a.mp4": 1}, "fewer than two frames"),
+        ({"a.mp4": 3, "b.mp4": 3, "a.csv": "action\n0\n1\n"}, "b.csv is missing: give every video"),
+        ({"a.mp4": 3, "a.csv": "action\n0\n"}, "a.csv has 1 rows and a.mp4 3 frames"),
+        ({"a.mp4": 3, "a.csv": "key\n0\n1\n"}, "line 2: no action; the header must name action"),
+        ({"a.mp4": 3, "a.csv": "action,reward\n0,x\n1,0\n"}, "line 2: reward is 'x'"),
+        ({"a.mp4": 3, "a.csv": "action,reward\n0,nan\n1,0\n"}, "must be finite"),
+    ],
+)
+def test_other_data_are_refused_in_one_line(tmp_path, files, message):
+    folder = tmp_path / "d"
+    if files is not None:
+        folder.mkdir()
+    for name, content in (files or {}).items():
+        if isinstance(content, int):
+            film(folder / name, content)
+        else:
+            (folder / name).write_text(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        open_data(settings(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def minari(tmp_path, monkeypatch):
+    """A function that writes a data set of two episodes; skipped without the package."""
+    package = pytest.importorskip("minari", reason="the extra `minari` is not installed")
+    pytest.importorskip("h5py")
+    from gymnasium.spaces import Box, Discrete
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+
+    def write(name, space=None, actions=None):
+        space = space or Box(0, 255, (20, 24, 3), np.uint8)
+        actions = actions or Discrete(3, start=1)
+        rng, episodes = np.random.default_rng(0), []
+        space.seed(0)
+        for steps in (3, 2):
+            ends = [step == steps - 1 for step in range(steps)]
+            over, cut = (ends, [False] * steps) if steps == 3 else ([False] * steps, ends)
+            taken = [rng.integers(1, 4) for _ in range(steps)]
+            if isinstance(actions, Box):
+                taken = [np.zeros(actions.shape, actions.dtype)] * steps
+            frames = [space.sample() for _ in range(steps + 1)]
+            episodes.append(
+                EpisodeBuffer(
+                    observations=frames,
+                    actions=taken,
+                    rewards=[1.0 + step for step in range(steps)],
+                    terminations=over,
+                    truncations=cut,
+                    infos={},
+                )
+            )
+        spaces = {"action_space": actions, "observation_space": space}
+        package.create_dataset_from_buffers(name, episodes, **spaces)
+        return episodes
+
+    return write
+
+
+@pytest.mark.filterwarnings("ignore")  # minari's own, about authors
+def test_a_minari_data_set_is_read(minari):
+    episodes = minari("own/frames-v0")
+    config = settings("minari:own/frames-v0")
+    data, replay = open_data(config), read(config)
+    assert (data.env, data.rows, data.spec.num_actions) == ("", 7, 3)
+    json.dumps(data.spec.num_actions)  # it is saved with a run
+    image = np.rint(resize_area(episodes[1].observations[0], SIZE))
+    np.testing.assert_array_equal(replay.columns["image"][4, 0], image)
+    first, second = ([-1, *(int(a) - 1 for a in episode.actions)] for episode in episodes)
+    assert replay.columns["action"][:, 0].tolist() == [*first, *second]
+    assert replay.columns["reward"][:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert np.flatnonzero(replay.columns["is_terminal"]).tolist() == [3]
+    assert np.flatnonzero(replay.columns["is_last"]).tolist() == [3, 6]
+    assert np.flatnonzero(replay.columns["is_first"]).tolist() == [0, 4]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_unsuitable_minari_data_are_refused(minari):
+    from gymnasium.spaces import Box
+
+    minari("own/box-v0", actions=Box(-1, 1, (2,)))
+    with pytest.raises(ConfigError, match="has Box actions: only Discrete ones can be read"):
+        open_data(settings("minari:own/box-v0"))
+    minari("own/vector-v0", space=Box(0, 1, (4,)))
+    with pytest.raises(EnvError, match="not a grey or RGB image"):
+        open_data(settings("minari:own/vector-v0"))
+    with pytest.raises(ConfigError, match="minari download own/missing-v0"):
+        open_data(settings("minari:own/missing-v0"))
+
+
+def test_minari_is_an_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "minari", None)
+    with pytest.raises(ConfigError, match=r"pip install 'emerald-jax\[minari\]'"):
+        open_data(settings("minari:own/frames-v0"))
+
+
+def test_a_data_set_without_action_names_is_read(collected):
+    folder, _ = collected
+    facts = json.loads((folder / "dataset.json").read_text())
+    del facts["action_names"]  # older versions did not write them
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    assert open_data(settings(folder)).spec.action_names == ()
