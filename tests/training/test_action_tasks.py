@@ -51,8 +51,8 @@ def best_steering() -> float:
 @pytest.mark.parametrize(
     ("env", "steps", "behavior", "goal"),
     [
-        ("Steer", 6000, dict(horizon=5, entropy=1e-3), 0.85 * best_steering()),
-        ("multi", 4500, dict(horizon=3, entropy=3e-3), 0.9 * STEPS),
+        ("Steer", 6000, dict(horizon=5, entropy=1e-3), 0.8 * best_steering()),
+        ("multi", 9000, dict(horizon=3, entropy=3e-3), 0.9 * STEPS),
         ("mixed", 4500, dict(horizon=3, entropy=3e-3), 0.85 * STEPS),
     ],
 )
