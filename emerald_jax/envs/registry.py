@@ -191,7 +191,7 @@ def _find(name: str) -> tuple[str, str | Callable[[], Any]]:
     if name in _OWN:
         return "gym", _OWN[name]
     if not name:
-        raise EnvError("there is no environment to play in: the recorded data name none")
+        raise EnvError(f"unknown environment '' (recorded data may name none){_nearest(name)}")
     prefix, _, game = name.partition(":")
     if prefix not in FAMILIES:
         factory = _import_factory(prefix, game)

@@ -387,7 +387,7 @@ def _as_film(spec: EnvSpec, real: _Real, made: Dream, context: int) -> Film:
     )
 
 
-def action_name(spec: EnvSpec, action: int | np.ndarray) -> str:
+def action_name(spec: EnvSpec, action: int | np.integer | np.ndarray) -> str:
     """The readable name of an action, or the entries of a vector; empty for no action."""
     if absent(np.asarray(action)):
         return ""

@@ -22,7 +22,7 @@ import pytest
 from emerald_jax.agent import Player
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
-from emerald_jax.envs import register
+from emerald_jax.envs import register, registry
 from emerald_jax.envs.base import EnvError, VectorEnv
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
@@ -390,7 +390,7 @@ def test_every_resume_plays_other_worlds(tmp_path, monkeypatch):
 
 def test_a_resume_refuses_an_environment_of_another_shape(half, tmp_path, monkeypatch):
     logdir = shutil.copytree(half.logdir, tmp_path / "run")
-    spec = loop.spec_of("gymnax:Catch-bsuite", tiny(logdir).envs)
-    monkeypatch.setattr(loop, "spec_of", lambda *_: dataclasses.replace(spec, num_actions=4))
+    spec = registry.spec_of("gymnax:Catch-bsuite", tiny(logdir).envs)
+    monkeypatch.setattr(registry, "spec_of", lambda *_: dataclasses.replace(spec, num_actions=4))
     with pytest.raises(EnvError, match="has 4 actions, this run was trained with 3"):
         train(tiny(logdir, steps=STEPS))

@@ -127,7 +127,7 @@ def test_videos_have_no_environment(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"a.mp4 cannot be read"):
         with_data(settings)
-    with pytest.raises(EnvError, match="the recorded data name none"):
+    with pytest.raises(EnvError, match="recorded data may name none"):
         registry.spec_of("", settings.envs)
 
 
