@@ -22,6 +22,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -31,6 +32,7 @@ from gymnasium.envs.registration import EnvSpec as Registration
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import gym
 from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.guards import describe
 from emerald_jax.envs.host import HostVectorEnv
 
 #: Frames per action in ViZDoom, which has 35 frames per second.
@@ -186,10 +188,9 @@ def make_env(
 
 def knows(game: str) -> bool:
     """Whether DM Control has such a task: DOMAIN-TASK, its episodes of 1000 frames."""
-    choose_renderer(f"dmc:{game}")
-    suite = importlib.import_module("dm_control.suite")
     domain, _, task = game.partition("-")
-    return (domain, task) in suite.ALL_TASKS and domain != "lqr"  # which has no time limit
+    known = control_suite(f"dmc:{game}").ALL_TASKS
+    return (domain, task) in known and domain != "lqr"  # which has no time limit
 
 
 def _prepared(name: str, game: str, envs: EnvsConfig) -> tuple[Callable[[], World], EnvsConfig]:
@@ -198,8 +199,10 @@ def _prepared(name: str, game: str, envs: EnvsConfig) -> tuple[Callable[[], Worl
     package = "dm_control" if family == "dmc" else family
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(name=package)
-    if family in ("dmc", "memory_maze"):
+    if family == "memory_maze":
         choose_renderer(name)
+    if family == "dmc":
+        control_suite(name)  # an error here is one line
     factory = functools.partial(_MAKERS[family], name, game, envs)
     if family in ("dmc", "vizdoom"):
         # The game itself repeats the action, and draws one of its frames.
@@ -267,8 +270,7 @@ def make_memory_maze(name: str, game: str, envs: EnvsConfig) -> World:
 
 def make_control(name: str, game: str, envs: EnvsConfig) -> World:
     """One task of DM Control."""
-    choose_renderer(name)
-    suite = importlib.import_module("dm_control.suite")
+    suite = control_suite(name)
     domain, _, task = game.partition("-")
 
     def make(seed: int) -> Any:
@@ -277,6 +279,19 @@ def make_control(name: str, game: str, envs: EnvsConfig) -> World:
     skip, camera = envs.frame_skip or CONTROL_SKIP, 2 if domain == "quadruped" else 0
     control = Control(make, envs.image_size, skip=skip, camera=camera, fast=envs.fast_render)
     return World(control, CONTROL_FRAMES / skip, ())
+
+
+def control_suite(name: str) -> ModuleType:
+    """The package's suite; EnvError if its renderer cannot start."""
+    choose_renderer(name)
+    try:
+        return importlib.import_module("dm_control.suite")
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # such as ImportError: EGL is there, and no driver
+        kind = os.environ["MUJOCO_GL"]
+        cause = describe(error).rstrip(".")
+        raise EnvError(f"{name} cannot render with MUJOCO_GL={kind}: {cause}; {_HELP}") from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -295,12 +310,10 @@ def choose_renderer(name: str) -> None:
         if ctypes.util.find_library(library):
             os.environ["MUJOCO_GL"] = kind
             return
-    raise EnvError(
-        f"{name} cannot render: there is no EGL and no OSMesa library; on Debian and Ubuntu: "
-        "apt-get install libegl1 libgl1 libgl1-mesa-dri"
-    )
+    raise EnvError(f"{name} cannot render: there is no EGL and no OSMesa library; {_HELP}")
 
 
+_HELP = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
 _MAZE_STEPS = {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}
 _MAKERS = {
     **{"vizdoom": make_doom, "miniworld": make_miniworld, "memory_maze": make_memory_maze},

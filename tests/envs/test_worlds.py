@@ -14,7 +14,14 @@ import pytest
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, check_env, make_vector_env, spec_of
 from emerald_jax.envs.playing import remark
-from emerald_jax.envs.worlds import Control, Maze, World, choose_renderer, make_control
+from emerald_jax.envs.worlds import (
+    Control,
+    Maze,
+    World,
+    choose_renderer,
+    make_control,
+    make_spec,
+)
 
 SMALL = EnvsConfig(count=2, image_size=16, time_limit=6, workers="inline")
 
@@ -245,6 +252,17 @@ def test_an_episode_of_dm_control_is_truncated_after_1000_frames():
     env.close()
     assert [record.is_last[0] for record in records] == [False] * 5 + [True]
     assert not records[5].is_terminal[0]
+
+
+def test_a_renderer_without_a_driver_is_one_line(monkeypatch):
+    def fail(name):
+        raise ImportError("Cannot initialize a headless EGL display.")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("importlib.import_module", fail)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(EnvError, match=r"MUJOCO_GL=egl: .*EGL display.*apt-get install libegl1"):
+        make_spec("dmc:walker-walk", "walker-walk", SMALL)
 
 
 def test_other_tasks_of_dm_control_are_known_by_their_names():
