@@ -271,6 +271,7 @@ def make_memory_maze(name: str, game: str, envs: EnvsConfig) -> World:
 def make_control(name: str, game: str, envs: EnvsConfig) -> World:
     """One task of DM Control."""
     suite = control_suite(name)
+    logging.getLogger("absl").addFilter(_is_news)
     domain, _, task = game.partition("-")
 
     def make(seed: int) -> Any:
@@ -295,8 +296,8 @@ def control_suite(name: str) -> ModuleType:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for a warning that dm_control writes at every start of a maze."""
-    return "no free joint" not in record.getMessage()
+    """False for warnings about its own models that MuJoCo writes at every start."""
+    return not any(line in record.getMessage() for line in ("no free joint", "settotalmass"))
 
 
 def choose_renderer(name: str) -> None:
