@@ -29,15 +29,18 @@ NAMES = (
     *("crafter", "gymnax:Breakout-MinAtar", *(f"atari:{game}" for game in GAMES)),
     *("vizdoom:Basic", "vizdoom:HealthGatheringSupreme", "miniworld:Hallway"),
     *("miniworld:FourRooms", "memory_maze:9x9", *(f"procgen:{game}" for game in PROCGEN)),
+    *("dmc:walker-walk", "dmc:cartpole-swingup", "dmc:reacher-easy"),
 )
 #: Families whose worlds run in processes; a few of them use all cores.
-PROCESSES = ("crafter", "vizdoom", "miniworld", "memory_maze")
+PROCESSES = ("crafter", "vizdoom", "miniworld", "memory_maze", "dmc")
 #: Episodes where 100 take too long: one of Memory Maze has 1000 steps of an eighth of a second.
-EPISODES = {"crafter": 256, "memory_maze": 4}
+EPISODES = {"crafter": 256, "memory_maze": 4, "dmc": 20}
 #: Settings behind the published random scores of Atari: one action every sixth frame, episodes of
 #: at most 18 000 frames. No error is given: that of 30 episodes with our variance is assumed.
 MNIH = {"frame_skip": 6, "time_limit": 3000}
 MNIH_EPISODES, ROUNDING = 30, 0.05
+#: Changes to the settings, each a row; how a task is drawn does not change its rewards.
+CHANGES = {"atari": ({}, MNIH), "dmc": ({"fast_render": True},)}
 Z = 1.96
 
 
@@ -100,8 +103,9 @@ def play(*names: str, episodes: int | None = None) -> dict[str, Any]:
     """Play ``names`` (default: all) for ``episodes`` (default: 100, see :data:`EPISODES`)."""
     rows = []
     for name in names or NAMES:
-        count = episodes or EPISODES.get(name.partition(":")[0], 100)
-        for changes in [{}, MNIH] if name.startswith("atari:") else [{}]:
+        family = name.partition(":")[0]
+        count = episodes or EPISODES.get(family, 100)
+        for changes in CHANGES.get(family, ({},)):
             rows.append(measure(name, changes, count))
             print(json.dumps(rows[-1]), file=sys.stderr)
     return {"rows": rows}

@@ -39,7 +39,7 @@ class EnvsConfig:
     """Worker processes, at most one per environment; 0 uses one per available CPU core. (O)"""
     frame_skip: int = 0
     """Frames per action in `atari:` and `gym:` environments and your own; 0 keeps the
-    environment's default: 4 for Atari, 1 elsewhere. (P)"""
+    environment's default: 4 for Atari, 2 for DM Control, 1 elsewhere. (P)"""
     image_key: str = ""
     """Entry of a dict observation that holds the image, in `gym:` environments and your own; empty
     uses the only image entry, `render` the output of the environment's `render()`."""
@@ -57,6 +57,8 @@ class EnvsConfig:
     """Number of different `procgen:` levels; 0 is all. (D)"""
     start_level: int = 0
     """First of the `procgen:` levels. (D)"""
+    fast_render: bool = False
+    """Draw `dmc:` tasks without smooth edges and with coarse shadows: not the benchmark's. (O)"""
     worker_timeout: float = 120.0
     """Seconds that a worker may take to start, reset or step before it is replaced. (O)"""
     max_worker_failures: int = 10

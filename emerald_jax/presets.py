@@ -107,6 +107,15 @@ _ATARI_200M = Config(
 
 _PROCGEN = Config(preset="procgen", env="procgen:coinrun", steps=50_000_000)
 
+# As DreamerV3 plays it: 1 M frames, action repeat 2, 256 replayed steps per step.
+_DMC_VISION = Config(
+    preset="dmc-vision",
+    env="dmc:walker-walk",
+    steps=500_000,
+    train_ratio=256.0,
+    envs=EnvsConfig(frame_skip=2),
+)
+
 _TINY = Config(
     preset="tiny",
     env="gymnax:Catch-bsuite",
@@ -139,6 +148,10 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "procgen": (
         "Procgen, hard, all levels, 50 M steps; --env procgen:GAME selects any of the 16 games",
         _PROCGEN,
+    ),
+    "dmc-vision": (
+        "DM Control from pixels, 1 M frames; --env dmc:TASK selects any of the 20 tasks",
+        _DMC_VISION,
     ),
     "crafter-small": ("the same run at a size for CPUs", _CRAFTER_SMALL),
     "tiny": ("the smallest shapes that use every part of the code; for tests", _TINY),

@@ -122,6 +122,11 @@ def procgen() -> dict[str, Any]:
     return _read("procgen.json")
 
 
+def dmc_vision() -> dict[str, Any]:
+    """Published returns of 20 DM Control tasks, learned from pixels, up to 1 M frames."""
+    return _read("dmc_vision.json")
+
+
 @functools.cache
 def _read(name: str) -> dict[str, Any]:
     return json.loads(resources.files("emerald_jax").joinpath("data", name).read_text("utf-8"))

@@ -1,7 +1,7 @@
 """The published numbers that reports compare with: complete, with sources."""
 
 from emerald_jax.commands.train import parse_train
-from emerald_jax.envs.registry import ATARI_100K, PROCGEN
+from emerald_jax.envs.registry import ATARI_100K, DMC_VISION, PROCGEN
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import run_dir
 from emerald_jax.scores import (
@@ -10,12 +10,13 @@ from emerald_jax.scores import (
     atari_game,
     crafter,
     crafter_score,
+    dmc_vision,
     procgen,
 )
 
 
 def test_sources_are_named():
-    for numbers in (crafter(), atari100k(), atari200m(), procgen()):
+    for numbers in (crafter(), atari100k(), atari200m(), procgen(), dmc_vision()):
         assert numbers["about"]
         assert all(numbers["sources"].values())
 
@@ -67,7 +68,11 @@ def test_the_presets_of_learning_curves_are_their_protocols():
     assert (config.train_ratio, config.replay.capacity) == (32, 5_000_000)
     assert tuple(procgen()["games"]) == PROCGEN
     assert get_preset("procgen").steps == procgen()["points"][-1]
-    for numbers in (atari, procgen()):
+    control, config = dmc_vision(), get_preset("dmc-vision")
+    assert tuple(control["games"]) == DMC_VISION
+    assert config.steps * config.envs.frame_skip == control["points"][-1]
+    assert config.envs.frame_skip == control["frames_per_step"]
+    for numbers in (atari, procgen(), control):
         for agent in numbers["agents"].values():
             assert set(agent["scores"]) == set(numbers["games"])
             assert {len(row) for row in agent["scores"].values()} == {len(numbers["points"])}

@@ -46,13 +46,22 @@ _MINIWORLD = (
     *("Sidewalk", "Sign", "ThreeRooms", "TMaze", "TMazeLeft", "TMazeRight", "WallGap"),
     *("YMaze", "YMazeLeft", "YMazeRight"),
 )
+#: The 20 tasks of DreamerV3's benchmark from pixels; the suite has more.
+DMC_VISION = (
+    *("acrobot-swingup", "ball_in_cup-catch", "cartpole-balance", "cartpole-balance_sparse"),
+    *("cartpole-swingup", "cartpole-swingup_sparse", "cheetah-run", "finger-spin"),
+    *("finger-turn_easy", "finger-turn_hard", "hopper-hop", "hopper-stand", "pendulum-swingup"),
+    *("quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard", "walker-run"),
+    *("walker-stand", "walker-walk"),
+)
 #: Stands in the list of environments for games that cannot be listed.
 _ANY = ("ANY-ID",)
 #: Settings that not every family supports.
 _GYM = ("frame_skip", "image_key", "both_ends")
 _ATARI = ("frame_skip", "sticky", "full_actions")
 _LEVELS = ("distribution_mode", "num_levels", "start_level")
-_OPTIONAL = tuple(dict.fromkeys((*_GYM, *_ATARI, *_LEVELS)))
+_CONTROL = ("frame_skip", "fast_render")
+_OPTIONAL = tuple(dict.fromkeys((*_GYM, *_ATARI, *_LEVELS, *_CONTROL)))
 
 
 class Family(NamedTuple):
@@ -82,6 +91,10 @@ FAMILIES = {
     "atari": Family("ale_py", "ale-py", ATARI_100K, open_ended=True, settings=_ATARI),
     "crafter": Family("crafter", "crafter numba"),
     "craftax": Family("craftax", "'emerald-jax[craftax]'", _CRAFTAX),
+    "dmc": Family(
+        *("dm_control", "'emerald-jax[dmc]'", DMC_VISION),
+        **dict(open_ended=True, settings=_CONTROL, module="worlds"),
+    ),
     "gym": Family("gymnasium", "gymnasium", _ANY, settings=_GYM),
     "gymnax": Family("gymnax", "gymnax six", _GYMNAX, open_ended=True),
     "memory_maze": Family(
@@ -209,8 +222,11 @@ def _has(prefix: str, game: str) -> bool:
         return not family.games
     if game in family.games or family.games == _ANY:
         return True
+    if not family.open_ended:
+        return False
     try:
-        return family.open_ended and importlib.import_module(f".{prefix}", __package__).knows(game)
+        module = importlib.import_module(f".{family.module or prefix}", __package__)
+        return module.knows(game)
     except ModuleNotFoundError:
         return True
 

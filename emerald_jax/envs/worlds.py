@@ -1,4 +1,4 @@
-"""3-D worlds by short names: ViZDoom, MiniWorld and Memory Maze, behind the adapter of ``gym.py``.
+"""Worlds that are rendered: ViZDoom, MiniWorld, Memory Maze and DM Control, behind ``gym.py``.
 
 None of them needs a display. ``envs.time_limit`` can shorten their episodes, not lengthen them.
 """
@@ -22,6 +22,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -31,10 +32,13 @@ from gymnasium.envs.registration import EnvSpec as Registration
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import gym
 from emerald_jax.envs.base import EnvError, EnvSpec
+from emerald_jax.envs.guards import describe
 from emerald_jax.envs.host import HostVectorEnv
 
 #: Frames per action in ViZDoom, which has 35 frames per second.
 DOOM_SKIP = 4
+#: Frames per action in DM Control, and frames after which every episode is truncated.
+CONTROL_SKIP, CONTROL_FRAMES = 2, 1000
 
 
 class World(gymnasium.Wrapper):
@@ -109,6 +113,67 @@ class Maze(gymnasium.Env):
         self._maze.close()
 
 
+class Control(gymnasium.Env):
+    """A task of the DM Control Suite, seen by its camera.
+
+    Observation: `[size, size, 3]` uint8, from the first camera, in quadruped tasks the third.
+    Actions: one number in [-1, 1] per actuator, held for ``skip`` frames.
+    Reward: the sum over these frames, each 0 to 1.
+    Terminated: where an episode ends with discount 0, which no task of the benchmark does.
+    Truncated: after 1000 frames.
+    Seeds: decide every episode from the first reset on.
+    Source: https://github.com/google-deepmind/dm_control (Tassa et al., 2018).
+    """
+
+    def __init__(
+        self, make: Callable[..., Any], size: int, *, skip: int, camera: int = 0, fast: bool = False
+    ):
+        """``make(seed=...)`` makes the task; ``fast``: coarse shadows, no smooth edges."""
+        self._make, self._size, self._skip, self._camera = make, size, skip, camera
+        self._fast = fast
+        self._task = self._made(0)
+        actions = self._task.action_spec()
+        self.action_space = gymnasium.spaces.Box(
+            actions.minimum, actions.maximum, actions.shape, actions.dtype.type
+        )
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+    def _made(self, seed: int) -> Any:
+        task = self._make(seed=seed)
+        if self._fast:
+            # The renderer is made with the first image, by these numbers.
+            quality = task.physics.model.vis.quality
+            quality.shadowsize, quality.offsamples = 512, 0
+        return task
+
+    def _image(self) -> np.ndarray:
+        return self._task.physics.render(self._size, self._size, camera_id=self._camera)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        """Begin an episode."""
+        super().reset(seed=seed, options=options)
+        if seed is not None:
+            self._task.close()
+            self._task = self._made(seed)
+        self._task.reset()
+        return self._image(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One action, of which only the last frame is rendered."""
+        total = 0.0
+        for _ in range(self._skip):
+            now = self._task.step(action)
+            total += now.reward
+            if now.last():
+                break
+        died = now.last() and now.discount == 0
+        return self._image(), total, died, now.last() and not died, {}
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self._task.close()
+
+
 def make_spec(name: str, game: str, envs: EnvsConfig) -> EnvSpec:
     """Spec of a world; see :mod:`emerald_jax.envs.worlds`."""
     return gym.make_spec(name, *_prepared(name, game, envs))
@@ -121,15 +186,25 @@ def make_env(
     return gym.make_env(name, *_prepared(name, game, envs), seed=seed, generation=generation)
 
 
+def knows(game: str) -> bool:
+    """Whether DM Control has such a task: DOMAIN-TASK, its episodes of 1000 frames."""
+    domain, _, task = game.partition("-")
+    known = control_suite(f"dmc:{game}").ALL_TASKS
+    return (domain, task) in known and domain != "lqr"  # which has no time limit
+
+
 def _prepared(name: str, game: str, envs: EnvsConfig) -> tuple[Callable[[], World], EnvsConfig]:
     """A factory of the world, and the settings that remain for the adapter of ``gym.py``."""
     family = name.partition(":")[0]
-    if importlib.util.find_spec(family) is None:  # the package has the family's name
-        raise ModuleNotFoundError(name=family)
+    package = "dm_control" if family == "dmc" else family
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(name=package)
     if family == "memory_maze":
         choose_renderer(name)
+    if family == "dmc":
+        control_suite(name)  # an error here is one line
     factory = functools.partial(_MAKERS[family], name, game, envs)
-    if family == "vizdoom":
+    if family in ("dmc", "vizdoom"):
         # The game itself repeats the action, and draws one of its frames.
         envs = dataclasses.replace(envs, frame_skip=0)
     if family == "miniworld" and envs.both_ends == "auto":
@@ -193,9 +268,36 @@ def make_memory_maze(name: str, game: str, envs: EnvsConfig) -> World:
     return World(Maze(make), _MAZE_STEPS[game], names)
 
 
+def make_control(name: str, game: str, envs: EnvsConfig) -> World:
+    """One task of DM Control."""
+    suite = control_suite(name)
+    logging.getLogger("absl").addFilter(_is_news)
+    domain, _, task = game.partition("-")
+
+    def make(seed: int) -> Any:
+        return suite.load(domain, task, task_kwargs={"random": seed})
+
+    skip, camera = envs.frame_skip or CONTROL_SKIP, 2 if domain == "quadruped" else 0
+    control = Control(make, envs.image_size, skip=skip, camera=camera, fast=envs.fast_render)
+    return World(control, CONTROL_FRAMES / skip, ())
+
+
+def control_suite(name: str) -> ModuleType:
+    """The package's suite; EnvError if its renderer cannot start."""
+    choose_renderer(name)
+    try:
+        return importlib.import_module("dm_control.suite")
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # such as ImportError: EGL is there, and no driver
+        kind = os.environ["MUJOCO_GL"]
+        cause = describe(error).rstrip(".")
+        raise EnvError(f"{name} cannot render with MUJOCO_GL={kind}: {cause}; {_HELP}") from error
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for a warning that dm_control writes at every start of a maze."""
-    return "no free joint" not in record.getMessage()
+    """False for warnings about its own models that MuJoCo writes at every start."""
+    return not any(line in record.getMessage() for line in ("no free joint", "settotalmass"))
 
 
 def choose_renderer(name: str) -> None:
@@ -209,11 +311,12 @@ def choose_renderer(name: str) -> None:
         if ctypes.util.find_library(library):
             os.environ["MUJOCO_GL"] = kind
             return
-    raise EnvError(
-        f"{name} cannot render: there is no EGL and no OSMesa library; on Debian and Ubuntu: "
-        "apt-get install libegl1 libgl1 libgl1-mesa-dri"
-    )
+    raise EnvError(f"{name} cannot render: there is no EGL and no OSMesa library; {_HELP}")
 
 
+_HELP = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
 _MAZE_STEPS = {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}
-_MAKERS = {"vizdoom": make_doom, "miniworld": make_miniworld, "memory_maze": make_memory_maze}
+_MAKERS = {
+    **{"vizdoom": make_doom, "miniworld": make_miniworld, "memory_maze": make_memory_maze},
+    "dmc": make_control,
+}

@@ -1,4 +1,4 @@
-"""Benchmarks whose published numbers are points of learning curves: Atari at 200 M frames, Procgen.
+"""Benchmarks with published learning curves: Atari at 200 M frames, Procgen, DM Control's pixels.
 
 A result is the mean score of the training episodes that ended in the window of frames before a
 point, over the seeds of a game; aggregates are over games (see ``scores.py``). A run that has not
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from emerald_jax.config import Config
 from emerald_jax.reports import runs
-from emerald_jax.scores import Interval, aggregate, atari200m, human_normalised, procgen
+from emerald_jax.scores import Interval, aggregate, atari200m, dmc_vision, human_normalised, procgen
 
 AGGREGATES = ("median", "mean", "iqm", "gap")
 COLUMNS = ("agent", "frames", "games", "median", "mean", "IQM", "optimality gap", "meets it")
@@ -195,11 +195,31 @@ def _procgen_deviations(config: Config) -> list[str]:
     return found
 
 
+def _control_bounds(game: str, config: Config | None) -> tuple[float, float]:
+    del game, config
+    return 0, 1000
+
+
+def _control_deviations(config: Config) -> list[str]:
+    envs, found = config.envs, runs.other_images(config.envs.image_size)
+    if envs.frame_skip not in (0, 2):
+        found.append(f"frame skip {envs.frame_skip}, not 2")
+    if envs.fast_render:
+        found.append("fast rendering")
+    if envs.time_limit not in (0, 500):
+        found.append(f"time limit {envs.time_limit * 2:,} frames, not 1,000")
+    return found
+
+
 ATARI = Benchmark(
     *("Atari 200M", atari200m, _atari_bounds, _atari_deviations, "median", "atari200m.png")
 )
 PROCGEN = Benchmark(
     *("Procgen", procgen, _procgen_bounds, _procgen_deviations, "mean", "procgen.png")
+)
+CONTROL = Benchmark(
+    *("DM Control from pixels", dmc_vision, _control_bounds, _control_deviations),
+    *("mean", "dmc-vision.png"),
 )
 
 
@@ -211,5 +231,7 @@ def benchmark_of(config: Config) -> Benchmark | None:
     family, _, game = config.env.partition(":")
     if family == "procgen":
         return PROCGEN
+    if family == "dmc":
+        return CONTROL if game in dmc_vision()["games"] else None
     full = config.envs.sticky or config.envs.full_actions
     return ATARI if family == "atari" and full and game in atari200m()["games"] else None

@@ -34,8 +34,10 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, random_episode
         write = {
             "Crafter": _crafter,
             "Atari 100k": _atari,
-            "Atari 200M": partial(_curves, curves.ATARI),
-            "Procgen": partial(_curves, curves.PROCGEN),
+            **{
+                benchmark.title: partial(_curves, benchmark)
+                for benchmark in (curves.ATARI, curves.PROCGEN, curves.CONTROL)
+            },
         }.get(title, plain)
         parts.append(f"## {title}\n\n{write(section, out)}")
     lines = [

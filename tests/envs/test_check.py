@@ -24,7 +24,7 @@ def settings(name):
 def test_every_registered_environment_passes(name):
     if name.startswith("craftax:"):
         pytest.skip("compiles for minutes: test_craftax.py checks it")
-    if name.startswith(("memory_maze:", "miniworld:", "vizdoom:", "procgen:")):
+    if name.startswith(("dmc:", "memory_maze:", "miniworld:", "vizdoom:", "procgen:")):
         pytest.skip("its own file checks some of the family")
     assert check_env(name, settings(name), steps=40) == ()
 

@@ -1,4 +1,4 @@
-"""ViZDoom, MiniWorld and Memory Maze: each part alone, and the real worlds where installed."""
+"""Rendered worlds: each part alone, and the real worlds where installed."""
 
 import importlib.util
 import os
@@ -14,7 +14,14 @@ import pytest
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, check_env, make_vector_env, spec_of
 from emerald_jax.envs.playing import remark
-from emerald_jax.envs.worlds import Maze, World, choose_renderer
+from emerald_jax.envs.worlds import (
+    Control,
+    Maze,
+    World,
+    choose_renderer,
+    make_control,
+    make_spec,
+)
 
 SMALL = EnvsConfig(count=2, image_size=16, time_limit=6, workers="inline")
 
@@ -106,6 +113,38 @@ def test_only_a_seed_makes_new_mazes():
     assert Task.made == [0, 7]
 
 
+class Motion(Task):
+    """What DM Control's tasks have: an image shows the number of frames since the last reset."""
+
+    def action_spec(self):
+        return types.SimpleNamespace(
+            minimum=np.array([-1.0]), maximum=np.array([1.0]), shape=(1,), dtype=np.dtype(float)
+        )
+
+    @property
+    def physics(self):
+        return self
+
+    def render(self, height, width, camera_id):
+        return np.full((height, width, 3), 10 * camera_id + self.t, np.uint8)
+
+    def step(self, action):
+        assert action.shape == (1,)
+        return super().step(1)
+
+
+@pytest.mark.parametrize(("discount", "died"), [(1.0, False), (0.0, True)])
+def test_an_action_of_dm_control_lasts_two_frames_and_the_clock_is_no_death(discount, died):
+    env = Control(type("Ending", (Motion,), {"discount": discount}), 4, skip=2, camera=2)
+    image, _ = env.reset(seed=3)
+    assert image.shape == env.observation_space.shape
+    assert image[0, 0, 0] == 20
+    image, *rest, _ = env.step(env.action_space.sample())
+    assert (image[0, 0, 0], *rest) == (22, 3.0, False, False)
+    image, *rest, _ = env.step(env.action_space.sample())  # the episode ends after one frame
+    assert (image[0, 0, 0], *rest) == (23, 3.0, died, not died)
+
+
 def test_the_renderer_of_mujoco(monkeypatch):
     found = {"EGL": None, "OSMesa": "libOSMesa.so.8"}
     monkeypatch.setattr("ctypes.util.find_library", found.get)
@@ -129,11 +168,13 @@ def test_the_renderer_of_mujoco(monkeypatch):
         ("vizdoom:Basic", "vizdoom"),
         ("miniworld:Hallway", "miniworld"),
         ("memory_maze:9x9", "memory_maze"),
+        ("dmc:walker-walk", "dm_control"),
+        ("dmc:humanoid-walk", "dm_control"),
     ],
 )
 def test_a_missing_package_gives_the_pip_line(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    extra = package.replace("_", "-")
+    extra = "dmc" if package == "dm_control" else package.replace("_", "-")
     with pytest.raises(EnvError, match=rf"pip install 'emerald-jax\[{extra}\]'"):
         spec_of(name, SMALL)
 
@@ -193,3 +234,53 @@ def test_memory_maze_is_sound():
     settings = EnvsConfig(count=1, image_size=64, time_limit=4, workers="inline")
     assert check_env("memory_maze:9x9", settings, steps=10) == ()
     assert spec_of("memory_maze:11x11", EnvsConfig()).time_limit == 2000
+
+
+@pytest.mark.parametrize("name", ["dmc:walker-walk", "dmc:cartpole-swingup"])
+def test_dm_control_is_sound(name):
+    needs("dm_control")
+    assert check_env(name, SMALL, steps=14) == ()
+    assert spec_of(name, EnvsConfig()).time_limit == 500
+    assert spec_of(name, EnvsConfig(frame_skip=8)).time_limit == 125
+
+
+def test_an_episode_of_dm_control_is_truncated_after_1000_frames():
+    needs("dm_control")
+    settings = EnvsConfig(count=1, image_size=8, frame_skip=200)
+    env = make_vector_env("dmc:pendulum-swingup", settings, seed=0)
+    records = [env.reset(), *(env.step(np.zeros((1, 1), np.float32)) for _ in range(5))]
+    env.close()
+    assert [record.is_last[0] for record in records] == [False] * 5 + [True]
+    assert not records[5].is_terminal[0]
+
+
+def test_a_renderer_without_a_driver_is_one_line(monkeypatch):
+    def fail(name):
+        raise ImportError("Cannot initialize a headless EGL display.")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("importlib.import_module", fail)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    with pytest.raises(EnvError, match=r"MUJOCO_GL=egl: .*EGL display.*apt-get install libegl1"):
+        make_spec("dmc:walker-walk", "walker-walk", SMALL)
+
+
+def test_other_tasks_of_dm_control_are_known_by_their_names():
+    needs("dm_control")
+    assert len(spec_of("dmc:humanoid-walk", EnvsConfig(image_size=16)).action_names) == 21
+    for name in ("dmc:walker-wolk", "dmc:lqr-lqr_2_1"):
+        with pytest.raises(EnvError, match="unknown environment"):
+            spec_of(name, SMALL)
+
+
+def test_fast_rendering_changes_shadows_and_edges_and_nothing_else():
+    needs("dm_control")
+    envs = [
+        make_control("dmc:walker-walk", "walker-walk", EnvsConfig(fast_render=fast))
+        for fast in (False, True)
+    ]
+    for seed in (3, 4):  # a seed makes a new task
+        plain, fast = (env.reset(seed=seed)[0].astype(int) for env in envs)
+        assert 0 < np.abs(plain - fast).mean() < 4
+    for env in envs:
+        env.close()

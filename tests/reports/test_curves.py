@@ -1,4 +1,4 @@
-"""Atari at 200 M frames and Procgen: windows before points, normalised scores, deviations."""
+"""Published learning curves: windows before points, normalised scores, deviations."""
 
 import pytest
 
@@ -47,6 +47,24 @@ def test_a_short_run_counts_with_its_last_episodes_and_says_so(make_run):
     assert entry.normalised == {"coinrun": [0.5]}  # between 5 and 10
 
 
+def test_returns_of_dm_control_are_out_of_1000(make_run):
+    # A point is in frames, two per step: the window ends at step 50,000 and has 25,000 steps.
+    episodes = rows((24_999, 0), (30_000, 300), (50_000, 600), (60_000, 1000))
+    paths = [make_run("a", "dmc-vision", episodes=episodes)]
+    (entry,) = curves.entries(curves.CONTROL, read_runs(paths))
+    assert (entry.protocol, entry.deviations) == ("100,000", ())
+    assert entry.normalised == {"walker-walk": [0.45]}
+    (walk,) = curves.games_table(curves.CONTROL, [entry]).rows
+    assert walk[:4] == ("walker-walk", "450.0", "0.0", "1000.0")
+    at = curves.published(curves.CONTROL, 1_000_000)
+    assert set(at) == {"dreamerv3", "drqv2", "curl", "sac", "ppo"}
+    envs = {"frame_skip": 4, "fast_render": True, "time_limit": 100}
+    path = make_run("b", "dmc-vision", episodes=episodes, envs=envs)
+    (entry,) = curves.entries(curves.CONTROL, read_runs([path]))
+    limit = "time limit 200 frames, not 1,000"
+    assert entry.deviations == ("frame skip 4, not 2", "fast rendering", limit)
+
+
 def test_seeds_are_averaged_and_games_aggregated(make_run):
     found = [
         make_run(f"{game}{seed}", "procgen", env=f"procgen:{game}", seed=seed, episodes=episodes)
@@ -78,6 +96,8 @@ def test_published_aggregates():
         ("atari:Zaxxon", {"full_actions": True}, "Atari 200M"),
         ("atari:Adventure", {"sticky": 0.25}, None),
         ("procgen:maze", {}, "Procgen"),
+        ("dmc:cartpole-swingup", {}, "DM Control from pixels"),
+        ("dmc:humanoid-walk", {}, None),
         ("crafter", {}, None),
     ],
 )
@@ -90,12 +110,14 @@ def test_sections_of_a_report(make_run, tmp_path):
     paths = [
         make_run("a", "atari200m", episodes=rows((2_500_000, 3.0))),
         make_run("p", "procgen", episodes=rows((50, 3.0), (1_000_000, 3.0))),
+        make_run("d", "dmc-vision", episodes=rows((50_000, 3.0))),
         make_run("k", "atari100k", episodes=rows((50, 3.0))),
     ]
     text = write_report(paths, tmp_path / "out")
     sections = [line for line in text.splitlines() if line.startswith("## ")]
-    assert sections == ["## Atari 100k", "## Atari 200M", "## Procgen", "## Runs"]
-    for name in ("atari200m.png", "procgen.png"):
+    control = "## DM Control from pixels"
+    assert sections == ["## Atari 100k", "## Atari 200M", "## Procgen", control, "## Runs"]
+    for name in ("atari200m.png", "procgen.png", "dmc-vision.png"):
         assert f"]({name})" in text
         assert (tmp_path / "out" / name).stat().st_size > 5000
     assert set(procgen()["agents"]) == {"dreamerv3", "ppo", "ppg"}
