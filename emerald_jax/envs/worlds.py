@@ -219,12 +219,12 @@ def make_doom(name: str, game: str, envs: EnvsConfig) -> World:
     skip = envs.frame_skip or DOOM_SKIP
     id_ = f"vizdoom.gymnasium_wrapper:Vizdoom{game}-v1"
     env = gym.make_registered(name, id_, envs, frame_skip=skip)
-    game = env.unwrapped.game
-    names = ("noop", *(button.name for button in game.get_available_buttons()))
-    world = World(env, game.get_episode_timeout() / skip, names, blackout=True)
+    doom = env.unwrapped.game
+    names = ("noop", *(button.name for button in doom.get_available_buttons()))
+    world = World(env, doom.get_episode_timeout() / skip, names, blackout=True)
     folder = Path(tempfile.mkdtemp(prefix="vizdoom-"))
     weakref.finalize(world, shutil.rmtree, folder, ignore_errors=True)
-    game.set_vizdoom_path(str(write_launcher(folder)))
+    doom.set_vizdoom_path(str(write_launcher(folder)))
     return world
 
 
@@ -303,9 +303,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 def choose_renderer(name: str) -> None:
     """Choose how MuJoCo renders where MUJOCO_GL does not; EnvError if there is no library for it.
 
-    EGL uses the GPU, or the CPU by Mesa's driver.
+    EGL uses the GPU, or the CPU by Mesa's driver. Elsewhere than on Linux MuJoCo chooses.
     """
-    if "MUJOCO_GL" in os.environ:
+    if "MUJOCO_GL" in os.environ or sys.platform != "linux":
         return
     for kind, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
         if ctypes.util.find_library(library):
