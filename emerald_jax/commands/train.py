@@ -60,7 +60,7 @@ def parse_train(arguments: Sequence[str]) -> Config:
     if wants_help:
         _print_help(config, *positional)
     if {"env", "data"} <= {name for name, _ in settings}:
-        raise ConfigError("--data decide the environment: leave --env out")
+        raise ConfigError("--data decides the environment: leave --env out")
     for name, value in settings:
         group, _, field = name.rpartition(".")
         if group:

@@ -173,7 +173,7 @@ class Norm(nn.Module):
         bias = self.param("bias", zeros, (x.shape[-1],))
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=-1, keepdims=True)
-        if target().platform == "gpu":  # XLA makes one kernel of this form, and three of the other
+        if target().platform == "gpu":  # XLA makes one kernel of this form
             variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
         else:
             variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
