@@ -23,7 +23,7 @@ import numpy as np
 import emerald_jax as ej
 from benchmarks.suite.harness import run_script, with_changes
 from emerald_jax.run.checkpoint import CheckpointError, Store, named_leaves, nest
-from emerald_jax.training.loop import train
+from emerald_jax.training.train import train
 
 
 class Point(NamedTuple):

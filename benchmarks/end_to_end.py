@@ -24,7 +24,7 @@ from benchmarks.train import Update, frames
 from emerald_jax.config import Config
 from emerald_jax.models.layers import compute_dtype
 from emerald_jax.run.directory import METRICS_FILE, read_rows
-from emerald_jax.training.loop import INTERRUPTED, train
+from emerald_jax.training.train import INTERRUPTED, train
 
 NAME = "end-to-end"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.suite.harness import run_script, start_small_run
 from emerald_jax.run.directory import read_rows
-from emerald_jax.training.loop import INTERRUPTED
+from emerald_jax.training.train import INTERRUPTED
 
 #: A resumed run logs the updates from which it continues.
 RESUMED = re.compile(r"(?:continue|resum)\w* (?:after|from) [\d,]+ steps and ([\d,]+) updates")

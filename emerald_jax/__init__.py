@@ -30,7 +30,8 @@ _HOMES = {
     "Replay": "emerald_jax.replay",
     "make_sampler": "emerald_jax.replay",
     # Training.
-    "train": "emerald_jax.training.loop",
+    "train": "emerald_jax.training.train",
+    "train_seeds": "emerald_jax.training.train",
     "train_step": "emerald_jax.training.update",
     "build_learner": "emerald_jax.agent.state",
     "init_state": "emerald_jax.agent.state",

@@ -226,7 +226,7 @@ def test_train_hands_over_the_config_and_returns_the_exit_code(
         seen.append(config)
         return SimpleNamespace(exit_code=3)
 
-    fake_module(monkeypatch, "emerald_jax.training.loop", train=train)
+    fake_module(monkeypatch, "emerald_jax.training.train", train=train)
     logdir = tmp_path / "run"
     assert cli.main(["train", "tiny", "--seed", "7", "--logdir", str(logdir)]) == 3
     assert seen[0].seed == 7
@@ -242,14 +242,14 @@ def test_user_errors_are_one_line_and_others_are_tracebacks(
     def train(config: Config) -> SimpleNamespace:
         raise RunError("the loss is not finite:\n  look at metrics.jsonl")
 
-    fake_module(monkeypatch, "emerald_jax.training.loop", train=train, RunError=RunError)
+    fake_module(monkeypatch, "emerald_jax.training.train", train=train, RunError=RunError)
     arguments = ["train", "tiny", "--logdir", str(tmp_path / "run")]
     assert refusal(capsys, *arguments) == "the loss is not finite: look at metrics.jsonl"
 
     def broken(config: Config) -> SimpleNamespace:
         raise RuntimeError("a bug")
 
-    fake_module(monkeypatch, "emerald_jax.training.loop", train=broken, RunError=RunError)
+    fake_module(monkeypatch, "emerald_jax.training.train", train=broken, RunError=RunError)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(arguments)
 
@@ -265,7 +265,7 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def train(config: Config) -> SimpleNamespace:
         raise KeyboardInterrupt
 
-    fake_module(monkeypatch, "emerald_jax.training.loop", train=train)
+    fake_module(monkeypatch, "emerald_jax.training.train", train=train)
     assert cli.main(["train", "tiny", "--logdir", str(tmp_path / "run")]) == 130
 
 

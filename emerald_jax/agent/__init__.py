@@ -111,14 +111,24 @@ def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
 
     ``step`` is `[2]` uint32, the vector step's number and the steps that noise is held for.
     """
+    return jax.jit(partial(act_numbered, learner=learner, mode=mode), donate_argnums=1)
 
-    def one(params: Any, carry: Any, observation: Observation, base: Key, step: Array) -> Acted:
-        number, hold = step
-        key = jax.random.fold_in(base, number)
-        noise = held_noise(base, number, hold, observation.action.shape[0])
-        return act(params, carry, observation, key, learner=learner, mode=mode, noise=noise)
 
-    return jax.jit(one, donate_argnums=1)
+def act_numbered(
+    params: dict[str, Params],
+    carry: Carry,
+    observation: Observation,
+    base: Key,
+    step: Array,
+    *,
+    learner: Learner,
+    mode: bool = False,
+) -> Acted:
+    """:func:`act` with keys made from the vector step's number; see :func:`compile_acting`."""
+    number, hold = step
+    key = jax.random.fold_in(base, number)
+    noise = held_noise(base, number, hold, observation.action.shape[0])
+    return act(params, carry, observation, key, learner=learner, mode=mode, noise=noise)
 
 
 def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, Observation, Array]:
@@ -143,17 +153,26 @@ class Player:
     """
 
     def __init__(
-        self, act: Callable, params: dict[str, Params], carry: Carry, key: Key, hold: int = 1
+        self,
+        act: Callable,
+        params: dict[str, Params],
+        carry: Carry,
+        key: Key,
+        hold: int = 1,
+        place: Callable[[Any], Any] = jax.device_put,
     ) -> None:
-        """Play with ``act`` of :func:`compile_acting`; ``key`` is the base key of all actions."""
+        """Play with ``act`` of :func:`compile_acting`; ``key`` is the base key of all actions.
+
+        ``place`` sends what ``act`` reads from the host to its device.
+        """
         self.params, self.carry, self.number = params, carry, 0
         self.state: State | None = None
-        self._act, self._key, self._hold = act, key, hold
+        self._act, self._key, self._hold, self._place = act, key, hold, place
 
     def __call__(self, record: VectorStep) -> np.ndarray:
         """Actions `[E]` or `[E, A]`; RunError if a policy output is not finite."""
-        seen = jax.device_put(Observation(record.image, record.action, record.is_first))
-        step = jax.device_put(np.array([self.number, self._hold], np.uint32))
+        seen = self._place(Observation(record.image, record.action, record.is_first))
+        step = self._place(np.array([self.number, self._hold], np.uint32))
         acted = self._act(self.params, self.carry, seen, self._key, step)
         self.carry, self.state = acted.carry, acted.state
         self.number += 1

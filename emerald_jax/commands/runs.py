@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import statistics
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +30,9 @@ _ENDINGS = (".mp4", ".gif", ".png")
 
 
 def run_eval(arguments: list[str]) -> int:
-    """Play episodes with a run's agent, or at random, and report the return."""
+    """Play episodes with the agents of runs, or at random, and report the return."""
     parser = Parser("eval")
-    parser.add_run(checkpoint=True, seed="the play", nargs="?")
+    parser.add_run(checkpoint=True, seed="the play", nargs="*")
     add = parser.add_argument
     add("--episodes", type=number(1), help="to play (256 in Crafter, 100 in Atari games, else 16)")
     about = "sample actions, as the paper does, or take the most probable ones (%(default)s)"
@@ -49,16 +50,35 @@ def run_eval(arguments: list[str]) -> int:
         return _play_at_random(options)
     if not options.run:
         parser.error("the following arguments are required: RUN")
-    return _play_a_run(options)
+    return _play_runs(options)
 
 
-def _play_a_run(options: argparse.Namespace) -> int:
+def _play_runs(options: argparse.Namespace) -> int:
+    """Play with every run, such as the seeds of a group; several get a line for their mean."""
     if given_envs(options):
         raise ConfigError("a run keeps the settings of its environment: they go with --random")
-    config = read_config(options.run)
-    exported = (Path(options.run) / "export.json").is_file()
-    if exported and options.video:
-        raise ConfigError(f"{options.run} is an export, which keeps no evaluations: no --video")
+    if options.json and len(options.run) > 1:
+        raise ConfigError("--json holds one result: give one run")
+    for run in options.run:
+        read_config(run)
+        if options.video and _is_export(run):
+            raise ConfigError(f"{run} is an export, which keeps no evaluations: no --video")
+    scores = [_play_a_run(run, options) for run in options.run]
+    if len(scores) > 1:
+        mean, error = statistics.fmean(scores), statistics.stdev(scores) / len(scores) ** 0.5
+        write_out(
+            f"{len(scores)} runs: return {mean:.2f} ± {error:.2f} (standard error over runs)\n"
+        )
+    return 0
+
+
+def _is_export(run: str) -> bool:
+    return (Path(run) / "export.json").is_file()
+
+
+def _play_a_run(run: str, options: argparse.Namespace) -> float:
+    """Play with one run, store the result in its directory, print it, and return the score."""
+    config = read_config(run)
     from emerald_jax.run.evaluations import save_evaluation
     from emerald_jax.training.evaluate import evaluate_run
 
@@ -70,7 +90,7 @@ def _play_a_run(options: argparse.Namespace) -> int:
             video = Path(folder) / "episode.mp4"
             watch = stack.enter_context(EpisodeFilm(video))
         report = evaluate_run(
-            Path(options.run),
+            Path(run),
             options.episodes or default_episodes(config.env),
             mode=options.mode,
             seed=options.seed,
@@ -79,8 +99,9 @@ def _play_a_run(options: argparse.Namespace) -> int:
             max_steps=options.max_steps,
         )
         stack.close()
-        saved = None if exported else save_evaluation(options.run, report, video)
-    return _finish(report, options, f"written to {saved}\n" if saved else "")
+        saved = None if _is_export(run) else save_evaluation(run, report, video)
+    _finish(report, options, f"written to {saved}\n" if saved else "")
+    return report.score
 
 
 def _play_at_random(options: argparse.Namespace) -> int:

@@ -31,16 +31,35 @@ def run_train(arguments: list[str]) -> int:
         write_error("name a preset, such as: emerald-jax train quickstart")
         sys.stderr.write(preset_list())
         return 2
+    seeds, arguments = _seeds(arguments)
     config = parse_train(arguments)
     if config.data:
         from emerald_jax.run.data import with_data
 
         config = with_data(config)
-    config.validate(max(1, config.devices))
+    config.validate(max(1, config.devices) if seeds is None else 1)
+    if seeds is not None:
+        from emerald_jax.training.train import train_seeds
+
+        return max(result.exit_code for result in train_seeds(config, seeds))
     check_run_dir(config)
-    from emerald_jax.training.loop import train
+    from emerald_jax.training.train import train
 
     return train(config).exit_code
+
+
+def _seeds(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """The value of ``--seeds``, None where it is not given, and the other arguments."""
+    found, others, rest = None, [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != "--seeds":
+            others.append(argument)
+            continue
+        found = _parse_value("seeds", int, value if equals else next(rest, ""))
+        if found < 1:
+            raise ConfigError(f"--seeds takes a number of seeds, 1 or more, got {found}")
+    return found, others
 
 
 def parse_train(arguments: Sequence[str]) -> Config:
@@ -159,6 +178,7 @@ def _print_help(config: Config, name: str = "PRESET") -> None:
     defaults = "The defaults below are crafter's; PRESET --help shows those of a preset."
     if name in PRESETS:
         about, defaults = f"Train {name}: {PRESETS[name][0]}.", "The defaults are this preset's."
+    seeds = "--seeds N trains N seeds together, each as a run of its own: --seed and the next ones."
     sources = "Sources: (P) the paper, (R) the authors' release, (D) DreamerV3, (O) our own."
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     tyro.cli(
@@ -167,7 +187,7 @@ def _print_help(config: Config, name: str = "PRESET") -> None:
         args=["--help"],
         prog=f"emerald-jax train {name}",
         # One short paragraph each: tyro joins the lines of a paragraph and never wraps it.
-        description="\n\n".join((about, defaults, sources)),
+        description="\n\n".join((about, defaults, seeds, sources)),
     )
 
 

@@ -62,8 +62,19 @@ class RunLogger(AbstractContextManager):
     :class:`ProgressView`.
     """
 
-    def __init__(self, logdir: str | Path, config: Config, *, total_steps: int) -> None:
-        """Open the log of a run of ``total_steps``; uses ``log.quiet`` and ``max_minutes``."""
+    def __init__(
+        self,
+        logdir: str | Path,
+        config: Config,
+        *,
+        total_steps: int,
+        beside: RunLogger | None = None,
+    ) -> None:
+        """Open the log of a run of ``total_steps``; uses ``log.quiet`` and ``max_minutes``.
+
+        A run ``beside`` another one, with another seed, speaks on its terminal and shows neither
+        progress nor result.
+        """
         self.logdir = Path(logdir)
         self._config = config
         names = (METRICS_FILE, EPISODES_FILE, STATS_FILE, RESUMES_FILE)
@@ -74,9 +85,11 @@ class RunLogger(AbstractContextManager):
         self._unlocked: set[str] = set()
         self._writer: tensorboardX.SummaryWriter | None = None
         self._purge_step: int | None = None
-        limit, quiet = 60 * config.max_minutes, config.log.quiet
+        limit, quiet = 60 * config.max_minutes, config.log.quiet or beside is not None
         self._view = ProgressView(total_steps, max_seconds=limit, quiet=quiet)
         self.say, self.result = self._view.say, self._view.result
+        if beside:
+            self.say = lambda text: beside.say(f"seed {config.seed}: {text}")
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -29,7 +29,7 @@ from emerald_jax.agent.state import (
     init_state,
 )
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.envs.base import EnvSpec
+from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.run.machine import compile_program
 from emerald_jax.target import target
 from emerald_jax.training.update import batch_parts, rollout, train_step
@@ -135,7 +135,7 @@ class TrainingAgent:
         """A host batch of zeros without carry, of the shape that :meth:`put` takes."""
         config = self.learner.config.replay
         batch = abstract_batch(self.learner, self.spec, config.batch, config.length)
-        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch._replace(carry=None))
+        return blank(batch._replace(carry=None))
 
     def update(self, batch: Batch, number: int) -> dict[str, Array]:
         """Start update ``number`` on a batch of :meth:`put`; returns its metrics on the device."""
@@ -143,6 +143,11 @@ class TrainingAgent:
         keys, batch = place_shares(keys, self.devices), batch._replace(carry=self._carry)
         self.state, self._carry, metrics = self._programs["train"](self.state, batch, keys)
         return metrics
+
+    def act(self, record: VectorStep, number: int) -> np.ndarray:
+        """Actions of vector step ``number`` with the current parameters; see :class:`Player`."""
+        self.player.params, self.player.number = self.params, number
+        return self.player(record)
 
     def evaluator(self, updates: int) -> Player:
         """A player of other episodes in the same environments, with the current parameters."""
@@ -230,6 +235,13 @@ def compile_imagination(learner: Learner, devices: list[jax.Device]) -> Callable
     return jax.pmap(dream, axis_name=AXIS, in_axes=(None, 0, 0), devices=devices)
 
 
+def on_each(
+    devices: list[jax.Device], function: Callable, donate: int | tuple[int, ...]
+) -> Callable:
+    """``function`` on every device, with its own part `[devices, ...]` of all arguments."""
+    return jax.pmap(function, axis_name=AXIS, devices=devices, donate_argnums=donate)
+
+
 def split(tree: Any, num_devices: int) -> Any:
     """`[B, ...]` -> `[devices, B / devices, ...]`; unchanged for one device.
 
@@ -265,7 +277,7 @@ def put_batch(batch: Batch, devices: list[jax.Device]) -> Batch:
 
 def place_shares(tree: Any, devices: list[jax.Device]) -> Any:
     """Send `[devices, ...]` arrays of :func:`split` to their devices; unchanged for one device."""
-    return tree if len(devices) == 1 else jax.device_put(tree, _sharding(devices, AXIS))
+    return tree if len(devices) == 1 else jax.device_put(tree, sharding(devices, AXIS))
 
 
 def place_state(state: Any, devices: list[jax.Device]) -> Any:
@@ -273,7 +285,7 @@ def place_state(state: Any, devices: list[jax.Device]) -> Any:
 
     pmap would do so too, but by an implicit transfer, which the hot loop's guard refuses.
     """
-    return state if len(devices) == 1 else jax.device_put(state, _sharding(devices))
+    return state if len(devices) == 1 else jax.device_put(state, sharding(devices))
 
 
 def memory_needed(program: Any) -> tuple[int, int]:
@@ -308,6 +320,11 @@ def abstract_batch(learner: Learner, spec: EnvSpec, batch: int, length: int) -> 
     return Batch(image, action, reward, **flags, carry=carry)
 
 
+def blank(tree: Any) -> Any:
+    """Host arrays of zeros with the shapes of ``tree``."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
 def put_index(number: int) -> Array:
     """A counter on the device, by an explicit transfer."""
     return jax.device_put(np.uint32(number))
@@ -324,6 +341,7 @@ def _picture(params: Any, batch: Batch, base: Key, index: Array, **options: Any)
     return open_loop(params, batch, keys, **options)
 
 
-def _sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
+def sharding(devices: list[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
+    """Arrays divided over ``devices`` along their first axis; without ``axes``, copied to all."""
     mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

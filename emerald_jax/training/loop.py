@@ -14,12 +14,10 @@ Everything that decides the future is in a checkpoint; keys are derived from cou
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,176 +25,30 @@ import numpy as np
 
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
-from emerald_jax.envs.base import EnvError, EnvSpec, VectorEnv, VectorStep, check_same_spec
+from emerald_jax.envs.base import EnvError, VectorEnv, VectorStep, check_same_spec
 from emerald_jax.envs.playing import play_episodes
 from emerald_jax.envs.registry import make_vector_env
-from emerald_jax.process import StoppedError, StopSignals
+from emerald_jax.process import StopSignals
 from emerald_jax.replay import Replay, make_sampler
 from emerald_jax.run.checkpoint import SaveClock, Store
-from emerald_jax.run.data import experience, with_data
 from emerald_jax.run.directory import (
     PACE,
     CheckpointError,
-    DamagedError,
-    RunLock,
-    check_run_dir,
     compare_settings,
     refuse_other_data,
-    saved_steps,
     write_config,
     writing_in,
 )
 from emerald_jax.run.evaluations import EvalReport
-from emerald_jax.run.log import RunLogger
-from emerald_jax.run.machine import prepare_jax
-from emerald_jax.run.weights import read_weights
-from emerald_jax.training.devices import TrainingAgent, training_devices
+from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import report_of
 from emerald_jax.training.faults import (
     check_updates,
-    is_out_of_memory,
-    out_of_memory,
 )
 from emerald_jax.training.narrator import Narrator
 
-#: Exit code of a run that a signal stopped: saved; the same command continues it.
-INTERRUPTED = 75
 #: Counters of :class:`Loop` in a checkpoint.
 COUNTERS = ("env_steps", "updates", "vector_steps")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        logdir: the run directory.
-        score: mean return of the last 100 training episodes; NaN when none ended.
-        env_steps: environment steps since the run began, resumed parts included.
-        updates: gradient updates since the run began.
-        seconds: wall time of this process' part of the run.
-        stopped: ``steps``, ``minutes`` or the name of the signal.
-        evaluation: the final evaluation, or None.
-        data: the recorded data that the run trained on; empty where it played.
-    """
-
-    logdir: Path
-    score: float
-    env_steps: int
-    updates: int
-    seconds: float
-    stopped: str
-    evaluation: EvalReport | None = None
-    data: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """0 when the run is complete, :data:`INTERRUPTED` when a signal stopped it."""
-        return 0 if self.stopped in ("steps", "minutes") else INTERRUPTED
-
-    def __str__(self) -> str:
-        score = "no episode ended" if math.isnan(self.score) else f"return {self.score:.2f}"
-        played = f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps"
-        head = f"trained on {self.data}:" if self.data else played
-        head += f"{'' if self.data else ' and'} {self.updates:,} updates in {self.seconds:.0f} s"
-        if self.evaluation is not None:
-            score, error = self.evaluation.score, self.evaluation.error
-            count = len(self.evaluation.episodes)
-            head += "\nevaluation with the final weights: "
-            head += f"return {score:.2f} ± {error:.2f} over {count} episodes"
-        if self.exit_code:
-            return f"{head}\nstopped by {self.stopped}; the same command continues the run"
-        dream = f"dream {self.logdir} --out dream.mp4"
-        command = dream if self.data and self.evaluation is None else f"eval {self.logdir}"
-        return f"{head}\nthe run is in {self.logdir}\ntry next: emerald-jax {command}"
-
-
-def train(config: Config) -> RunResult:
-    """Train, or continue, the run of ``config.logdir``.
-
-    Args:
-        config: all settings.
-
-    Returns:
-        :class:`RunResult`.
-
-    Raises:
-        ConfigError: settings that cannot work, data or a run directory that are not ours.
-        EnvError: the environment is unknown, missing or broken.
-        ReplayError: the replay does not fit into memory.
-        CheckpointError: the run directory is in use, unwritable, or its checkpoints do not fit.
-        RunError: updates were not finite several times in a row, or a device has no more memory.
-    """
-    prepare_jax()
-    began = time.monotonic()
-    with StopSignals() as signals, ExitStack() as parts:
-        devices = training_devices(config)
-        config = with_data(config)
-        config.validate(len(devices))
-        logdir = check_run_dir(config)
-        spec, replay, recorded = experience(config, logdir)
-        agent, weights = TrainingAgent(config, spec, devices), None
-        if config.init_from and not saved_steps(logdir):
-            # Before anything is written or compiled: the weights may not fit.
-            weights = read_weights(config.init_from, agent.learner)[0]
-        parts.enter_context(RunLock(logdir))
-        log = parts.enter_context(RunLogger(logdir, config, total_steps=config.steps))
-        how = "saving, then stopping; a second signal stops at once"
-        signals.tell = lambda name: log.say(f"{name}: {how}")
-        if not saved_steps(logdir):  # a resumed run changes only after its restore
-            with writing_in(logdir):
-                write_config(logdir, config)
-        narrator = Narrator(log, config, replay)
-        loop, stopped, evaluation = None, "", None
-        try:
-            narrator.introduce(agent, spec)
-            for _ in recorded:
-                signals.check()
-            signals.check()
-            store = parts.enter_context(Store(logdir, config.log.keep))
-            seeds = {"seed": config.seed, "generation": _generation(store, spec)}
-            env = None if config.data else make_vector_env(config.env, config.envs, **seeds)
-            if env:
-                parts.enter_context(closing(env))
-            signals.check()
-            for name, trace in agent.programs().items():
-                agent.compile(name, trace())
-                signals.check()
-            agent.start(weights)
-            narrator.compiled(agent)
-            signals.check()
-            loop = Loop(config, agent, env, replay, narrator, store, signals)
-            loop.began, loop.generation = began, seeds["generation"]
-            stopped = loop.run()
-            if stopped in ("steps", "minutes"):
-                evaluation = loop.evaluate()
-        except StoppedError as stop:  # raised only where everything is already saved
-            stopped = str(stop)
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory(config, devices[0], agent.memory) from error
-        steps, updates = (loop.env_steps, loop.updates) if loop else (0, 0)
-        seconds = time.monotonic() - began
-        counts = (logdir, log.mean_score, steps, updates, seconds)
-        result = RunResult(*counts, stopped, evaluation, config.data)
-        log.result(str(result))
-        return result
-
-
-def _generation(store: Store, spec: EnvSpec) -> int:
-    """Number of this process' part of the run: 0 for a new run, one more at every resume.
-
-    Environments that cannot be saved are seeded with it, so that no resume repeats their episodes.
-    Raises EnvError where the environment is not the one that the run was trained in.
-    """
-    for step in reversed(store.steps()):
-        with contextlib.suppress(DamagedError):
-            saved = store.metadata(step)["run"]
-            if "spec" in saved:
-                check_same_spec(dataclasses.replace(spec, **saved["spec"]), spec)
-            return saved.get("generation", 0) + 1
-    return 0
 
 
 class Loop:
@@ -218,14 +70,17 @@ class Loop:
         narrator: Narrator,
         store: Store,
         signals: StopSignals,
+        began: float,
+        generation: int,
     ) -> None:
         """Restore the newest checkpoint, or start a new run; ``agent`` is compiled.
 
-        ``env`` is None where the replay holds recorded data.
+        ``env`` is None where the replay holds recorded data; ``began`` is when this process took up
+        the run, by ``time.monotonic``.
         """
         self.config, self.agent, self.env, self.replay = config, agent, env, replay
         self.narrator, self.store, self.signals = narrator, store, signals
-        self.began, self.logdir, self.generation = time.monotonic(), narrator.logdir, 0
+        self.began, self.logdir, self.generation = began, narrator.logdir, generation
         self._warned: set[str] = set()
         self.pace = Pace(config)
         r, seed = config.replay, config.seed
@@ -367,11 +222,9 @@ class Loop:
         """One action per environment: random during prefill, the policy's afterwards."""
         if self.env_steps < self.config.replay.prefill:
             return self.env.spec.actions.sample(self.random, self.env.num_envs)
-        player = self.agent.player
-        player.params, player.number = self.agent.params, self.vector_steps
         try:
             with self.narrator.timed("device_wait"):
-                action = player(self.record)
+                action = self.agent.act(self.record, self.vector_steps)
         except RunError as error:
             self.check()
             raise RunError(

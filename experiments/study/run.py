@@ -31,7 +31,7 @@ from emerald_jax.process import StoppedError
 from emerald_jax.run.directory import EPISODES_FILE, read_rows, write_atomic, write_json
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.pictures import report_strip
-from emerald_jax.training.loop import INTERRUPTED, train
+from emerald_jax.training.train import INTERRUPTED, train
 from emerald_jax.types import Batch
 from experiments.study import measures, tiles, worlds
 from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of

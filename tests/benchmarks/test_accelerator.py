@@ -23,7 +23,7 @@ from emerald_jax.envs import EnvError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import METRICS_FILE, read_rows
 from emerald_jax.training import loop
-from emerald_jax.training.loop import RunResult
+from emerald_jax.training.train import RunResult
 from tests.benchmarks.report_cases import make_row
 from tests.run_cases import make_run
 

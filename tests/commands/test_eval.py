@@ -1,11 +1,13 @@
 """``emerald-jax eval``: arguments, defaults, and play without a run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from emerald_jax import cli
+from emerald_jax.commands import runs
 from emerald_jax.commands.runs import default_episodes
 from emerald_jax.envs import Episode, registry
 from emerald_jax.envs.base import VectorStep
@@ -79,3 +81,22 @@ def test_a_run_is_evaluated_with_the_options_and_the_result_kept(tmp_path, monke
     (tmp_path / "export.json").write_text("{}")
     assert cli.main(arguments) == 2
     assert "is an export" in capsys.readouterr().err
+
+
+def test_several_runs_are_played_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"runs/a-0": 1.0, "runs/a-1": 2.0, "runs/a-2": 3.0}
+    monkeypatch.setattr(runs, "read_config", lambda run: get_preset("tiny"))
+    monkeypatch.setattr(runs, "_play_a_run", lambda run, options: scores[run])
+    assert cli.main(["eval", *scores]) == 0
+    assert capsys.readouterr().out == "3 runs: return 2.000 ± 0.577 (standard error of runs)\n"
+    assert cli.main(["eval", *scores, "--json", str(tmp_path / "x")]) == 2
+    assert "--json holds one result" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_no_run_is_refused_before_any_play(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runs, "_play_a_run", lambda *_: pytest.fail("played"))
+    assert cli.main(["eval", str(tmp_path), str(tmp_path / "nothing")]) == 2

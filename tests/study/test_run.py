@@ -13,7 +13,7 @@ import pytest
 from emerald_jax.config import ConfigError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import EPISODES_FILE
-from emerald_jax.training.loop import INTERRUPTED
+from emerald_jax.training.train import INTERRUPTED
 from experiments.study import run as study
 from experiments.study.plan import Scale, Study, Variant, change, config_of
 from experiments.study.run import run

@@ -24,7 +24,7 @@ from emerald_jax.presets import get_preset
 from emerald_jax.run import Run
 from emerald_jax.run.recordings import Recordings, read_dataset
 from emerald_jax.run.weights import load
-from emerald_jax.training.loop import train
+from emerald_jax.training.train import train
 from emerald_jax.types import Batch
 from tests.model_cases import little_optimisation
 

@@ -10,7 +10,7 @@ import pytest
 
 from emerald_jax.config import Config
 from emerald_jax.presets import get_preset
-from emerald_jax.training.loop import train
+from emerald_jax.training.train import train
 from tests.action_worlds import STEPS, Steer
 
 pytestmark = pytest.mark.slow

@@ -33,7 +33,7 @@ from emerald_jax.training import devices, loop
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
 from emerald_jax.training.faults import out_of_memory
-from emerald_jax.training.loop import INTERRUPTED, train
+from emerald_jax.training.train import INTERRUPTED, train
 
 STEPS, HALF = 160, 112
 HOLD, BEST_OF = 3, 4

@@ -27,7 +27,7 @@ from emerald_jax.run.data import with_data
 from emerald_jax.run.recordings import write_dataset
 from emerald_jax.run.weights import export_weights, load
 from emerald_jax.training import loop
-from emerald_jax.training.loop import train
+from emerald_jax.training.train import train
 from tests.run_cases import ENVS, NUM_ACTIONS, ROWS, record
 
 HALF, STEPS = 104, 144

@@ -17,7 +17,7 @@ import pytest
 
 from emerald_jax.process import ECHO_S
 from emerald_jax.run import Run
-from emerald_jax.training.loop import INTERRUPTED
+from emerald_jax.training.train import INTERRUPTED
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,281 @@
+"""Training from settings to a result: one run, or the runs of several seeds side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+
+from emerald_jax.agent.state import RunError
+from emerald_jax.config import Config, ConfigError
+from emerald_jax.envs.base import EnvError, EnvSpec, check_same_spec
+from emerald_jax.envs.registry import make_vector_env
+from emerald_jax.process import StoppedError, StopSignals
+from emerald_jax.run.checkpoint import Store
+from emerald_jax.run.data import experience, with_data
+from emerald_jax.run.directory import (
+    CheckpointError,
+    DamagedError,
+    RunLock,
+    check_run_dir,
+    run_dir,
+    saved_steps,
+    write_config,
+    writing_in,
+)
+from emerald_jax.run.evaluations import EvalReport
+from emerald_jax.run.log import RunLogger
+from emerald_jax.run.machine import prepare_jax
+from emerald_jax.run.weights import read_weights
+from emerald_jax.training.devices import TrainingAgent, training_devices
+from emerald_jax.training.faults import is_out_of_memory, out_of_memory
+from emerald_jax.training.loop import Loop
+from emerald_jax.training.narrator import Narrator
+from emerald_jax.training.seeds import Group, SeedAgent
+
+#: Exit code of a run that a signal stopped: saved; the same command continues it.
+INTERRUPTED = 75
+#: What ends one seed of several; the others continue.
+_FAILURES = (CheckpointError, ConfigError, EnvError, RunError, OSError)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        logdir: the run directory.
+        score: mean return of the last 100 training episodes; NaN when none ended.
+        env_steps: environment steps since the run began, resumed parts included.
+        updates: gradient updates since the run began.
+        seconds: wall time of this process' part of the run.
+        stopped: ``steps``, ``minutes`` or the name of the signal.
+        evaluation: the final evaluation, or None.
+        data: the recorded data that the run trained on; empty where it played.
+    """
+
+    logdir: Path
+    score: float
+    env_steps: int
+    updates: int
+    seconds: float
+    stopped: str
+    evaluation: EvalReport | None = None
+    data: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 when the run is complete, :data:`INTERRUPTED` when a signal stopped it."""
+        return 0 if self.stopped in ("steps", "minutes") else INTERRUPTED
+
+    def __str__(self) -> str:
+        score = "no episode ended" if math.isnan(self.score) else f"return {self.score:.2f}"
+        played = f"{score} (mean of the last 100 training episodes) after {self.env_steps:,} steps"
+        head = f"trained on {self.data}:" if self.data else played
+        head += f"{'' if self.data else ' and'} {self.updates:,} updates in {self.seconds:.0f} s"
+        if self.evaluation is not None:
+            score, error = self.evaluation.score, self.evaluation.error
+            count = len(self.evaluation.episodes)
+            head += "\nevaluation with the final weights: "
+            head += f"return {score:.2f} ± {error:.2f} over {count} episodes"
+        if self.exit_code:
+            return f"{head}\nstopped by {self.stopped}; the same command continues the run"
+        dream = f"dream {self.logdir} --out dream.mp4"
+        command = dream if self.data and self.evaluation is None else f"eval {self.logdir}"
+        return f"{head}\nthe run is in {self.logdir}\ntry next: emerald-jax {command}"
+
+
+def train(config: Config) -> RunResult:
+    """Train, or continue, the run of ``config.logdir``.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        :class:`RunResult`.
+
+    Raises:
+        ConfigError: settings that cannot work, data or a run directory that are not ours.
+        EnvError: the environment is unknown, missing or broken.
+        ReplayError: the replay does not fit into memory.
+        CheckpointError: the run directory is in use, unwritable, or its checkpoints do not fit.
+        RunError: updates were not finite several times in a row, or a device has no more memory.
+    """
+    prepare_jax()
+    with StopSignals() as signals, ExitStack() as parts:
+        devices = training_devices(config)
+        run = _Run(config, len(devices), signals)
+        agent = TrainingAgent(run.config, run.spec, devices)
+        run.open(agent, parts)
+        run.narrator.introduce(agent, run.spec)
+        result = run.train(agent)
+        run.log.result(str(result))
+        return result
+
+
+def train_seeds(config: Config, seeds: int) -> list[RunResult]:
+    """Train, or continue, the runs of several seeds, computed together; see ``training/seeds.py``.
+
+    Args:
+        config: all settings. The seeds are ``config.seed`` and those that follow. Each has the run
+            directory that it would have alone, or ``config.logdir``-SEED.
+        seeds: their number.
+
+    Returns:
+        :class:`RunResult` of every seed. A seed that fails does not stop the others; what
+        :func:`train` would raise for it is raised when they have ended.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}: it must be at least 1")
+    prepare_jax()
+    with StopSignals() as signals, ExitStack() as parts:
+        devices = training_devices(config)
+        runs = [_Run(one, 1, signals) for one in configs_of(config, seeds)]
+        group = Group([run.config for run in runs], runs[0].spec, devices)
+        for run, agent in zip(runs, group.agents, strict=True):
+            run.open(agent, parts, beside=runs[0] if run is not runs[0] else None)
+        first, last = runs[0], runs[-1]
+        first.log.say(f"{seeds} seeds, computed together: {first.logdir} to {last.logdir}")
+        first.narrator.introduce(group.agents[0], first.spec)
+        group.compile(signals)
+        if group.programs:
+            first.narrator.compiled(group)
+        with ThreadPoolExecutor(seeds) as pool:
+            futures = list(pool.map(_train_one, runs, group.agents))
+        failures = [found for found in futures if isinstance(found, Exception)]
+        for run, found in zip(runs, futures, strict=True):
+            if not isinstance(found, Exception):
+                first.log.result(str(found))
+            elif found is not failures[0]:
+                first.log.say(f"seed {run.config.seed}: {found}")
+        if failures:
+            raise failures[0]
+        return futures
+
+
+def configs_of(config: Config, seeds: int) -> list[Config]:
+    """The settings of every seed's run."""
+    numbered = [dataclasses.replace(config, seed=config.seed + i) for i in range(seeds)]
+    if not config.logdir:
+        return numbered
+    folder = run_dir(config)
+    return [
+        dataclasses.replace(one, logdir=str(folder.with_name(f"{folder.name}-{one.seed}")))
+        for one in numbered
+    ]
+
+
+def _train_one(run: _Run, agent: SeedAgent) -> RunResult | Exception:
+    """Train one seed in its own thread; returns what ends it."""
+    try:
+        return run.train(agent)
+    except _FAILURES as error:
+        run.log.say(f"stops: {error}")
+        return error
+    finally:
+        agent.leave()
+
+
+class _Run:
+    """One run but its agent: settings, data, directory, log.
+
+    Attributes:
+        config: its settings.
+        logdir: its directory.
+        spec: its environment's spec.
+        log: its log; from :meth:`open` on.
+    """
+
+    def __init__(self, config: Config, devices: int, signals: StopSignals) -> None:
+        """Check settings, data and directory, and make the replay; nothing is written."""
+        self._began, self._signals = time.monotonic(), signals
+        self.config = with_data(config)
+        self.config.validate(devices)
+        self.logdir = check_run_dir(self.config)
+        self.spec, self._replay, self._recorded = experience(self.config, self.logdir)
+
+    def open(
+        self, agent: TrainingAgent | SeedAgent, parts: ExitStack, beside: _Run | None = None
+    ) -> None:
+        """Lock the directory and begin the log, which ``parts`` closes.
+
+        A run ``beside`` another one shares its terminal.
+        """
+        config, self._weights = self.config, None
+        if config.init_from and not saved_steps(self.logdir):
+            # Before anything is written or compiled: the weights may not fit.
+            self._weights = read_weights(config.init_from, agent.learner)[0]
+        parts.enter_context(RunLock(self.logdir))
+        options = {"total_steps": config.steps, "beside": beside.log if beside else None}
+        self.log = parts.enter_context(RunLogger(self.logdir, config, **options))
+        if not beside:
+            how = "saving, then stopping; a second signal stops at once"
+            self._signals.tell = lambda name: self.log.say(f"{name}: {how}")
+        if not saved_steps(self.logdir):  # a resumed run changes only after its restore
+            with writing_in(self.logdir):
+                write_config(self.logdir, config)
+        self.narrator = Narrator(self.log, config, self._replay)
+
+    def train(self, agent: TrainingAgent | SeedAgent) -> RunResult:
+        """Train to the end, to a signal or to an error."""
+        config, loop, evaluation = self.config, None, None
+        with ExitStack() as parts:
+            try:
+                loop = self._begin(agent, parts)
+                stopped = loop.run()
+                if stopped in ("steps", "minutes"):
+                    evaluation = loop.evaluate()
+            except StoppedError as stop:  # raised only where everything is already saved
+                stopped = str(stop)
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(config, agent.devices[0], agent.memory) from error
+            steps, updates = (loop.env_steps, loop.updates) if loop else (0, 0)
+            seconds = time.monotonic() - self._began
+            counts = (self.logdir, self.log.mean_score, steps, updates, seconds)
+            return RunResult(*counts, stopped, evaluation, config.data)
+
+    def _begin(self, agent: TrainingAgent | SeedAgent, parts: ExitStack) -> Loop:
+        """Read the data, make the environments, compile, and restore; ``parts`` closes."""
+        config, check = self.config, self._signals.check
+        for _ in self._recorded:
+            check()
+        check()
+        store = parts.enter_context(Store(self.logdir, config.log.keep))
+        seeds = {"seed": config.seed, "generation": _generation(store, self.spec)}
+        env = None if config.data else make_vector_env(config.env, config.envs, **seeds)
+        if env:
+            parts.enter_context(closing(env))
+        check()
+        programs = agent.programs()
+        for name, trace in programs.items():
+            agent.compile(name, trace())
+            check()
+        agent.start(self._weights)
+        if programs:
+            self.narrator.compiled(agent)
+        check()
+        made = (config, agent, env, self._replay, self.narrator, store, self._signals)
+        return Loop(*made, self._began, seeds["generation"])
+
+
+def _generation(store: Store, spec: EnvSpec) -> int:
+    """Number of this process' part of the run: 0 for a new run, one more at every resume.
+
+    Environments that cannot be saved are seeded with it, so that no resume repeats their episodes.
+    Raises EnvError where the environment is not the one that the run was trained in.
+    """
+    for step in reversed(store.steps()):
+        with contextlib.suppress(DamagedError):
+            saved = store.metadata(step)["run"]
+            if "spec" in saved:
+                check_same_spec(dataclasses.replace(spec, **saved["spec"]), spec)
+            return saved.get("generation", 0) + 1
+    return 0
