@@ -66,9 +66,7 @@ def _play_runs(options: argparse.Namespace) -> int:
     scores = [_play_a_run(run, options) for run in options.run]
     if len(scores) > 1:
         mean, error = statistics.fmean(scores), statistics.stdev(scores) / len(scores) ** 0.5
-        write_out(
-            f"{len(scores)} runs: return {mean:.2f} ± {error:.2f} (standard error over runs)\n"
-        )
+        write_out(f"{len(scores)} runs: return {mean:.3f} ± {error:.3f} (standard error of runs)\n")
     return 0
 
 
