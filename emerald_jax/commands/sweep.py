@@ -1,0 +1,381 @@
+"""``emerald-jax sweep FILE.toml``: a grid of settings and seeds, each run a process of its own.
+
+All state is read from the run directories: checkpoints, episodes, the lock. NAME.log next to a run
+directory has the output of its processes; each ends with a line that contains the exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import operator
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from emerald_jax.commands import Parser, aligned, number, write_error, write_out
+from emerald_jax.commands.train import ALIASES, parse_train, setting_types
+from emerald_jax.config import Config, ConfigError, nearest
+from emerald_jax.process import StopSignals, expand_home
+from emerald_jax.run.directory import (
+    CHECKPOINTS_DIR,
+    check_run_dir,
+    compare_settings,
+    first_line,
+    in_use,
+    read_metadata,
+    saved_config,
+    saved_steps,
+)
+
+#: Exit codes of a run that a signal stopped: saved (``training.loop.INTERRUPTED``), or too early.
+STOPPED = (75, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+#: Entries of a file; what is no setting there, and what to write instead; types of values.
+_ENTRIES = {"preset": str, "seeds": list, "settings": dict, "grid": dict, "submitit": dict}
+_ELSEWHERE = {"seed": "write seeds = [0, 1, 2]", "logdir": "each run has its own below --out"}
+_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+_TYPES |= {list: "a list", dict: "a table"}
+#: Of ``[submitit]``: a day, and time to save before its end.
+_SUBMITIT = {"timeout_min": 24 * 60, "slurm_signal_delay_s": 180}
+
+
+def run_sweep(arguments: list[str]) -> int:
+    """List the runs of a sweep, train them here, or submit them; 75 if stopped, 1 if one failed."""
+    parser = Parser("sweep")
+    parser.add_argument("file", metavar="FILE.toml", help="preset, seeds, [settings] and [grid]")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="only list the runs (the default)")
+    how.add_argument("--local", action="store_true", help="train on this machine")
+    how.add_argument("--submitit", action="store_true", help="submit to SLURM, with submitit")
+    about = "with --local: runs side by side (1)"
+    parser.add_argument("--jobs", type=number(1), metavar="N", help=about)
+    about = "folder of the run directories (runs/sweeps/FILE)"
+    parser.add_argument("--out", metavar="DIR", help=about)
+    options = parser.parse_args(arguments)
+    if options.jobs and not options.local:
+        raise ConfigError("--jobs is for --local")
+    file = Path(options.file)
+    out = Path(options.out or Path("runs", "sweeps", file.stem))
+    try:
+        jobs, parameters = read_sweep(file, out)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    code = 0
+    if options.local:
+        code = _train_here(jobs, options.jobs or 1)
+    elif options.submitit:
+        _submit(jobs, out, {"name": file.stem, **_SUBMITIT, **parameters})
+    write_out(_table(jobs, out))
+    return code
+
+
+def read_sweep(file: Path, out: Path) -> tuple[list[Job], dict[str, Any]]:
+    """The runs of a file, each validated, and the entries of its table ``[submitit]``."""
+    try:
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read as TOML: {first_line(error)}") from error
+    for name, value in found.items():
+        if name not in _ENTRIES:
+            hint = nearest(name, _ENTRIES) or ": settings stand below [settings] or [grid]"
+            raise ConfigError(f"unknown entry {name}{hint}")
+        _check_type(name, _ENTRIES[name], value)
+    fixed, grid = (list(_settings(found.get(name, {}))) for name in ("settings", "grid"))
+    if "grid" in found and not grid:
+        raise ConfigError("[grid] is empty: give settings with lists of values, or leave it out")
+    for name, times in Counter(name for name, _ in (*fixed, *grid)).items():
+        if name in _ELSEWHERE or times > 1:
+            raise ConfigError(f"{name}: {_ELSEWHERE.get(name, 'give it once, not twice')}")
+    grid.append(("seed", found.get("seeds", [0])))
+    for name, values in grid:
+        _check_type(name, list, values)
+        if not values:
+            raise ConfigError(f"{name} is an empty list: give at least one value")
+    preset = found.get("preset") or parse_train([])  # which lists the presets
+    common = [preset, *(_argument(*setting) for setting in fixed)]
+    jobs: dict[Path, Job] = {}
+    for values in itertools.product(*(values for _, values in grid)):
+        chosen = [(name, value) for (name, _), value in zip(grid, values, strict=True)]
+        job = _job(common, chosen, out)
+        if job.path in jobs:
+            raise ConfigError(f"{job.path.name} is listed twice")
+        jobs[job.path] = job
+    return list(jobs.values()), found.get("submitit", {})
+
+
+def _settings(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names as ``emerald-jax train`` lists them, and values; ``optim.x`` and ``"optim.x"`` work."""
+    for name, value in table.items():
+        name = prefix + name.replace("_", "-")
+        if isinstance(value, dict):
+            yield from _settings(value, f"{name}.")
+        else:
+            yield ALIASES.get(name, name), value
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    if type(value) is not kind and (kind, type(value)) != (float, int):
+        raise ConfigError(f"{name} takes {_TYPES[kind]}, got {value!r}")
+
+
+def _argument(name: str, value: Any) -> str:
+    """A setting as an argument of ``emerald-jax train``; ConfigError for a wrong type."""
+    kind = setting_types().get(name)
+    if kind is not None:
+        _check_type(name, kind if kind in _TYPES else str, value)
+    group, dot, switch = name.rpartition(".")
+    if kind is bool and not switch.startswith("no-"):
+        return f"--{group}{dot}{'' if value else 'no-'}{switch}"
+    return f"--{name}={value}"
+
+
+def _job(common: list[str], chosen: list[tuple[str, Any]], out: Path) -> Job:
+    """One run; refused before any starts if it cannot work, or its directory holds another."""
+    arguments = expand_home([*common, *(_argument(*setting) for setting in chosen)])
+    config = parse_train(arguments)
+    # Quoted, so that different values never have the same name.
+    values = [(n, operator.attrgetter(n.replace("-", "_"))(config)) for n, _ in chosen]
+    path = out / ",".join(f"{name}={quote(str(value), safe=':+')}" for name, value in values)
+    config = dataclasses.replace(config, logdir=str(path.absolute()))
+    if config.data:
+        from emerald_jax.run.data import with_data
+
+        config = with_data(config)
+    config.validate(max(1, config.devices))
+    check_run_dir(config)
+    before = saved_config(path)
+    if before is not None:
+        from emerald_jax.reports.runs import changed_settings
+
+        kept = {*changed_settings(before), *changed_settings(config)}
+        for name, old, new in compare_settings(before, config):
+            if name in kept:
+                way = "choose another --out, or list both values in [grid]"
+                raise ConfigError(f"{path} was begun with {name} {old}, not {new}: {way}")
+    return Job(path, ["train", *arguments, f"--logdir={config.logdir}"], config)
+
+
+class Job:
+    """A run of a sweep, and the process that trains it.
+
+    Attributes:
+        path: its directory.
+        arguments: of ``emerald-jax``.
+        config: its settings.
+        log: the output of its processes, and their exit codes.
+    """
+
+    def __init__(self, path: Path, arguments: list[str], config: Config) -> None:
+        self.path, self.arguments, self.config = path, arguments, config
+        self.log = path.with_name(f"{path.name}.log").absolute()
+        self._process: subprocess.Popen | None = None
+        self._asked = False
+
+    @property
+    def steps(self) -> int:
+        """Environment steps in its newest checkpoint."""
+        for step in reversed(saved_steps(self.path)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return read_metadata(self.path / CHECKPOINTS_DIR / str(step))[0]["run"]["env_steps"]
+        return 0
+
+    @property
+    def last_lines(self) -> tuple[str, str]:
+        """The last two lines of its log; empty where there are fewer."""
+        text = b""
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4096))
+            text = file.read()
+        return tuple(["", "", *text.decode(errors="replace").splitlines()][-2:])
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the last process; None if it runs, was killed together with the sweep, or is none."""
+        found = re.fullmatch(r"exit code (\d+)", self.last_lines[1])
+        return int(found[1]) if found else None
+
+    def state(self, queue: Sequence[str] = ()) -> str:
+        """``runs``, ``queued``, ``done``, ``failed``, ``stopped`` or ``not started``."""
+        code, queued = self.exit_code, re.fullmatch(r"queued as job (\S+)", self.last_lines[1])
+        if in_use(self.path):
+            return "runs"
+        if queued and queued[1] in queue:
+            return "queued"
+        complete = self.steps >= self.config.steps
+        # A log without an exit code: killed, perhaps in the final evaluation.
+        by_hand = complete and not self.log.exists()
+        if by_hand or (code == 0 and (complete or self.config.max_minutes)):
+            return "done"
+        if code not in (None, 0, *STOPPED):
+            return "failed"
+        return "stopped" if saved_steps(self.path) else "not started"
+
+    def start(self, environment: dict[str, str] | None = None) -> None:
+        """Start its process, in a session of its own: signals reach it only through stop()."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "emerald_jax", *self.arguments]
+        streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, env=environment, start_new_session=True, **streams
+            )
+
+    def stop(self) -> None:
+        """Ask its process to save and to end, once: a second signal ends it immediately."""
+        if self._process is not None and not self._asked:
+            self._asked = True
+            self._process.terminate()
+
+    def ended(self) -> int | None:
+        """The exit code, which is added to the log; None while the process runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        code = code if code >= 0 else 128 - code
+        self.note(f"exit code {code}")
+        return code
+
+    def note(self, text: str) -> None:
+        """Add a line to the log."""
+        with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+
+    def __call__(self) -> None:
+        """Train as a job of submitit; a job that was stopped goes back into the queue."""
+        import submitit
+
+        if self.state() in ("done", "runs"):  # submitted twice
+            return
+        requeue = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
+        before, received = signal.getsignal(requeue), []
+
+        def stop(number: int, frame: Any) -> None:
+            del frame
+            received.append(number)
+            self.stop()
+
+        # SLURM signals all processes of a job, and ours inherits that it ignores this one.
+        signal.signal(requeue, signal.SIG_IGN)
+        self.start()
+        signal.signal(requeue, stop)
+        signal.signal(signal.SIGTERM, stop)
+        while (code := self.ended()) is None:
+            time.sleep(0.5)
+        signal.signal(requeue, before)
+        job_id = submitit.JobEnvironment().job_id
+        if code == STOPPED[0] and (requeue in received or _is_running(job_id)):
+            self.note(f"queued as job {job_id}")
+            signal.raise_signal(requeue)  # submitit's own handler puts the job back
+        if code:
+            raise RuntimeError(f"exit code {code}, see {self.log}")
+
+    def checkpoint(self) -> Any:
+        """What submitit runs when the job returns from the queue."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(Job(self.path, self.arguments, self.config))
+
+
+def _is_running(job_id: str) -> bool:
+    """Whether SLURM counts a job as running: not cancelled, and not yet back in the queue."""
+    return "JobState=RUNNING" in _output("scontrol", "show", "job", job_id)
+
+
+def _queue() -> list[str]:
+    """Numbers of this user's jobs in SLURM's queue."""
+    return _output("squeue", "--me", "--array", "--noheader", "--format=%i").split()
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:  # no SLURM here
+        return ""
+
+
+def _train_here(jobs: list[Job], side_by_side: int) -> int:
+    """Train the runs that are not complete, some side by side; returns the exit code."""
+    waiting = [job for job in jobs if job.state() not in ("done", "runs")]
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    slots, total, code = list(range(side_by_side)), len(waiting), 0
+    running: dict[Job, int] = {}
+    with StopSignals() as signals:
+
+        def stop(name: str) -> None:
+            write_error(f"{name}: {len(running)} runs save, then the sweep stops")
+            for job in list(running):
+                job.stop()
+
+        signals.tell = stop
+        while running or (waiting and code != STOPPED[0] and not signals.name):
+            while waiting and slots and code != STOPPED[0] and not signals.name:
+                job, slot, environment = waiting.pop(0), slots.pop(0), dict(os.environ)
+                if 1 < side_by_side <= len(devices):  # one GPU each
+                    environment["CUDA_VISIBLE_DEVICES"] = devices[slot]
+                job.start(environment)
+                running[job] = slot
+                write_error(f"{total - len(waiting)} of {total}: {job.path.name}")
+            for job in list(running):
+                if signals.name or code == STOPPED[0]:
+                    job.stop()
+                ended = job.ended()
+                if ended is not None:
+                    slots.append(running.pop(job))
+                    code = STOPPED[0] if ended in STOPPED else max(code, int(ended != 0))
+            time.sleep(0.1)
+    return STOPPED[0] if signals.name else code
+
+
+def _submit(jobs: list[Job], out: Path, parameters: dict[str, Any]) -> None:
+    """Submit the runs that are neither complete nor running nor queued, as one job array."""
+    try:
+        import submitit
+    except ImportError as error:
+        way = "pip install 'emerald-jax[submitit]'"
+        raise ConfigError(f"--submitit needs the package submitit: {way}") from error
+    queue = _queue()
+    jobs = [job for job in jobs if job.state(queue) not in ("done", "runs", "queued")]
+    if not jobs:
+        return
+    try:
+        executor = submitit.AutoExecutor(out / "submitit", slurm_max_num_timeout=10_000)
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            handles = [executor.submit(job) for job in jobs]
+    except (NameError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(f"[submitit] does not work: {first_line(error)}") from error
+    for job, handle in zip(jobs, handles, strict=True):
+        job.note(f"queued as job {handle.job_id}")
+    write_error(f"{len(jobs)} jobs submitted ({executor.cluster}); their logs are in {out}")
+
+
+def _table(jobs: list[Job], out: Path) -> str:
+    """Settings of all runs, then state, steps and return of each, then why some failed."""
+    from emerald_jax.reports.runs import NONE, RECENT, read_runs
+
+    rows, failed, queue, states = [], [], _queue(), Counter()
+    rows.append(("state", "steps", "of", "return", "run"))
+    for job in jobs:
+        state, steps, score = job.state(queue), job.steps, NONE
+        with contextlib.suppress(ConfigError):  # not a run yet
+            (facts,) = read_runs([job.path])
+            steps = max(steps, facts.env_steps)
+            recent = [row["score"] for row in facts.episodes[-RECENT:]]
+            score = f"{statistics.fmean(recent):.2f}" if recent else NONE
+        states[state] += 1
+        rows.append((state, f"{steps:,}", f"{job.config.steps:,}", score, job.path.name))
+        if state == "failed":
+            failed.append(f"{job.path.name}: exit code {job.exit_code}: {job.last_lines[0]}\n")
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    return f"{aligned(rows)}{len(jobs)} runs in {out}: {counts}\n{''.join(failed)}"
