@@ -67,15 +67,15 @@ def run_sweep(arguments: list[str]) -> int:
         raise ConfigError("--jobs is for --local")
     file = Path(options.file)
     out = Path(options.out or Path("runs", "sweeps", file.stem))
+    code = 0
     try:
         jobs, parameters = read_sweep(file, out)
+        if options.submitit:
+            _submit(jobs, out, {"name": file.stem, **_SUBMITIT, **parameters})
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    code = 0
     if options.local:
         code = _train_here(jobs, options.jobs or 1)
-    elif options.submitit:
-        _submit(jobs, out, {"name": file.stem, **_SUBMITIT, **parameters})
     write_out(_table(jobs, out))
     return code
 
@@ -163,7 +163,8 @@ def _job(common: list[str], chosen: list[tuple[str, Any]], out: Path) -> Job:
             if name in kept:
                 way = "choose another --out, or list both values in [grid]"
                 raise ConfigError(f"{path} was begun with {name} {old}, not {new}: {way}")
-    return Job(path, ["train", *arguments, f"--logdir={config.logdir}"], config)
+    command = [sys.executable, "-m", "emerald_jax", "train", *arguments]
+    return Job(path, [*command, f"--logdir={config.logdir}"], config)
 
 
 class Job:
@@ -171,13 +172,13 @@ class Job:
 
     Attributes:
         path: its directory.
-        arguments: of ``emerald-jax``.
+        command: the command of its process.
         config: its settings.
         log: the output of its processes, and their exit codes.
     """
 
-    def __init__(self, path: Path, arguments: list[str], config: Config) -> None:
-        self.path, self.arguments, self.config = path, arguments, config
+    def __init__(self, path: Path, command: list[str], config: Config) -> None:
+        self.path, self.command, self.config = path, command, config
         self.log = path.with_name(f"{path.name}.log").absolute()
         self._process: subprocess.Popen | None = None
         self._asked = False
@@ -224,11 +225,11 @@ class Job:
     def start(self, environment: dict[str, str] | None = None) -> None:
         """Start its process, in a session of its own: signals reach it only through stop()."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "emerald_jax", *self.arguments]
         streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         with self.log.open("ab") as log:
+            streams["stdout"] = log
             self._process = subprocess.Popen(
-                command, stdout=log, env=environment, start_new_session=True, **streams
+                self.command, env=environment, start_new_session=True, **streams
             )
 
     def stop(self) -> None:
@@ -284,7 +285,7 @@ class Job:
         """What submitit runs when the job returns from the queue."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(Job(self.path, self.arguments, self.config))
+        return submitit.helpers.DelayedSubmission(Job(self.path, self.command, self.config))
 
 
 def _is_running(job_id: str) -> bool:
@@ -343,7 +344,7 @@ def _submit(jobs: list[Job], out: Path, parameters: dict[str, Any]) -> None:
         import submitit
     except ImportError as error:
         way = "pip install 'emerald-jax[submitit]'"
-        raise ConfigError(f"--submitit needs the package submitit: {way}") from error
+        raise ConfigError(f"--submitit needs submitit: {way}") from error
     queue = _queue()
     jobs = [job for job in jobs if job.state(queue) not in ("done", "runs", "queued")]
     if not jobs:
