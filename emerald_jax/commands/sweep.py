@@ -1,7 +1,7 @@
 """``emerald-jax sweep FILE.toml``: a grid of settings and seeds, each run a process of its own.
 
 All state is read from the run directories: checkpoints, episodes, the lock. NAME.log next to a run
-directory has the output of its processes; each ends with a line that contains the exit code.
+directory has the output of its processes; after each it has a line with the exit code.
 """
 
 from __future__ import annotations
@@ -192,31 +192,25 @@ class Job:
         return 0
 
     @property
-    def last_lines(self) -> tuple[str, str]:
-        """The last two lines of its log; empty where there are fewer."""
+    def last(self) -> tuple[str, str, str]:
+        """The end of its log: a message, ``exit code`` or ``queued as job``, a number."""
         text = b""
         with contextlib.suppress(OSError), self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 4096))
             text = file.read()
-        return tuple(["", "", *text.decode(errors="replace").splitlines()][-2:])
-
-    @property
-    def exit_code(self) -> int | None:
-        """Of the last process; None if it runs, was killed together with the sweep, or is none."""
-        found = re.fullmatch(r"exit code (\d+)", self.last_lines[1])
-        return int(found[1]) if found else None
+        end = r"([^\n]*)\n?(exit code|queued as job) (\S+)\n"
+        found = re.search(f"{end}$", text.decode(errors="replace"))
+        return found.groups() if found else ("", "", "")
 
     def state(self, queue: Sequence[str] = ()) -> str:
         """``runs``, ``queued``, ``done``, ``failed``, ``stopped`` or ``not started``."""
-        code, queued = self.exit_code, re.fullmatch(r"queued as job (\S+)", self.last_lines[1])
+        _, what, value = self.last
+        code = int(value) if what == "exit code" else None  # None: killed, or still running
         if in_use(self.path):
             return "runs"
-        if queued and queued[1] in queue:
+        if what == "queued as job" and value in queue:
             return "queued"
-        complete = self.steps >= self.config.steps
-        # A log without an exit code: killed, perhaps in the final evaluation.
-        by_hand = complete and not self.log.exists()
-        if by_hand or (code == 0 and (complete or self.config.max_minutes)):
+        if code == 0 and (self.config.max_minutes or self.steps >= self.config.steps):
             return "done"
         if code not in (None, 0, *STOPPED):
             return "failed"
@@ -232,11 +226,13 @@ class Job:
                 self.command, env=environment, start_new_session=True, **streams
             )
 
-    def stop(self) -> None:
-        """Ask its process to save and to end, once: a second signal ends it immediately."""
-        if self._process is not None and not self._asked:
-            self._asked = True
-            self._process.terminate()
+    def stop(self) -> bool:
+        """Ask its process to save and to end; only once, since a second signal ends it at once."""
+        if self._process is None or self._asked:
+            return False
+        self._asked = True
+        self._process.terminate()
+        return True
 
     def ended(self) -> int | None:
         """The exit code, which is added to the log; None while the process runs."""
@@ -275,7 +271,9 @@ class Job:
             time.sleep(0.5)
         signal.signal(requeue, before)
         job_id = submitit.JobEnvironment().job_id
-        if code == STOPPED[0] and (requeue in received or _is_running(job_id)):
+        # A cancelled job is no longer RUNNING, nor one that SLURM has put back into the queue.
+        running = "JobState=RUNNING" in _slurm("scontrol", "show", "job", job_id)
+        if code == STOPPED[0] and (running or requeue in received):
             self.note(f"queued as job {job_id}")
             signal.raise_signal(requeue)  # submitit's own handler puts the job back
         if code:
@@ -288,21 +286,17 @@ class Job:
         return submitit.helpers.DelayedSubmission(Job(self.path, self.command, self.config))
 
 
-def _is_running(job_id: str) -> bool:
-    """Whether SLURM counts a job as running: not cancelled, and not yet back in the queue."""
-    return "JobState=RUNNING" in _output("scontrol", "show", "job", job_id)
+def _slurm(*command: str) -> str:
+    """The output of a command of SLURM; empty without SLURM."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
 
 
 def _queue() -> list[str]:
-    """Numbers of this user's jobs in SLURM's queue."""
-    return _output("squeue", "--me", "--array", "--noheader", "--format=%i").split()
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:  # no SLURM here
-        return ""
+    """Numbers of this user's jobs."""
+    return _slurm("squeue", "--me", "--array", "--noheader", "--format=%i").split()
 
 
 def _train_here(jobs: list[Job], side_by_side: int) -> int:
@@ -313,25 +307,28 @@ def _train_here(jobs: list[Job], side_by_side: int) -> int:
     running: dict[Job, int] = {}
     with StopSignals() as signals:
 
-        def stop(name: str) -> None:
-            write_error(f"{name}: {len(running)} runs save, then the sweep stops")
+        def stop(why: str) -> None:
             for job in list(running):
-                job.stop()
+                if job.stop():
+                    write_error(f"{why}: {job.path.name} saves, then the sweep stops")
 
         signals.tell = stop
-        while running or (waiting and code != STOPPED[0] and not signals.name):
-            while waiting and slots and code != STOPPED[0] and not signals.name:
-                job, slot, environment = waiting.pop(0), slots.pop(0), dict(os.environ)
+        while waiting or running:
+            if signals.name or code == STOPPED[0]:
+                waiting.clear()
+                stop(signals.name or "a run was stopped")
+            while waiting and slots:
+                job = waiting.pop(0)
+                if job.state() in ("done", "runs"):  # meanwhile, by another process
+                    continue
+                running[job] = slots.pop(0)
+                environment = dict(os.environ)
                 if 1 < side_by_side <= len(devices):  # one GPU each
-                    environment["CUDA_VISIBLE_DEVICES"] = devices[slot]
-                job.start(environment)
-                running[job] = slot
+                    environment["CUDA_VISIBLE_DEVICES"] = devices[running[job]]
                 write_error(f"{total - len(waiting)} of {total}: {job.path.name}")
+                job.start(environment)
             for job in list(running):
-                if signals.name or code == STOPPED[0]:
-                    job.stop()
-                ended = job.ended()
-                if ended is not None:
+                if (ended := job.ended()) is not None:
                     slots.append(running.pop(job))
                     code = STOPPED[0] if ended in STOPPED else max(code, int(ended != 0))
             time.sleep(0.1)
@@ -362,21 +359,26 @@ def _submit(jobs: list[Job], out: Path, parameters: dict[str, Any]) -> None:
 
 
 def _table(jobs: list[Job], out: Path) -> str:
-    """Settings of all runs, then state, steps and return of each, then why some failed."""
+    """State, steps and return of each run, a count of the states, and why some failed."""
     from emerald_jax.reports.runs import NONE, RECENT, read_runs
 
-    rows, failed, queue, states = [], [], _queue(), Counter()
-    rows.append(("state", "steps", "of", "return", "run"))
+    rows, failed, states, queue = (
+        [("state", "steps", "of", "return", "run")],
+        "",
+        Counter(),
+        _queue(),
+    )
     for job in jobs:
-        state, steps, score = job.state(queue), job.steps, NONE
+        state, steps, score, name = job.state(queue), job.steps, NONE, job.path.name
         with contextlib.suppress(ConfigError):  # not a run yet
             (facts,) = read_runs([job.path])
             steps = max(steps, facts.env_steps)
-            recent = [row["score"] for row in facts.episodes[-RECENT:]]
-            score = f"{statistics.fmean(recent):.2f}" if recent else NONE
+            if recent := [row["score"] for row in facts.episodes[-RECENT:]]:
+                score = f"{statistics.fmean(recent):.2f}"
+        rows.append((state, f"{steps:,}", f"{job.config.steps:,}", score, name))
         states[state] += 1
-        rows.append((state, f"{steps:,}", f"{job.config.steps:,}", score, job.path.name))
         if state == "failed":
-            failed.append(f"{job.path.name}: exit code {job.exit_code}: {job.last_lines[0]}\n")
+            message, _, code = job.last
+            failed += f"{name}: exit code {code}: {message}\n"
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    return f"{aligned(rows)}{len(jobs)} runs in {out}: {counts}\n{''.join(failed)}"
+    return f"{aligned(rows)}{len(jobs)} runs in {out}: {counts}\n{failed}"
