@@ -204,7 +204,7 @@ def commands() -> list[str]:
     texts += [path.read_text() for path in CLUSTER.iterdir()]
     job = yaml.safe_load((CLUSTER / "kubernetes.yaml").read_text())
     texts.append(" ".join(job["spec"]["template"]["spec"]["containers"][0]["command"]))
-    text = "\n".join(texts).replace('"${@:-crafter}"', "crafter").replace("${*@Q}", "crafter")
+    text = "\n".join(texts).replace('"${@:-crafter}"', "crafter").replace("$settings", "crafter")
     text = re.sub(r"\$\(SEED\)|\"?\$(SEED|SLURM_ARRAY_TASK_ID)\"?", "3", text)
     return re.findall(r"(?:emerald-jax|-m emerald_jax) ((?:train|sweep) [^&\n\"]*)", text)
 
@@ -219,8 +219,10 @@ def test_every_command_is_valid(folder: Path) -> None:
         config.validate()
     options = {word for words in found if words[0] == "sweep" for word in words[2:]}
     assert options == {"--local", "--jobs", "2", "--submitit"}
-    for match in re.findall(r"(?:slurm_array|tpu_vm)\.sh (?:\S+ a\S* )?(.*)", PAGE):
-        parse_train(shlex.split(match.replace("my-tpu us-west4-a ", ""))).validate()
+    scripts = re.findall(r"slurm_array\.sh (.*)|tpu_vm\.sh my-tpu us-west4-a (.*)", PAGE)
+    assert len(scripts) == 2
+    for words in scripts:
+        parse_train(shlex.split("".join(words))).validate()
 
 
 def test_every_sweep_is_valid(folder: Path) -> None:

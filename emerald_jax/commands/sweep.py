@@ -158,7 +158,7 @@ def _job(common: list[str], chosen: list[tuple[str, Any]], out: Path) -> Job:
     if before is not None:
         from emerald_jax.reports.runs import changed_settings
 
-        kept = {*changed_settings(before), *changed_settings(config)}
+        kept = {"preset", *changed_settings(before), *changed_settings(config)}
         for name, old, new in compare_settings(before, config):
             if name in kept:
                 way = "choose another --out, or list both values in [grid]"
@@ -347,7 +347,7 @@ def _submit(jobs: list[Job], out: Path, parameters: dict[str, Any]) -> None:
     if not jobs:
         return
     try:
-        executor = submitit.AutoExecutor(out / "submitit", slurm_max_num_timeout=10_000)
+        executor = submitit.AutoExecutor(out / ".submitit", slurm_max_num_timeout=10_000)
         executor.update_parameters(**parameters)
         with executor.batch():
             handles = [executor.submit(job) for job in jobs]

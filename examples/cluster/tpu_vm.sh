@@ -19,7 +19,9 @@ tpu ssh "$name" --command='cd emerald &&
     python3.11 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]"'
 
 # With a terminal (-t), so that Ctrl-C reaches the run: it saves and ends with 75.
-train="cd emerald && .venv/bin/python -m emerald_jax train ${*@Q}" code=0
-tpu ssh "$name" --command="$train" -- -t || code=$?
+settings=$(printf '%q ' "$@")
+code=0
+tpu ssh "$name" --command="cd emerald && .venv/bin/python -m emerald_jax train $settings" -- -t ||
+    code=$?
 tpu ssh "$name" --command='tar -czf - -C emerald runs' | tar -xzf -
 exit "$code"

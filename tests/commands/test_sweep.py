@@ -262,7 +262,9 @@ def test_runs_side_by_side_have_one_gpu_each(folder, capsys, monkeypatch) -> Non
 @pytest.mark.slow
 def test_a_real_sweep_is_stopped_in_the_middle_and_continues(folder, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "executable", PYTHON)
-    (folder / "a.toml").write_text(FILE.replace("steps = 200", "steps = 2000\ndevices = 1"))
+    (folder / "a.toml").write_text(
+        FILE.replace("steps = 200", "steps = 1000\ndevices = 1\nlog.eval_episodes = 1")
+    )
     runs = [folder / "runs" / "sweeps" / "a" / name for name in NAMES]
     process = begin("--local", "--jobs", "2")
     try:
@@ -277,7 +279,7 @@ def test_a_real_sweep_is_stopped_in_the_middle_and_continues(folder, capsys, mon
     assert code == 0
     assert states(lines) == ["stopped", "stopped", "not started", "not started"]
     stopped = [job.steps for job in read_sweep(folder / "a.toml", runs[0].parent)[0][:2]]
-    assert all(0 < steps < 2000 for steps in stopped)
+    assert all(0 < steps < 1000 for steps in stopped)
     process = begin("--local")
     assert process.wait(1000) == 0
     assert states(sweep(capsys)[1]) == 4 * ["done"]
