@@ -203,11 +203,11 @@ class Job:
         return found.groups() if found else ("", "", "")
 
     def state(self, queue: Sequence[str] = ()) -> str:
-        """``runs``, ``queued``, ``done``, ``failed``, ``stopped`` or ``not started``."""
+        """``running``, ``queued``, ``done``, ``failed``, ``stopped`` or ``not started``."""
         _, what, value = self.last
         code = int(value) if what == "exit code" else None  # None: killed, or still running
         if in_use(self.path):
-            return "runs"
+            return "running"
         if what == "queued as job" and value in queue:
             return "queued"
         if code == 0 and (self.config.max_minutes or self.steps >= self.config.steps):
@@ -252,7 +252,7 @@ class Job:
         """Train as a job of submitit; a job that was stopped goes back into the queue."""
         import submitit
 
-        if self.state() in ("done", "runs"):  # submitted twice
+        if self.state() in ("done", "running"):  # submitted twice
             return
         requeue = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
         before, received = signal.getsignal(requeue), []
@@ -301,7 +301,7 @@ def _queue() -> list[str]:
 
 def _train_here(jobs: list[Job], side_by_side: int) -> int:
     """Train the runs that are not complete, some side by side; returns the exit code."""
-    waiting = [job for job in jobs if job.state() not in ("done", "runs")]
+    waiting = [job for job in jobs if job.state() not in ("done", "running")]
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     slots, total, code = list(range(side_by_side)), len(waiting), 0
     running: dict[Job, int] = {}
@@ -319,7 +319,7 @@ def _train_here(jobs: list[Job], side_by_side: int) -> int:
                 stop(signals.name or "a run was stopped")
             while waiting and slots:
                 job = waiting.pop(0)
-                if job.state() in ("done", "runs"):  # meanwhile, by another process
+                if job.state() in ("done", "running"):  # meanwhile, by another process
                     continue
                 running[job] = slots.pop(0)
                 environment = dict(os.environ)
@@ -343,7 +343,7 @@ def _submit(jobs: list[Job], out: Path, parameters: dict[str, Any]) -> None:
         way = "pip install 'emerald-jax[submitit]'"
         raise ConfigError(f"--submitit needs submitit: {way}") from error
     queue = _queue()
-    jobs = [job for job in jobs if job.state(queue) not in ("done", "runs", "queued")]
+    jobs = [job for job in jobs if job.state(queue) not in ("done", "running", "queued")]
     if not jobs:
         return
     try:
@@ -355,7 +355,7 @@ def _submit(jobs: list[Job], out: Path, parameters: dict[str, Any]) -> None:
         raise ConfigError(f"[submitit] does not work: {first_line(error)}") from error
     for job, handle in zip(jobs, handles, strict=True):
         job.note(f"queued as job {handle.job_id}")
-    write_error(f"{len(jobs)} jobs submitted ({executor.cluster}); their logs are in {out}")
+    write_error(f"jobs submitted ({executor.cluster}): {len(jobs)}; their output is in {out}")
 
 
 def _table(jobs: list[Job], out: Path) -> str:
@@ -381,4 +381,4 @@ def _table(jobs: list[Job], out: Path) -> str:
             message, _, code = job.last
             failed += f"{name}: exit code {code}: {message}\n"
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    return f"{aligned(rows)}{len(jobs)} runs in {out}: {counts}\n{failed}"
+    return f"{aligned(rows)}{out}: {counts}\n{failed}"

@@ -158,7 +158,7 @@ def test_a_changed_grid_adds_runs_and_loses_none(folder, capsys) -> None:
     (folder / "a.toml").write_text(FILE.replace("3e-2]", "3e-2, 0.1]").replace("[0, 1]", "[1, 2]"))
     code, lines = sweep(capsys)
     assert code == 0
-    assert lines[-1] == "6 runs in runs/sweeps/a: 2 done, 4 not started"
+    assert lines[-1] == "runs/sweeps/a: 2 done, 4 not started"
     sweep(capsys, "--local")
     assert len(started(folder)) == 4
     assert all(saved_steps(folder / "runs" / "sweeps" / "a" / name) for name in NAMES)
@@ -227,7 +227,7 @@ def test_a_run_of_another_process_is_left_alone(folder, capsys) -> None:
     with RunLock(folder / "runs" / "sweeps" / "a" / NAMES[1]):
         code, lines = sweep(capsys, "--local")
         assert code == 0
-        assert states(lines) == ["done", "runs", "done", "done"]
+        assert states(lines) == ["done", "running", "done", "done"]
     assert NAMES[1] not in started(folder)
     assert states(sweep(capsys)[1]) == ["done", "not started", "done", "done"]
 
