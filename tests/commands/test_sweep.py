@@ -281,7 +281,7 @@ def test_a_real_sweep_is_stopped_in_the_middle_and_continues(folder, capsys, mon
     stopped = [job.steps for job in read_sweep(folder / "a.toml", runs[0].parent)[0][:2]]
     assert all(0 < steps < 1000 for steps in stopped)
     process = begin("--local")
-    assert process.wait(1000) == 0
+    assert process.wait(2000) == 0
     assert states(sweep(capsys)[1]) == 4 * ["done"]
     for run, steps in zip(runs, stopped, strict=False):
         assert [row["step"] for row in Run(run).rows("resumes")] == [steps]
