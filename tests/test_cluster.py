@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emerald_jax.commands.sweep import read_sweep
+from emerald_jax.commands.sweep import STOPPED, read_sweep
 from emerald_jax.commands.train import parse_train
 from emerald_jax.run.directory import saved_steps
-from emerald_jax.training.loop import INTERRUPTED
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "examples" / "cluster"
@@ -90,7 +89,7 @@ def test_a_stopped_task_goes_back_into_the_queue(state: str, requeued: bool, fol
     task.send_signal(signal.SIGTERM)
     time.sleep(0.1)
     task.send_signal(signal.SIGTERM)  # the script waits for the run, however often it is signalled
-    assert task.wait(30) == INTERRUPTED
+    assert task.wait(30) == STOPPED[0]
     assert calls(folder, "python") == ["-m emerald_jax train tiny --steps 80 --seed 3"]
     assert calls(folder, "scontrol") == ["show job 7_3", *(["requeue 7_3"] if requeued else [])]
 
@@ -117,7 +116,7 @@ def test_a_real_task_saves_is_requeued_and_continues(folder: Path) -> None:
     try:
         wait_for(lambda: (run / "metrics.jsonl").exists(), 400)
         task.send_signal(signal.SIGTERM)
-        assert task.wait(100) == INTERRUPTED
+        assert task.wait(100) == STOPPED[0]
     finally:
         task.kill()
         task.wait()
@@ -156,7 +155,7 @@ def test_a_tpu_vm_is_made_once_and_the_run_comes_back(folder: Path) -> None:
     (folder / "runs").mkdir()
     command = [CLUSTER / "tpu_vm.sh", "my-tpu", "a-zone", "crafter", "--logdir", "runs/a b"]
     for times in (1, 2):
-        assert subprocess.run(command, check=False).returncode == INTERRUPTED
+        assert subprocess.run(command, check=False).returncode == STOPPED[0]
         line = "-m emerald_jax train crafter --logdir runs/a b\n"
         assert (folder / "runs" / "trained").read_text() == times * line
     made = [call for call in calls(folder, "gcloud") if "create" in call]
@@ -181,7 +180,7 @@ def test_the_kubernetes_job_is_sound() -> None:
             assert codes["containerName"] == container["name"]
             assert codes["operator"] == "In"
             actions |= dict.fromkeys(codes["values"], rule["action"])
-    assert actions == {INTERRUPTED: "Ignore", 2: "FailIndex"}
+    assert actions == {STOPPED[0]: "Ignore", 2: "FailIndex"}
     assert {mount["name"] for mount in container["volumeMounts"]} == {
         volume["name"] for volume in pod["volumes"]
     }
@@ -191,7 +190,7 @@ def test_the_kubernetes_job_is_sound() -> None:
 
 def test_the_skypilot_task_recovers_on_our_exit_code() -> None:
     task = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [INTERRUPTED]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [STOPPED[0]]
     assert all(isinstance(value, str) for value in task["envs"].values())
     assert task["run"].splitlines()[-1].startswith("python -m emerald_jax"), "the exit code of run"
     assert "/runs/" in task["run"]

@@ -39,7 +39,7 @@ from emerald_jax.run.directory import (
     saved_steps,
 )
 
-#: Exit codes of a run that a signal stopped: saved (``training.loop.INTERRUPTED``), or too early.
+#: Exit codes of a run that a signal stopped: saved, or too early for that.
 STOPPED = (75, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 #: Entries of a file; what is no setting there, and what to write instead; types of values.
 _ENTRIES = {"preset": str, "seeds": list, "settings": dict, "grid": dict, "submitit": dict}
