@@ -184,7 +184,7 @@ def test_help_lists_every_setting(arguments: list[str], capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    "command", ["eval", "report", "compile", "presets", "envs", "check-env", "version"]
+    "command", ["eval", "report", "sweep", "compile", "presets", "envs", "check-env", "version"]
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from emerald_jax.config import SEEDS, ConfigError, EnvsConfig
@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("runs", "write a report of a run, one HTML file that opens from disk"),
     "play": ("runs", "steer the dream with the keyboard, in a browser"),
     "report": ("runs", "compare runs with published numbers, one table and figure per benchmark"),
+    "sweep": ("sweep", "train a grid of settings and seeds, here or on a SLURM cluster"),
     "compile": ("compile", "compile a run for a TPU or GPU that need not be there"),
     "collect": ("tools", "record play as a data set, for train --data and for studies"),
     "presets": ("train", "list the named configurations"),
@@ -108,6 +109,16 @@ def table(rows: dict[str, str]) -> str:
     """Two aligned columns, one row per line."""
     width = max(map(len, rows)) + 2
     return "".join(f"{name:<{width}}{text}".rstrip() + "\n" for name, text in rows.items())
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as aligned lines; the last cell of a row may have any length."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = []
+    for *cells, last in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([*padded, last]) + "\n")
+    return "".join(lines)
 
 
 def write_out(text: str) -> int:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emerald_jax.commands import Parser, envs_from, given_envs, number, write_out
+from emerald_jax.commands import Parser, aligned, envs_from, given_envs, number, write_out
 from emerald_jax.config import Config, ConfigError, EnvsConfig
 from emerald_jax.run.directory import read_config, write_json
 
@@ -151,12 +151,7 @@ def _table(points: list[Point]) -> str:
         if point.env_steps is not None:
             steps, replay = f"{point.env_steps:,}", f"{point.rows:,} rows in {point.chunks} chunks"
         rows.append((f"{point.step:,}", steps, size, digest, replay, health))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    lines = []
-    for *cells, health in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join([*padded, health]) + "\n")
-    return "".join(lines)
+    return aligned(rows)
 
 
 def run_export(arguments: list[str]) -> int:

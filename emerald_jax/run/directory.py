@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,6 @@ REPLAY_DIR = "replay"
 DATASET_FILE, EXPORT_FILE = "dataset.json", "export.json"
 #: In each checkpoint: JSON with the keys ``step``, ``leaves``, ``run`` and ``replay``.
 METADATA_FILE = "metadata.json"
-
 #: Rows kept in memory while they cannot be written; beyond this the oldest are dropped.
 _WAITING_ROWS = 10_000
 
@@ -440,6 +440,16 @@ class JsonLines:
             raise
 
 
+def in_use(directory: str | Path) -> bool:
+    """Whether a process trains in a run directory: holds its lock. Changes nothing."""
+    with contextlib.suppress(OSError), open(Path(directory) / LOCK_FILE, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 class RunLock(contextlib.AbstractContextManager):
     """Locks a run directory for this process until :meth:`release` or until the process ends.
 
@@ -458,13 +468,16 @@ class RunLock(contextlib.AbstractContextManager):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # in_use() of another process holds it for an instant
+                time.sleep(0.1)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(handle)
-            raise RunInUseError(
-                f"{directory} is in use by process {owner}: stop it, or choose another --logdir"
-            ) from None
+            why = f"{directory} is in use by process {owner}: stop it, or choose another --logdir"
+            raise RunInUseError(why) from None
         except OSError as error:  # a network file system without locks
             _log.warning("%s has no file locks (%s): it is not locked", directory, error.strerror)
         with contextlib.suppress(OSError):  # on a full disk the message lacks the process id

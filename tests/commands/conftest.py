@@ -1,5 +1,6 @@
-"""The scripted environment of the environments' tests."""
+"""The scripted environment of the environments' tests, and a folder with a sweep."""
 
 from tests.envs.conftest import scripted_env
+from tests.sweep_cases import folder
 
-__all__ = ["scripted_env"]
+__all__ = ["folder", "scripted_env"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from emerald_jax.run.directory import CheckpointError, RunInUseError, RunLock
+from emerald_jax.run.directory import CheckpointError, RunInUseError, RunLock, in_use
 
 #: Takes the lock, forks a worker, waits until the worker runs, prints a line, and waits.
 OWNER = """
@@ -55,6 +57,20 @@ def test_a_killed_owner_leaves_no_lock_even_if_its_workers_survive(tmp_path):
         os.killpg(owner.pid, signal.SIGKILL)  # also the worker
         owner.stdout.close()
         owner.wait()
+
+
+def test_a_look_at_the_lock_changes_nothing_and_disturbs_no_start(tmp_path):
+    assert not in_use(tmp_path / "run")
+    with RunLock(tmp_path / "run"):
+        assert in_use(tmp_path / "run")
+    assert not in_use(tmp_path / "run")
+    assert (tmp_path / "run" / "lock").read_text() == f"{os.getpid()}\n"
+    with (tmp_path / "run" / "lock").open() as file:  # a look that takes longer than usual
+        fcntl.flock(file, fcntl.LOCK_SH)
+        timer = threading.Timer(0.03, fcntl.flock, (file, fcntl.LOCK_UN))
+        timer.start()
+        RunLock(tmp_path / "run").release()
+        timer.join()
 
 
 def test_an_unwritable_directory_is_refused():
