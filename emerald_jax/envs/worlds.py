@@ -39,6 +39,9 @@ from emerald_jax.envs.host import HostVectorEnv
 DOOM_SKIP = 4
 #: Frames per action in DM Control, and frames after which every episode is truncated.
 CONTROL_SKIP, CONTROL_FRAMES = 2, 1000
+#: Steps of an episode of Memory Maze.
+MAZE_STEPS = {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}
+_HELP = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
 
 
 class World(gymnasium.Wrapper):
@@ -203,7 +206,9 @@ def _prepared(name: str, game: str, envs: EnvsConfig) -> tuple[Callable[[], Worl
         choose_renderer(name)
     if family == "dmc":
         control_suite(name)  # an error here is one line
-    factory = functools.partial(_MAKERS[family], name, game, envs)
+    makers = {"vizdoom": make_doom, "miniworld": make_miniworld}
+    makers |= {"memory_maze": make_memory_maze, "dmc": make_control}
+    factory = functools.partial(makers[family], name, game, envs)
     if family in ("dmc", "vizdoom"):
         # The game itself repeats the action, and draws one of its frames.
         envs = dataclasses.replace(envs, frame_skip=0)
@@ -265,7 +270,7 @@ def make_memory_maze(name: str, game: str, envs: EnvsConfig) -> World:
     tasks = importlib.import_module("memory_maze.tasks")
     make = functools.partial(getattr(tasks, f"memory_maze_{game}"), image_only_obs=True)
     names = ("noop", "forward", "left", "right", "forward_left", "forward_right")
-    return World(Maze(make), _MAZE_STEPS[game], names)
+    return World(Maze(make), MAZE_STEPS[game], names)
 
 
 def make_control(name: str, game: str, envs: EnvsConfig) -> World:
@@ -312,11 +317,3 @@ def choose_renderer(name: str) -> None:
             os.environ["MUJOCO_GL"] = kind
             return
     raise EnvError(f"{name} cannot render: there is no EGL and no OSMesa library; {_HELP}")
-
-
-_HELP = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
-_MAZE_STEPS = {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}
-_MAKERS = {
-    **{"vizdoom": make_doom, "miniworld": make_miniworld, "memory_maze": make_memory_maze},
-    "dmc": make_control,
-}
