@@ -299,6 +299,8 @@ def make_env(
 
 def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
     """One wrapped environment; see :func:`make_spec`."""
+    if envs.image_key == RENDER:
+        _let_pygame_draw()
     if isinstance(game, str):
         env = make_registered(name, game, envs)
     else:
@@ -332,6 +334,13 @@ def choose_renderer(name: str) -> None:
             os.environ["MUJOCO_GL"] = kind
             return
     raise EnvError(f"{name} cannot render: there is no EGL and no OSMesa library; {RENDERER_HELP}")
+
+
+def _let_pygame_draw() -> None:
+    """Let pygame start without a sound card, and on Linux without a screen."""
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def _draw(name: str, env: ImageEnv) -> None:

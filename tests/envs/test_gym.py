@@ -1,4 +1,5 @@
 import os
+import sys
 import types
 
 import gymnasium
@@ -299,6 +300,32 @@ def test_an_environment_that_cannot_draw_is_one_line_before_it_starts(monkeypatc
     with pytest.raises(EnvError, match="mine raised DependencyNotInstalled: pygame") as caught:
         make_vector_env_of("mine", lambda: Rendered(missing), envs, seed=0)
     assert "apt-get" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("CartPole-v1", (2,)),
+        ("Pendulum-v1", (0,)),
+        ("MountainCarContinuous-v0", (0,)),
+        ("Acrobot-v1", (3,)),
+    ],
+)
+def test_classic_control_is_seen_by_its_renders(name, sizes, capfd):
+    pytest.importorskip("pygame")
+    envs = EnvsConfig(count=2, image_size=16, image_key="render", time_limit=5, workers="inline")
+    assert check_env(f"gym:{name}", envs, steps=12) == ()
+    assert spec_of(f"gym:{name}", envs).actions.sizes == sizes
+    assert capfd.readouterr().err == ""  # such as that there is no sound card
+
+
+def test_classic_control_without_pygame_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    for name in ("CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1"):
+        message = rf"gym:{name} raised .*pygame is not installed, run `pip install "
+        with pytest.raises(EnvError, match=message) as caught:
+            spec_of(f"gym:{name}", EnvsConfig(image_key="render"))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_renderer_of_mujoco_without_a_driver_names_the_package(monkeypatch):
