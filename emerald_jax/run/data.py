@@ -251,9 +251,11 @@ def _columns_of(
         if stop > start and terminal[stop - 1] and episode[-1] != stop - 1:
             episode.append(stop - 1)
         for place, frame in enumerate(episode):
-            before = episode[place - 1] if place else frame
-            action = numbers[table.action[before]] if table.action else 0
-            columns["action"].append(action if place else -1)
+            before, action = frame, -1
+            if place:  # the last frame of a video needs no row, and may be the first of an episode
+                before = episode[place - 1]
+                action = numbers[table.action[before]] if table.action else 0
+            columns["action"].append(action)
             columns["reward"].append(table.reward[before:frame].sum())
             columns["is_first"].append(place == 0)
         kept += episode

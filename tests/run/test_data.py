@@ -133,6 +133,20 @@ def test_the_action_of_a_row_leads_to_the_next_frame(tmp_path):
     assert replay.columns["is_last"][:, 0].tolist() == [False] * 3 + [True, False, True]
 
 
+def test_an_episode_may_begin_with_the_last_frame(tmp_path):
+    film(tmp_path / "a.mp4", 5)
+    (tmp_path / "a.csv").write_text("action,terminal\n0,0\n1,0\n0,0\n1,1\n")
+    (tmp_path / "b.csv").write_text("action,terminal\n0,0\n1,1\n0,0\n")
+    film(tmp_path / "b.mp4", 4)
+    replay = read(settings(tmp_path))
+    assert levels(replay) == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert replay.columns["action"][:, 0].tolist() == [-1, 0, 1, 0, 1, -1, 0, 1, -1]
+    assert np.flatnonzero(replay.columns["is_terminal"]).tolist() == [4, 7]
+    assert np.flatnonzero(replay.columns["is_first"]).tolist() == [0, 5, 8]
+    assert np.flatnonzero(replay.columns["is_last"]).tolist() == [4, 7, 8]
+    assert replay.num_episodes == 3
+
+
 def test_skipped_frames_keep_their_rewards_and_the_end(tmp_path):
     film(tmp_path / "a.mp4", 6)
     (tmp_path / "a.csv").write_text(TABLE)
