@@ -30,9 +30,10 @@ NAMES = (
     *("vizdoom:Basic", "vizdoom:HealthGatheringSupreme", "miniworld:Hallway"),
     *("miniworld:FourRooms", "memory_maze:9x9", *(f"procgen:{game}" for game in PROCGEN)),
     *("dmc:walker-walk", "dmc:cartpole-swingup", "dmc:reacher-easy"),
+    *("gym:Pendulum-v1", "gym:Reacher-v5"),
 )
 #: Families whose worlds run in processes; a few of them use all cores.
-PROCESSES = ("crafter", "vizdoom", "miniworld", "memory_maze", "dmc")
+PROCESSES = ("crafter", "vizdoom", "miniworld", "memory_maze", "dmc", "gym")
 #: Episodes where 100 take too long: one of Memory Maze has 1000 steps of an eighth of a second.
 EPISODES = {"crafter": 256, "memory_maze": 4, "dmc": 20}
 #: Settings behind the published random scores of Atari: one action every sixth frame, episodes of
@@ -40,11 +41,16 @@ EPISODES = {"crafter": 256, "memory_maze": 4, "dmc": 20}
 MNIH = {"frame_skip": 6, "time_limit": 3000}
 MNIH_EPISODES, ROUNDING = 30, 0.05
 #: Changes to the settings, each a row; how a task is drawn does not change its rewards.
-CHANGES = {"atari": ({}, MNIH), "dmc": ({"fast_render": True},)}
+CHANGES = {
+    "atari": ({}, MNIH),
+    "dmc": ({"fast_render": True},),
+    "gym": ({"image_key": "render"},),
+    "procgen": ({}, {"distribution_mode": "easy"}),
+}
 Z = 1.96
 
 
-def measure(name: str, changes: dict[str, int], episodes: int) -> dict[str, Any]:
+def measure(name: str, changes: dict[str, Any], episodes: int) -> dict[str, Any]:
     """One row: ``episodes`` of random play in ``name`` under ``changes`` to its settings."""
     began = time.perf_counter()
     count = 4 if name.partition(":")[0] in PROCESSES else 10

@@ -86,3 +86,38 @@ def record(directory: Path, rows: int) -> Replay:
     files.save(replay)
     files.close()
     return replay
+
+
+def write_minari(name, space=None, actions=None, sample=None, lengths=(3, 2)):
+    """Write a Minari data set of random play; its first episode is terminated, others are cut.
+
+    ``sample()`` makes an action, by default one of ``actions``. Returns observations and actions of
+    each episode.
+    """
+    import minari
+    from gymnasium.spaces import Box, Discrete
+    from minari.data_collector import EpisodeBuffer
+
+    space = space or Box(0, 255, (20, 24, 3), np.uint8)
+    actions = actions or Discrete(3, start=1)
+    for place in (space, actions):
+        place.seed(0)
+    played, episodes = [], []
+    for number, steps in enumerate(lengths):
+        frames = [space.sample() for _ in range(steps + 1)]
+        taken = [(sample or actions.sample)() for _ in range(steps)]
+        over, never = [step == steps - 1 for step in range(steps)], [False] * steps
+        played.append((frames, taken))
+        episodes.append(
+            EpisodeBuffer(
+                observations=frames,
+                actions=jax.tree.map(lambda *parts: list(parts), *taken),
+                rewards=[1.0 + step for step in range(steps)],
+                terminations=never if number else over,
+                truncations=over if number else never,
+                infos={},
+            )
+        )
+    spaces = {"action_space": actions, "observation_space": space}
+    minari.create_dataset_from_buffers(name, episodes, **spaces)
+    return played

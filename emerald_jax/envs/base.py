@@ -155,6 +155,9 @@ def check_same_spec(before: EnvSpec, now: EnvSpec) -> None:
             f"{now.name} takes {now.actions}, this run was trained with {before.actions}: continue "
             "it with the same environment, or start a new run"
         )
+    names = [", ".join(spec.action_names) for spec in (before, now)]
+    if not now.actions.discrete and names[0] != names[1]:  # a Dict may have another order
+        raise EnvError(f"{now.name} takes {names[1]}, this run was trained with {names[0]}")
     for things, old, new in (("actions", before.num_actions, now.num_actions), ("images", *images)):
         if old != new:
             raise EnvError(

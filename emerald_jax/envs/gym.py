@@ -7,9 +7,13 @@ covers. (Pillow's BOX filter differs from that at ratios that are not integers.)
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import functools
 import logging
 import math
+import os
+import sys
+import traceback
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -51,6 +55,7 @@ def resize_area(image: np.ndarray, size: int) -> np.ndarray:
 
 
 RENDER = "render"
+RENDERER_HELP = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
 _CORRECT = "correct the observation_space"
 _STEP = ("observation", "reward", "terminated", "truncated", "info")
 #: Errors of Gymnasium's own wrappers, and of Python, with an environment of the old kind.
@@ -270,6 +275,8 @@ def make_spec(name: str, game: str | EnvFactory, envs: EnvsConfig) -> EnvSpec:
     """
     with env_code():
         env = make_image_env(name, game, envs)
+        if envs.image_key == RENDER:
+            _draw(name, env)
         limit = 0 if envs.time_limit else math.ceil(_registered_limit(env) / (envs.frame_skip or 1))
         names = getattr(env.env, "action_names", ())
         try:
@@ -292,6 +299,8 @@ def make_env(
 
 def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
     """One wrapped environment; see :func:`make_spec`."""
+    if envs.image_key == RENDER:
+        _let_pygame_draw()
     if isinstance(game, str):
         env = make_registered(name, game, envs)
     else:
@@ -302,12 +311,45 @@ def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> Image
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"the factory of {name} made a {type(env).__name__}, not a gymnasium.Env")
     try:
+        if env.render_mode and hasattr(env.unwrapped, "mujoco_renderer"):
+            choose_renderer(name)  # its renderer starts with the first image
         return ImageEnv(env, name, envs)
     except Exception as error:
         with contextlib.suppress(Exception, SystemExit):
             env.close()
         if isinstance(error, EnvError):
             raise
+        raise _raised(name, error) from error
+
+
+def choose_renderer(name: str) -> None:
+    """Choose how MuJoCo renders where MUJOCO_GL does not; EnvError if there is no library for it.
+
+    EGL uses the GPU, or the CPU by Mesa's driver. Elsewhere than on Linux MuJoCo chooses.
+    """
+    if "MUJOCO_GL" in os.environ or sys.platform != "linux":
+        return
+    for kind, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = kind
+            return
+    raise EnvError(f"{name} cannot render: there is no EGL and no OSMesa library; {RENDERER_HELP}")
+
+
+def _let_pygame_draw() -> None:
+    """Let pygame start without a sound card, and on Linux without a screen."""
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def _draw(name: str, env: ImageEnv) -> None:
+    """Draw one image; EnvError if that fails, such as without pygame or without a driver."""
+    try:
+        env.reset(seed=0)
+    except (Exception, SystemExit) as error:
+        with contextlib.suppress(Exception, SystemExit):
+            env.close()
         raise _raised(name, error) from error
 
 
@@ -319,7 +361,15 @@ def _warn_once(line: str) -> None:
 def _raised(what: str, error: BaseException) -> EnvError:
     """An exception of the user's code as an error in one line, its traceback in a note."""
     fault = FaultError.of(error)
-    return with_notes(EnvError(f"{what} {fault}"), fault)
+    return with_notes(EnvError(f"{what} {fault}{_renderer_hint(error)}"), fault)
+
+
+def _renderer_hint(error: BaseException) -> str:
+    """How to install a renderer, if MuJoCo's own modules raised: they only start it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    if not any(str(frame.f_globals.get("__name__")).startswith("mujoco.") for frame, _ in frames):
+        return ""
+    return f" (MUJOCO_GL is {os.environ.get('MUJOCO_GL', 'not set')}; {RENDERER_HELP})"
 
 
 def _counted_out(env: gymnasium.Env) -> bool:
@@ -353,7 +403,8 @@ def make_registered(name: str, game: str, envs: EnvsConfig, **more: Any) -> gymn
         missing = error.name or game.partition(":")[0]
         raise ModuleNotFoundError(str(error), name=missing) from error
     except (Exception, SystemExit) as error:  # constructors may raise anything
-        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}") from error
+        hint = _renderer_hint(error)
+        raise EnvError(f"gymnasium cannot make {name}: {_line(error)}{hint}") from error
 
 
 def _find_image(name: str, env: gymnasium.Env, key: str) -> tuple[str, Box]:

@@ -6,7 +6,6 @@ None of them needs a display. ``envs.time_limit`` can shorten their episodes, no
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import dataclasses
 import functools
 import importlib
@@ -39,6 +38,8 @@ from emerald_jax.envs.host import HostVectorEnv
 DOOM_SKIP = 4
 #: Frames per action in DM Control, and frames after which every episode is truncated.
 CONTROL_SKIP, CONTROL_FRAMES = 2, 1000
+#: Steps of an episode of Memory Maze.
+MAZE_STEPS = {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}
 
 
 class World(gymnasium.Wrapper):
@@ -200,10 +201,12 @@ def _prepared(name: str, game: str, envs: EnvsConfig) -> tuple[Callable[[], Worl
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(name=package)
     if family == "memory_maze":
-        choose_renderer(name)
+        gym.choose_renderer(name)
     if family == "dmc":
         control_suite(name)  # an error here is one line
-    factory = functools.partial(_MAKERS[family], name, game, envs)
+    makers = {"vizdoom": make_doom, "miniworld": make_miniworld}
+    makers |= {"memory_maze": make_memory_maze, "dmc": make_control}
+    factory = functools.partial(makers[family], name, game, envs)
     if family in ("dmc", "vizdoom"):
         # The game itself repeats the action, and draws one of its frames.
         envs = dataclasses.replace(envs, frame_skip=0)
@@ -257,7 +260,7 @@ def make_miniworld(name: str, game: str, envs: EnvsConfig) -> World:
 def make_memory_maze(name: str, game: str, envs: EnvsConfig) -> World:
     """One size of Memory Maze."""
     del envs
-    choose_renderer(name)
+    gym.choose_renderer(name)
     logging.getLogger("absl").addFilter(_is_news)
     # The package's own start imports the unmaintained gym; the tasks do not need it.
     spec = importlib.util.find_spec("memory_maze")
@@ -265,7 +268,7 @@ def make_memory_maze(name: str, game: str, envs: EnvsConfig) -> World:
     tasks = importlib.import_module("memory_maze.tasks")
     make = functools.partial(getattr(tasks, f"memory_maze_{game}"), image_only_obs=True)
     names = ("noop", "forward", "left", "right", "forward_left", "forward_right")
-    return World(Maze(make), _MAZE_STEPS[game], names)
+    return World(Maze(make), MAZE_STEPS[game], names)
 
 
 def make_control(name: str, game: str, envs: EnvsConfig) -> World:
@@ -284,39 +287,17 @@ def make_control(name: str, game: str, envs: EnvsConfig) -> World:
 
 def control_suite(name: str) -> ModuleType:
     """The package's suite; EnvError if its renderer cannot start."""
-    choose_renderer(name)
+    gym.choose_renderer(name)
     try:
         return importlib.import_module("dm_control.suite")
     except ModuleNotFoundError:
         raise
     except Exception as error:  # such as ImportError: EGL is there, and no driver
-        kind = os.environ["MUJOCO_GL"]
-        cause = describe(error).rstrip(".")
-        raise EnvError(f"{name} cannot render with MUJOCO_GL={kind}: {cause}; {_HELP}") from error
+        found = f"{os.environ.get('MUJOCO_GL', '')}: {describe(error).rstrip('.')}"
+        message = f"{name} cannot render with MUJOCO_GL={found}; {gym.RENDERER_HELP}"
+        raise EnvError(message) from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """False for warnings about its own models that MuJoCo writes at every start."""
     return not any(line in record.getMessage() for line in ("no free joint", "settotalmass"))
-
-
-def choose_renderer(name: str) -> None:
-    """Choose how MuJoCo renders where MUJOCO_GL does not; EnvError if there is no library for it.
-
-    EGL uses the GPU, or the CPU by Mesa's driver. Elsewhere than on Linux MuJoCo chooses.
-    """
-    if "MUJOCO_GL" in os.environ or sys.platform != "linux":
-        return
-    for kind, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = kind
-            return
-    raise EnvError(f"{name} cannot render: there is no EGL and no OSMesa library; {_HELP}")
-
-
-_HELP = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgl1-mesa-dri"
-_MAZE_STEPS = {"9x9": 1000, "11x11": 2000, "13x13": 3000, "15x15": 4000}
-_MAKERS = {
-    **{"vizdoom": make_doom, "miniworld": make_miniworld, "memory_maze": make_memory_maze},
-    "dmc": make_control,
-}

@@ -326,7 +326,8 @@ def _film_recorded(agent: Agent, recordings: Recordings, plan: FilmPlan) -> Film
         raise ReplayError("no recorded episode is two frames long: use --from reset")
     known = context
     if plan.actions == "recorded":
-        known, plan = len(clip), replace(plan, actions=tuple(clip.action[context:].tolist()))
+        taken = [a if isinstance(a, int) else tuple(a) for a in clip.action[context:].tolist()]
+        known, plan = len(clip), replace(plan, actions=tuple(taken))
     real = (clip.image[:known], clip.action[:known], clip.reward[:known])
     return _as_film(agent.spec, real, _imagine(agent, real, context, plan, rng), context)
 

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box, Dict, Tuple
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.envs.base import EnvSpec
+from emerald_jax.envs.base import EnvSpec, square_spec
 from emerald_jax.run.directory import (
     DATASET_FILE,
     EXPORT_FILE,
@@ -249,9 +251,11 @@ def _columns_of(
         if stop > start and terminal[stop - 1] and episode[-1] != stop - 1:
             episode.append(stop - 1)
         for place, frame in enumerate(episode):
-            before = episode[place - 1] if place else frame
-            action = numbers[table.action[before]] if table.action else 0
-            columns["action"].append(action if place else -1)
+            before, action = frame, -1
+            if place:  # the last frame of a video needs no row, and may be the first of an episode
+                before = episode[place - 1]
+                action = numbers[table.action[before]] if table.action else 0
+            columns["action"].append(action)
             columns["reward"].append(table.reward[before:frame].sum())
             columns["is_first"].append(place == 0)
         kept += episode
@@ -314,7 +318,7 @@ class _Playback(gymnasium.Env):
 
 
 def _open_minari(config: Config, name: str) -> Data:
-    """A Minari data set on this machine: images and discrete actions."""
+    """A Minari data set on this machine: images, and actions of every kind."""
     from emerald_jax.envs.gym import ImageEnv
 
     try:
@@ -327,11 +331,6 @@ def _open_minari(config: Config, name: str) -> Data:
     except (OSError, ValueError) as error:
         way_out = f"minari download {name}"
         raise ConfigError(f"--data {config.data} is not on this machine: {way_out}") from error
-    if not isinstance(found.action_space, gymnasium.spaces.Discrete):
-        kind = type(found.action_space).__name__
-        raise ConfigError(
-            f"--data {config.data} has {kind} actions: only Discrete ones can be read"
-        )
     # Recorded steps are those of the agent: nothing is skipped or cut.
     envs = dataclasses.replace(config.envs, frame_skip=0, time_limit=0)
     played = _Playback(found.observation_space, found.action_space)
@@ -339,7 +338,9 @@ def _open_minari(config: Config, name: str) -> Data:
     if own is not None:
         package = str(own.entry_point).replace(":", ".").partition(".")[0]
         env = f"gym:{own.id}" if package == "gymnasium" else f"gym:{package}:{own.id}"
-    spec, start = _spec(config, env, shown.action_space.n), int(found.action_space.start)
+    names, sizes = zip(*shown.entries, strict=True)
+    actions = ActionSpace(sizes)
+    spec = square_spec(env or config.data, envs, actions, 0, () if actions.discrete else names)
 
     def fill(replay: Replay) -> Iterator[None]:
         row = 0
@@ -348,16 +349,36 @@ def _open_minari(config: Config, name: str) -> Data:
             image, reward, terminal = shown.reset()[0], 0.0, False
             for step in range(len(episode) + 1):
                 if step:
-                    image, reward, terminal, _, _ = shown.step(0)
+                    image, reward, terminal, _, _ = shown.step(actions.idle())
                 for key, value in (("image", image), ("reward", reward), ("is_terminal", terminal)):
                     replay.columns[key][row, 0] = value
                 row += 1
-            replay.columns["action"][first:row, 0] = [-1, *(episode.actions - start)]
+            taken = _entries(found.action_space, episode.actions)
+            taken = actions.checked(taken.reshape(-1, *actions.shape), len(episode))
+            if actions.wrong(taken).any():
+                raise ConfigError(f"--data {config.data} holds actions outside of its space")
+            replay.columns["action"][first, 0] = actions.none()
+            replay.columns["action"][first + 1 : row, 0] = taken
             replay.columns["is_first"][first, 0] = replay.columns["is_last"][row - 1, 0] = True
             yield
         replay.restore(written=row, oldest=0, holes=())
 
     return Data(spec, env, 1, int(found.total_steps + found.total_episodes), fill)
+
+
+def _entries(space: gymnasium.Space, actions: Any) -> np.ndarray:
+    """`[T, A]` classes (int64) or classes and numbers (float64) of T actions of ``space``.
+
+    A Dict or Tuple has its parts stacked one by one. Numbers are not cut to [-1, 1].
+    """
+    if isinstance(space, Dict | Tuple):
+        keys = space.keys() if isinstance(space, Dict) else range(len(space.spaces))
+        return np.concatenate([_entries(space[key], actions[key]) for key in keys], axis=1)
+    values = np.reshape(actions, (len(actions), -1))
+    if isinstance(space, Box):
+        low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+        return 2 * (values - low) / np.where(high > low, high - low, 1) - 1
+    return values.astype(np.int64) - np.ravel(getattr(space, "start", 0))
 
 
 def experience(config: Config, logdir: Path) -> tuple[EnvSpec, Replay, Iterator[None]]:

@@ -15,7 +15,7 @@ import jax
 
 from emerald_jax.agent import Mode
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.envs.base import EnvSpec, Episode
+from emerald_jax.envs.base import EnvSpec, Episode, check_same_spec
 from emerald_jax.envs.playing import (
     FAR,
     Policy,
@@ -72,6 +72,7 @@ def evaluate_run(
     count = config.envs.count if config.envs.count > 1 else SIDE_BY_SIDE
     envs = replace(config.envs, count=min(count, episodes))
     with closing(make_vector_env(config.env, envs, seed=seed + FAR)) as env:
+        check_same_spec(agent.spec, env.spec)  # which recorded data may contradict
         key = jax.random.fold_in(key_of(seed), FAR)
         player = agent.player(env.num_envs, key, mode=mode)
         played = tuple(play_episodes(env, episodes, player, watch, max_steps=max_steps))

@@ -190,4 +190,6 @@ def test_a_run_is_not_continued_with_other_actions() -> None:
         check_same_spec(replace(spec, action_sizes=(0, 4)), spec)
     with pytest.raises(EnvError, match=r"takes actions of .*, this run was trained with 5 actions"):
         check_same_spec(replace(spec, action_sizes=(), num_actions=5), spec)
+    with pytest.raises(EnvError, match="takes move, press, this run was trained with press, move"):
+        check_same_spec(replace(spec, action_names=["press", "move"]), spec)
     assert spec.actions == ActionSpace((0, 3))

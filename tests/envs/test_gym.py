@@ -1,3 +1,7 @@
+import os
+import sys
+import types
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ from gymnasium.wrappers import TimeLimit
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, check_env, make_vector_env, make_vector_env_of, spec_of
 from emerald_jax.envs.guards import FaultError
-from emerald_jax.envs.gym import ImageEnv
+from emerald_jax.envs.gym import ImageEnv, make_image_env, make_spec
 from emerald_jax.envs.playing import remark
 
 
@@ -254,6 +258,86 @@ def test_refusals_by_name(name, settings, message):
         with pytest.raises(EnvError, match=message) as caught:
             make(name, EnvsConfig(**settings))
         assert "\n" not in str(caught.value)
+
+
+class Rendered(Counter):
+    """Its image is what :meth:`draw` returns; named as Gymnasium's MuJoCo environments are."""
+
+    mujoco_renderer = None
+
+    def __init__(self, draw=None):
+        super().__init__(Box(0, 1, (4,)), render_mode="rgb_array")
+        self.draw = draw or super().render
+
+    def render(self):
+        return self.draw()
+
+
+def test_mujoco_of_gymnasium_gets_the_same_renderer_and_others_none(monkeypatch):
+    found = {"OSMesa": "libOSMesa.so.8"}
+    monkeypatch.setattr("ctypes.util.find_library", found.get)
+    monkeypatch.setenv("MUJOCO_GL", "")
+    envs = EnvsConfig(image_size=4, image_key="render")
+    for factory, chosen in ((lambda: Counter(render_mode="rgb_array"), None), (Rendered, "osmesa")):
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        make_image_env("mine", factory, envs)
+        assert os.environ.get("MUJOCO_GL") == chosen
+    found.clear()
+    make_image_env("mine", Rendered, envs)  # the variable decides, whatever is found
+    monkeypatch.delenv("MUJOCO_GL")
+    with pytest.raises(EnvError, match=r"mine cannot render: .*apt-get install libegl1") as caught:
+        make_spec("mine", Rendered, envs)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_environment_that_cannot_draw_is_one_line_before_it_starts(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    envs = EnvsConfig(image_size=4, image_key="render")
+
+    def missing():
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed, run `pip ...`")
+
+    with pytest.raises(EnvError, match="mine raised DependencyNotInstalled: pygame") as caught:
+        make_vector_env_of("mine", lambda: Rendered(missing), envs, seed=0)
+    assert "apt-get" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("CartPole-v1", (2,)),
+        ("Pendulum-v1", (0,)),
+        ("MountainCarContinuous-v0", (0,)),
+        ("Acrobot-v1", (3,)),
+    ],
+)
+def test_classic_control_is_seen_by_its_renders(name, sizes, capfd):
+    pytest.importorskip("pygame")
+    envs = EnvsConfig(count=2, image_size=16, image_key="render", time_limit=5, workers="inline")
+    assert check_env(f"gym:{name}", envs, steps=12) == ()
+    assert spec_of(f"gym:{name}", envs).actions.sizes == sizes
+    assert capfd.readouterr().err == ""  # such as that there is no sound card
+
+
+def test_classic_control_without_pygame_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    for name in ("CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1"):
+        message = rf"gym:{name} raised .*pygame is not installed, run `pip install "
+        with pytest.raises(EnvError, match=message) as caught:
+            spec_of(f"gym:{name}", EnvsConfig(image_key="render"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_renderer_of_mujoco_without_a_driver_names_the_package(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+
+    def fail():
+        raise ImportError("Cannot initialize a EGL device display.")
+
+    draw = types.FunctionType(fail.__code__, {"__name__": "mujoco.egl"})
+    message = r"mine raised ImportError: .*\(MUJOCO_GL is egl; .*apt-get install libegl1"
+    with pytest.raises(EnvError, match=message):
+        make_spec("mine", lambda: Rendered(draw), EnvsConfig(image_key="render"))
 
 
 def test_a_factory_of_something_else_is_refused():

@@ -1,5 +1,6 @@
 """Rendered worlds: each part alone, and the real worlds where installed."""
 
+import dataclasses
 import importlib.util
 import os
 import signal
@@ -13,12 +14,12 @@ import pytest
 
 from emerald_jax.config import EnvsConfig
 from emerald_jax.envs import EnvError, check_env, make_vector_env, spec_of
+from emerald_jax.envs.gym import choose_renderer
 from emerald_jax.envs.playing import remark
 from emerald_jax.envs.worlds import (
     Control,
     Maze,
     World,
-    choose_renderer,
     make_control,
     make_spec,
 )
@@ -242,6 +243,17 @@ def test_dm_control_is_sound(name):
     assert check_env(name, SMALL, steps=14) == ()
     assert spec_of(name, EnvsConfig()).time_limit == 500
     assert spec_of(name, EnvsConfig(frame_skip=8)).time_limit == 125
+
+
+@pytest.mark.parametrize("workers", ["inline", "process"])
+def test_mujoco_of_gymnasium_renders_without_a_setting(monkeypatch, workers):
+    needs("mujoco")
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.delenv("MUJOCO_GL")
+    settings = dataclasses.replace(SMALL, image_key="render", workers=workers, worker_timeout=60)
+    assert check_env("gym:Reacher-v5", settings, steps=8) == ()
+    assert os.environ["MUJOCO_GL"] in ("egl", "osmesa")
+    assert spec_of("gym:Reacher-v5", settings).actions.sizes == (0, 0)
 
 
 def test_an_episode_of_dm_control_is_truncated_after_1000_frames():

@@ -6,17 +6,21 @@ import dataclasses
 import json
 
 import imageio
+import jax
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
+from emerald_jax.actions import absent
 from emerald_jax.config import Config, ConfigError, EnvsConfig
 from emerald_jax.envs.base import EnvError
-from emerald_jax.envs.gym import resize_area
+from emerald_jax.envs.gym import own_action, resize_area
 from emerald_jax.replay import COLUMNS, Replay
 from emerald_jax.run.data import open_data, with_data
 from emerald_jax.run.directory import run_dir
 from emerald_jax.run.recordings import write_dataset
 from tests.replay_world import World, fill
+from tests.run_cases import write_minari
 
 SIZE = 16
 FACTS = {"env": "gymnax:Catch-bsuite", "num_actions": 5, "action_names": [*"abcde"]}
@@ -28,7 +32,8 @@ def settings(data, size: int = SIZE, **envs) -> Config:
 
 def read(config: Config) -> Replay:
     data = open_data(config)
-    replay = Replay(data.rows * data.num_envs, data.num_envs, data.spec.image_shape)
+    shapes = (data.spec.image_shape, data.spec.action_sizes)
+    replay = Replay(data.rows * data.num_envs, data.num_envs, *shapes)
     list(data.fill(replay))
     return replay
 
@@ -128,6 +133,20 @@ def test_the_action_of_a_row_leads_to_the_next_frame(tmp_path):
     assert replay.columns["is_last"][:, 0].tolist() == [False] * 3 + [True, False, True]
 
 
+def test_an_episode_may_begin_with_the_last_frame(tmp_path):
+    film(tmp_path / "a.mp4", 5)
+    (tmp_path / "a.csv").write_text("action,terminal\n0,0\n1,0\n0,0\n1,1\n")
+    (tmp_path / "b.csv").write_text("action,terminal\n0,0\n1,1\n0,0\n")
+    film(tmp_path / "b.mp4", 4)
+    replay = read(settings(tmp_path))
+    assert levels(replay) == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert replay.columns["action"][:, 0].tolist() == [-1, 0, 1, 0, 1, -1, 0, 1, -1]
+    assert np.flatnonzero(replay.columns["is_terminal"]).tolist() == [4, 7]
+    assert np.flatnonzero(replay.columns["is_first"]).tolist() == [0, 5, 8]
+    assert np.flatnonzero(replay.columns["is_last"]).tolist() == [4, 7, 8]
+    assert replay.num_episodes == 3
+
+
 def test_skipped_frames_keep_their_rewards_and_the_end(tmp_path):
     film(tmp_path / "a.mp4", 6)
     (tmp_path / "a.csv").write_text(TABLE)
@@ -178,41 +197,11 @@ def test_other_data_are_refused_in_one_line(tmp_path, files, message):
 
 @pytest.fixture
 def minari(tmp_path, monkeypatch):
-    """A function that writes a data set of two episodes; skipped without the package."""
-    package = pytest.importorskip("minari", reason="the extra `minari` is not installed")
+    """:func:`write_minari`, into a folder of this test; skipped without the package."""
+    pytest.importorskip("minari", reason="the extra `minari` is not installed")
     pytest.importorskip("h5py")
-    from gymnasium.spaces import Box, Discrete
-    from minari.data_collector import EpisodeBuffer
-
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-
-    def write(name, space=None, actions=None):
-        space = space or Box(0, 255, (20, 24, 3), np.uint8)
-        actions = actions or Discrete(3, start=1)
-        rng, episodes = np.random.default_rng(0), []
-        space.seed(0)
-        for steps in (3, 2):
-            ends = [step == steps - 1 for step in range(steps)]
-            over, cut = (ends, [False] * steps) if steps == 3 else ([False] * steps, ends)
-            taken = [rng.integers(1, 4) for _ in range(steps)]
-            if isinstance(actions, Box):
-                taken = [np.zeros(actions.shape, actions.dtype)] * steps
-            frames = [space.sample() for _ in range(steps + 1)]
-            episodes.append(
-                EpisodeBuffer(
-                    observations=frames,
-                    actions=taken,
-                    rewards=[1.0 + step for step in range(steps)],
-                    terminations=over,
-                    truncations=cut,
-                    infos={},
-                )
-            )
-        spaces = {"action_space": actions, "observation_space": space}
-        package.create_dataset_from_buffers(name, episodes, **spaces)
-        return episodes
-
-    return write
+    return write_minari
 
 
 @pytest.mark.filterwarnings("ignore")  # minari's own, about authors
@@ -222,9 +211,9 @@ def test_a_minari_data_set_is_read(minari):
     data, replay = open_data(config), read(config)
     assert (data.env, data.rows, data.spec.num_actions) == ("", 7, 3)
     json.dumps(data.spec.num_actions)  # it is saved with a run
-    image = np.rint(resize_area(episodes[1].observations[0], SIZE))
+    image = np.rint(resize_area(episodes[1][0][0], SIZE))
     np.testing.assert_array_equal(replay.columns["image"][4, 0], image)
-    first, second = ([-1, *(int(a) - 1 for a in episode.actions)] for episode in episodes)
+    first, second = ([-1, *(int(a) - 1 for a in taken)] for _, taken in episodes)
     assert replay.columns["action"][:, 0].tolist() == [*first, *second]
     assert replay.columns["reward"][:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert np.flatnonzero(replay.columns["is_terminal"]).tolist() == [3]
@@ -233,12 +222,52 @@ def test_a_minari_data_set_is_read(minari):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_unsuitable_minari_data_are_refused(minari):
-    from gymnasium.spaces import Box
+@pytest.mark.parametrize(
+    ("space", "sizes", "names"),
+    [
+        (Box(-2, 6, (2,), np.float32), (0, 0), ("action 1", "action 2")),
+        (Box(0, 9, (), np.int64), (0,), ("action",)),
+        (MultiDiscrete([3, 4], start=[1, 0]), (3, 4), ("action 1", "action 2")),
+        (MultiBinary(2), (2, 2), ("action 1", "action 2")),
+        (Tuple([Discrete(4, start=-1)]), (4,), ()),
+        (  # Minari sorts the keys of a Dict
+            Dict(press=Tuple([Discrete(3, start=1), MultiBinary(1)]), turn=Box(-1, 1, (2, 1))),
+            (3, 2, 0, 0),
+            ("press 1", "press 2", "turn 1", "turn 2"),
+        ),
+    ],
+)
+def test_actions_of_every_kind_are_read(minari, space, sizes, names):
+    (_, first), (_, second) = minari("own/kinds-v0", actions=space)
+    config = settings("minari:own/kinds-v0")
+    spec = open_data(config).spec
+    assert (spec.actions.sizes, spec.action_names) == (sizes, names)
+    found = read(config).columns["action"][:, 0]
+    assert np.flatnonzero(absent(found)).tolist() == [0, 4]
+    for row, wanted in zip(found[[1, 2, 3, 5, 6]], first + second, strict=True):
+        given = own_action(space, iter(np.ravel(row).tolist()))  # as the environment gets it
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), given, wanted)
 
-    minari("own/box-v0", actions=Box(-1, 1, (2,)))
-    with pytest.raises(ConfigError, match="has Box actions: only Discrete ones can be read"):
-        open_data(settings("minari:own/box-v0"))
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_outside_their_bounds_are_cut_and_others_refused(minari):
+    numbers = Box(0, 2, (1,), np.float32)
+    taken = iter([1.0, 2.5, 0.0, 2.0, -1.0])
+    minari("own/wide-v0", actions=numbers, sample=lambda: np.float32([next(taken)]))
+    found = read(settings("minari:own/wide-v0")).columns["action"][:, 0, 0]
+    np.testing.assert_array_equal(found, [np.nan, 0, 1, -1, np.nan, 1, -1])
+    minari("own/nan-v0", actions=numbers, sample=lambda: np.float32([np.nan]))
+    minari("own/far-v0", actions=Discrete(3, start=1), sample=lambda: np.int64(4))
+    for name in ("nan", "far"):
+        with pytest.raises(ConfigError, match=f"own/{name}-v0 holds actions outside of its space"):
+            read(settings(f"minari:own/{name}-v0"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_unsuitable_minari_data_are_refused(minari):
+    minari("own/endless-v0", actions=Box(-np.inf, np.inf, (2,)))
+    with pytest.raises(EnvError, match=r"takes Box\[2\] float32: give it finite bounds"):
+        open_data(settings("minari:own/endless-v0"))
     minari("own/vector-v0", space=Box(0, 1, (4,)))
     with pytest.raises(EnvError, match="not a grey or RGB image"):
         open_data(settings("minari:own/vector-v0"))

@@ -14,6 +14,7 @@ import imageio
 import jax
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete
 
 from emerald_jax.cli import main
 from emerald_jax.commands.runs import run_eval
@@ -28,7 +29,7 @@ from emerald_jax.run.recordings import write_dataset
 from emerald_jax.run.weights import export_weights, load
 from emerald_jax.training import loop
 from emerald_jax.training.train import train
-from tests.run_cases import ENVS, NUM_ACTIONS, ROWS, record
+from tests.run_cases import ENVS, NUM_ACTIONS, ROWS, record, write_minari
 
 HALF, STEPS = 104, 144
 
@@ -120,6 +121,24 @@ def test_an_installed_environment_evaluates_and_a_compressed_replay_changes_noth
     assert Run(tmp_path / "run").rows()[0]["replay/image_bytes"] > 0
     for ours, theirs in zip(leaves(tmp_path / "run"), leaves(run), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore")  # minari's own, about authors
+def test_a_minari_data_set_of_numbers_and_categories_trains(tmp_path, monkeypatch):
+    pytest.importorskip("minari", reason="the extra `minari` is not installed")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    actions = Dict(press=Discrete(3, start=1), turn=Box(-180, 180, (2,)))
+    write_minari("own/game-v0", actions=actions, lengths=(50, 50))
+    plan = with_data(config("minari:own/game-v0", tmp_path / "run", steps=80))
+    assert plan.total_updates >= 1
+    assert train(plan).stopped == "steps"
+    agent = load(tmp_path / "run")
+    assert agent.spec.actions.sizes == (3, 0, 0)
+    assert agent.spec.action_names == ("press", "turn 1", "turn 2")
+    rows = Run(tmp_path / "run").rows()
+    assert all(np.isfinite(row["loss/image"]) for row in rows if "loss/image" in row)
+    film = film_run(agent, tmp_path / "run", FilmPlan(horizon=3, actions="recorded"))
+    assert len(film.dream) > film.context
 
 
 def test_videos_have_no_environment(tmp_path):
