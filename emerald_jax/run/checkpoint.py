@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +62,10 @@ _ASIDE = "aside"
 _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's own name for drafts
 #: Recurrent memories, saved in the compute type: bfloat16 on a GPU, float32 on a CPU.
 CARRIES = ("carry/", "acting/")
+
+
+#: Orbax numbers its saves process-wide and waits in vain for one while another thread begins.
+_ONE_SAVE = threading.Lock()
 
 
 class Restored(NamedTuple):
@@ -367,7 +372,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def save_tree(path: Path, tree: Any) -> None:
     """Write a pytree of numpy arrays with orbax, which raises many types of errors."""
     _quiet_orbax()
-    with ocp.StandardCheckpointer() as files:
+    with _ONE_SAVE, ocp.StandardCheckpointer() as files:
         files.save(path.absolute(), tree)
 
 

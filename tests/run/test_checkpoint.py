@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,17 @@ def saved(tmp_path) -> Path:
         for step in (10, 20, 30):
             assert store.save(step, make_tree(step), METADATA | {"step": step})
     return tmp_path / "checkpoints"
+
+
+def test_several_runs_of_a_process_save_at_the_same_time(tmp_path) -> None:
+    tree = make_tree()
+
+    def save_all(run: int) -> list[bool]:
+        with Store(tmp_path / str(run)) as store:
+            return [store.save(step, tree, METADATA) and store.wait() for step in range(1, 5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(save_all, range(4))) == [[True] * 4] * 4
 
 
 def files_of(path: Path) -> list[Path]:
