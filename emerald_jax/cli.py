@@ -19,7 +19,7 @@ _USER_ERRORS = (
     ("emerald_jax.envs.base", "EnvError"),
     ("emerald_jax.replay.store", "ReplayError"),
     ("emerald_jax.run.directory", "CheckpointError"),
-    ("emerald_jax.training.train", "RunError"),
+    ("emerald_jax.agent.state", "RunError"),
 )
 
 #: Commands that do nothing but print.

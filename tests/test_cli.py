@@ -242,14 +242,15 @@ def test_user_errors_are_one_line_and_others_are_tracebacks(
     def train(config: Config) -> SimpleNamespace:
         raise RunError("the loss is not finite:\n  look at metrics.jsonl")
 
-    fake_module(monkeypatch, "emerald_jax.training.train", train=train, RunError=RunError)
+    fake_module(monkeypatch, "emerald_jax.agent.state", RunError=RunError)
+    fake_module(monkeypatch, "emerald_jax.training.train", train=train)
     arguments = ["train", "tiny", "--logdir", str(tmp_path / "run")]
     assert refusal(capsys, *arguments) == "the loss is not finite: look at metrics.jsonl"
 
     def broken(config: Config) -> SimpleNamespace:
         raise RuntimeError("a bug")
 
-    fake_module(monkeypatch, "emerald_jax.training.train", train=broken, RunError=RunError)
+    fake_module(monkeypatch, "emerald_jax.training.train", train=broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(arguments)
 

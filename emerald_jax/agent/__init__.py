@@ -124,7 +124,10 @@ def act_numbered(
     learner: Learner,
     mode: bool = False,
 ) -> Acted:
-    """:func:`act` with keys made from the vector step's number; see :func:`compile_acting`."""
+    """:func:`act` in E environments, with keys made from the vector step's number.
+
+    ``base`` is the base key of all actions; ``step`` as in :func:`compile_acting`.
+    """
     number, hold = step
     key = jax.random.fold_in(base, number)
     noise = held_noise(base, number, hold, observation.action.shape[0])

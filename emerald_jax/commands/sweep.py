@@ -326,7 +326,12 @@ def _train_here(jobs: list[Job], side_by_side: int) -> int:
                 if 1 < side_by_side <= len(devices):  # one GPU each
                     environment["CUDA_VISIBLE_DEVICES"] = devices[running[job]]
                 write_error(f"{total - len(waiting)} of {total}: {job.path.name}")
-                job.start(environment)
+                try:
+                    job.start(environment)
+                except OSError as error:  # no process, no disk: those that run are waited for
+                    write_error(f"{job.path.name} cannot be started ({error.strerror})")
+                    slots.append(running.pop(job))
+                    waiting, code = [], 1
             for job in list(running):
                 if (ended := job.ended()) is not None:
                     slots.append(running.pop(job))

@@ -33,7 +33,7 @@ def run_train(arguments: list[str]) -> int:
         return 2
     seeds, arguments = _seeds(arguments)
     config = parse_train(arguments)
-    if config.data:
+    if config.data and seeds is None:
         from emerald_jax.run.data import with_data
 
         config = with_data(config)

@@ -8,6 +8,7 @@ import numbers
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ _Error = TypeVar("_Error", bound=BaseException)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: The working directory of environments in this process, once they have changed it.
 _CHANGED: list[str] = []
+#: Several seeds are trained in threads; what is restored belongs to the whole process.
+_ONE_AT_A_TIME = threading.RLock()
 #: A record is one line of a log: more values, deeper levels and longer texts are left out.
 _MAX_VALUES, _MAX_DEPTH, _MAX_TEXT = 1000, 20, 10_000
 
@@ -78,26 +81,27 @@ def env_code() -> Iterator[None]:
     returns with its next call. What it prints goes to standard error. JAX, where it is in use, lets
     it copy between host and device as it likes.
     """
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    ours = _directory()
-    for theirs in _CHANGED:
-        _change_directory(theirs)
-    before = _directory()
-    jax = sys.modules.get("jax")
-    guard = jax.transfer_guard("allow") if hasattr(jax, "transfer_guard") else None
-    try:
-        with guard or contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        after = _directory()
-        if after != before:
-            _CHANGED[:] = [after] if after else []
-        if after != ours and ours is not None:
-            _change_directory(ours)
-        for number, handler in handlers.items():
-            if handler is not None and signal.getsignal(number) is not handler:
-                with contextlib.suppress(ValueError):  # not the main thread
-                    signal.signal(number, handler)
+    with _ONE_AT_A_TIME:
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        ours = _directory()
+        for theirs in _CHANGED:
+            _change_directory(theirs)
+        before = _directory()
+        jax = sys.modules.get("jax")
+        guard = jax.transfer_guard("allow") if hasattr(jax, "transfer_guard") else None
+        try:
+            with guard or contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            after = _directory()
+            if after != before:
+                _CHANGED[:] = [after] if after else []
+            if after != ours and ours is not None:
+                _change_directory(ours)
+            for number, handler in handlers.items():
+                if handler is not None and signal.getsignal(number) is not handler:
+                    with contextlib.suppress(ValueError):  # not the main thread
+                        signal.signal(number, handler)
 
 
 def _directory() -> str | None:

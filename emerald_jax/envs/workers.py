@@ -326,17 +326,22 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+#: Held while a process starts: its surroundings are changed, and other threads may start some too.
+_STARTING = threading.RLock()
+
+
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
     """Processes started in this context use one thread each for BLAS, OpenMP and numba."""
-    before = {name: os.environ[name] for name in _ONE_THREAD if name in os.environ}
-    os.environ.update(_ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name in _ONE_THREAD:
-            del os.environ[name]
-        os.environ.update(before)
+    with _STARTING:
+        before = {name: os.environ[name] for name in _ONE_THREAD if name in os.environ}
+        os.environ.update(_ONE_THREAD)
+        try:
+            yield
+        finally:
+            for name in _ONE_THREAD:
+                del os.environ[name]
+            os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -346,10 +351,11 @@ def _hidden_main() -> Iterator[None]:
     It may import JAX, or lack the ``__main__`` guard. cloudpickle sends the script's own
     definitions by value, so nothing is missing.
     """
-    main = vars(sys.modules["__main__"])
-    hidden = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(hidden)
+    with _STARTING:
+        main = vars(sys.modules["__main__"])
+        hidden = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(hidden)

@@ -194,7 +194,7 @@ class Replay:
                 f"--replay.capacity {capacity} is less than one record for each of {num_envs} "
                 f"environments: set it to at least {max(1, num_envs)}"
             )
-        _check_fits(capacity, num_envs, image_shape, action_sizes, compress=compress)
+        check_fits(capacity, num_envs, image_shape, action_sizes, compress=compress)
         self.rows = capacity // num_envs
         self.num_envs = num_envs
         self.image_shape, self.action_sizes = tuple(image_shape), tuple(action_sizes)
@@ -387,20 +387,22 @@ def _values(image_shape: Sequence[int], action_sizes: Sequence[int]) -> dict[str
     return {name: (shapes.get(name, ()), dtype) for name, dtype in dtypes.items()}
 
 
-def _check_fits(
-    capacity: int, num_envs: int, *shapes: Sequence[int], compress: bool = False
+def check_fits(
+    capacity: int, num_envs: int, *shapes: Sequence[int], compress: bool = False, stores: int = 1
 ) -> None:
-    """Refuse a store that would not fit into the available RAM once it is full."""
+    """ReplayError if so many ``stores`` would not fit into the available RAM once they are full."""
     needed = Replay.nbytes_needed(capacity, num_envs, *shapes, compress=compress)
-    allowed = int(_RAM_SHARE * available_bytes())
+    allowed = int(_RAM_SHARE * available_bytes()) // stores
     if needed <= allowed:
         return
     per_row = Replay.nbytes_needed(num_envs, num_envs, *shapes, compress=compress)
     fits = allowed // per_row * num_envs
     way_out = "" if compress else ", or --replay.compress"
+    way_out += ", or give fewer --seeds" if stores > 1 else ""
+    each = f"for each of {stores} seeds" if stores > 1 else "are available"
     raise ReplayError(
         f"a replay of {capacity} records needs {needed / 2**30:.1f} GiB of RAM and "
-        f"{allowed / 2**30:.1f} GiB are available: set --replay.capacity to {fits} or less{way_out}"
+        f"{allowed / 2**30:.1f} GiB {each}: set --replay.capacity to {fits} or less{way_out}"
     )
 
 

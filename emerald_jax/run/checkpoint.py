@@ -63,8 +63,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's own name for drafts
 #: Recurrent memories, saved in the compute type: bfloat16 on a GPU, float32 on a CPU.
 CARRIES = ("carry/", "acting/")
 
-
-#: Orbax numbers its saves process-wide and waits in vain for one while another thread begins.
+#: Orbax counts the saves of the whole process: two at the same time may wait for ever.
 _ONE_SAVE = threading.Lock()
 
 

@@ -72,8 +72,8 @@ class RunLogger(AbstractContextManager):
     ) -> None:
         """Open the log of a run of ``total_steps``; uses ``log.quiet`` and ``max_minutes``.
 
-        A run ``beside`` another one, with another seed, speaks on its terminal and shows neither
-        progress nor result.
+        A run ``beside`` another one, with another seed, speaks on its terminal; the progress shown
+        is that of the last of them.
         """
         self.logdir = Path(logdir)
         self._config = config
@@ -85,10 +85,13 @@ class RunLogger(AbstractContextManager):
         self._unlocked: set[str] = set()
         self._writer: tensorboardX.SummaryWriter | None = None
         self._purge_step: int | None = None
-        limit, quiet = 60 * config.max_minutes, config.log.quiet or beside is not None
+        limit, quiet = 60 * config.max_minutes, config.log.quiet
         self._view = ProgressView(total_steps, max_seconds=limit, quiet=quiet)
         self.say, self.result = self._view.say, self._view.result
+        #: Newest progress of all runs on this terminal that have not ended, by seed.
+        self._running: dict[int, tuple[int, int, float]] = {}
         if beside:
+            self._view, self._running = beside._view, beside._running
             self.say = lambda text: beside.say(f"seed {config.seed}: {text}")
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +175,12 @@ class RunLogger(AbstractContextManager):
 
     def progress(self, step: int, updates: int) -> None:
         """Show the progress; cheap enough to call at every vector step."""
-        self._view.update(step, updates, self.mean_score)
+        self._running[self._config.seed] = step, updates, self.mean_score
+        self._view.update(*min(list(self._running.values()), key=lambda newest: newest[0]))
+
+    def ended(self) -> None:
+        """The run has ended; those beside it may go on."""
+        self._running.pop(self._config.seed, None)
 
     def close(self) -> None:
         """End the progress bar and flush every file; safe to call twice."""

@@ -28,19 +28,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
-def out_of_memory(config: Config, device: jax.Device, memory: int) -> RunError:
+def out_of_memory(
+    config: Config, device: jax.Device, memory: int, several: bool = False
+) -> RunError:
     """The error for a device without enough memory; names the settings that help.
 
-    ``memory`` is the bytes that an update needs according to the compiler, 0 if none was compiled.
+    ``memory`` is the bytes that an update needs according to the compiler, 0 if none was compiled;
+    ``several`` says that it is an update of several seeds.
     """
     need = f"an update needs about {memory / 2**30:.1f} GiB" if memory else "no update was compiled"
     limit = (device.memory_stats() or {}).get("bytes_limit")
     have = f" and {device.device_kind} has {limit / 2**30:.1f} GiB" if limit else ""
     # The CPU compiler undoes rematerialisation.
     remat = "" if config.model.remat or device.platform == "cpu" else "set --model.remat, "
+    seeds = "give fewer --seeds, " if several else ""
     parts = "" if config.optim.micro_batch == 1 else "set --optim.micro-batch 1, "
     return RunError(
-        f"out of memory on {device}: {need}{have}; {remat}{parts}lower --replay.batch "
+        f"out of memory on {device}: {need}{have}; {seeds}{remat}{parts}lower --replay.batch "
         f"({config.replay.batch}) in a new run, or raise --behavior.start-stride "
         f"({config.behavior.start_stride}); the newest checkpoint is untouched"
     )

@@ -14,7 +14,7 @@ nothing, or has ended, does not change.
 
 States of a row are arrays `[devices, seeds of a device, ...]`. What belongs to one seed, a batch or
 the memory of its environments, is an array `[1, ...]` on the seed's device, and is stacked inside
-the program.
+the program. A seed's place among those of its device is called its seat.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ from emerald_jax.training.devices import (
 from emerald_jax.training.update import train_step
 from emerald_jax.types import Array, Batch, Carry, Key, Params, key_of
 
-Wish = Literal["act", "train"]
+#: What a loop may ask for, in the order in which it is served. Evaluations come last: other seeds
+#: would wait for whole episodes.
+Wish = Literal["act", "train", "evaluate"]
+_ORDER = ("act", "train", "evaluate")
 
 
 class Entry:
@@ -162,22 +165,31 @@ class Group:
             self._serve(self.seat(seed)[0])
 
     def _serve(self, row: int) -> None:
-        """Once all loops of a row wait, act for those that need actions; if none does, update."""
+        """Once all loops of a row wait, serve those with the first wish of :data:`_ORDER`."""
         waiting = [seed for seed in self._rows[row] if seed in self._running]
         if not waiting or any(seed not in self._asked for seed in waiting):
             return
-        wish = min(self._asked[seed][0] for seed in waiting)  # "act" comes before "train"
+        wish = min((self._asked[seed][0] for seed in waiting), key=_ORDER.index)
         asked = [seed for seed in waiting if self._asked[seed][0] == wish]
         wanted = {seed: self._asked.pop(seed)[1] for seed in asked}
         try:
             if self.states[row] is None:
-                first = jax.device_get([self.first[seed] for seed in self._rows[row]])
-                self.states[row] = jax.tree.map(lambda *x: self._spread(np.stack(x)), *first)
-            answers = (self._act if wish == "act" else self._train)(row, wanted)
+                self._place(row)
+            answers = (self._train if wish == "train" else self._act)(row, wanted)
         except Exception as error:  # raised in the threads of the loops
             answers = dict.fromkeys(asked, error)
         self._answers |= answers
         self._turn.notify_all()
+
+    def _place(self, row: int) -> None:
+        """Send the first states of a row's seeds to the devices."""
+        seeds = self._rows[row]
+        known = next(self.first[seed] for seed in seeds if self.first[seed])
+        # A seed that failed before it had a state keeps its place.
+        first = jax.device_get([self.first[seed] or known for seed in seeds])
+        self.states[row] = jax.tree.map(lambda *x: self._spread(np.stack(x)), *first)
+        for seed in seeds:
+            self.first[seed] = None
 
     def _train(self, row: int, asked: dict[int, Any]) -> dict[int, dict[str, Entry]]:
         """Start the updates ``asked`` for, each a number and a batch; their metrics."""
@@ -194,7 +206,7 @@ class Group:
         }
 
     def _act(self, row: int, asked: dict[int, Any]) -> dict[int, Acted]:
-        """Act in the environments of the seeds that asked; arrays `[1, ...]`."""
+        """Act in the environments of the seeds that asked; each gets arrays `[1, ...]`."""
         (state, _), blank = self.states[row], self._blank["act"]
         wanted = [asked.get(seed, blank[seed]) for seed in self._rows[row]]
         memories, seen = zip(*wanted, strict=True)
@@ -252,7 +264,8 @@ class SeedAgent:
     """The agent of one seed of a group: all that a loop uses of :class:`TrainingAgent`.
 
     Attributes:
-        learner: networks, optimisers and settings; with the seed and directory of another run.
+        learner: networks, optimisers and settings. It is shared: seed and run directory of its
+            ``config`` are those of the first run.
         spec: the environment's spec.
         devices: the devices of the group.
         player: :class:`Player` of the training environments.
@@ -335,7 +348,8 @@ class SeedAgent:
 
     def evaluator(self, updates: int) -> Player:
         """A player of other episodes in the same environments, with the current parameters."""
-        return self._player(jax.random.fold_in(self._act_key, 2**31 + updates), hold=1)
+        key = jax.random.fold_in(self._act_key, 2**31 + updates)
+        return self._player(key, hold=1, wish="evaluate")
 
     def picture(self, batch: Batch, number: int) -> OpenLoop:
         """Open-loop prediction of a few host sequences, as host arrays; see `picture_shape`."""
@@ -367,12 +381,12 @@ class SeedAgent:
             return self._group.first[self._index]
         return jax.tree.map(lambda x: Entry(x, *place), states)
 
-    def _player(self, key: Key, hold: int) -> Player:
+    def _player(self, key: Key, hold: int, wish: Wish = "act") -> Player:
         memory = self.put(init_carry(self.learner, self.learner.config.envs.count))
 
         def act(params: None, memory: Carry, seen: Observation, key: Key, step: Array) -> Acted:
             del params  # the group has them
-            acted = self._group.ask(self._index, "act", (memory, (seen, key, step)))
+            acted = self._group.ask(self._index, wish, (memory, (seen, key, step)))
             action, finite = jax.device_get((acted.action, acted.finite))
             return acted._replace(action=action[0], finite=finite[0])
 
@@ -389,7 +403,11 @@ def _train_all(
     *,
     learner: Learner,
 ) -> tuple[TrainState, Carry, dict[str, Array]]:
-    """The updates ``numbers`` `[n]` of a device's n seeds; ``active`` `[n]` keeps them."""
+    """The updates ``numbers`` `[n]` of a device's n seeds; only those of ``active`` `[n]` count.
+
+    ``state``, ``carry`` and base ``keys`` are `[n, ...]`; ``batches`` n batches `[B, L]`. See
+    :func:`train_step`.
+    """
 
     def one(
         state: TrainState, carry: Carry, base: Key, number: Array, active: Array, batch: Batch
@@ -405,7 +423,10 @@ def _train_all(
 def _act_all(
     params: Params, memories: list[Carry], seen: list[tuple], *, learner: Learner
 ) -> list[Acted]:
-    """One acting step in the environments of a device's seeds; see :func:`act_numbered`."""
+    """One acting step in the environments of a device's n seeds.
+
+    ``params`` are `[n, ...]`; ``memories`` and ``seen`` are lists of n: see :func:`act_numbered`.
+    """
     names = ("world_model", "actor")
     params = {name: params[name] for name in names}
     act = partial(act_numbered, learner=learner)

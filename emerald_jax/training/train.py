@@ -6,21 +6,21 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
 
-from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config, ConfigError
-from emerald_jax.envs.base import EnvError, EnvSpec, check_same_spec
+from emerald_jax.envs.base import EnvSpec, check_same_spec
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.process import StoppedError, StopSignals
+from emerald_jax.replay.store import check_fits
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.data import experience, with_data
 from emerald_jax.run.directory import (
-    CheckpointError,
     DamagedError,
     RunLock,
     check_run_dir,
@@ -41,8 +41,6 @@ from emerald_jax.training.seeds import Group, SeedAgent
 
 #: Exit code of a run that a signal stopped: saved; the same command continues it.
 INTERRUPTED = 75
-#: What ends one seed of several; the others continue.
-_FAILURES = (CheckpointError, ConfigError, EnvError, RunError, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +118,7 @@ def train(config: Config) -> RunResult:
 
 
 def train_seeds(config: Config, seeds: int) -> list[RunResult]:
-    """Train, or continue, the runs of several seeds, computed together; see ``training/seeds.py``.
+    """Train, or continue, the runs of several seeds together; see ``training/seeds.py``.
 
     Args:
         config: all settings. The seeds are ``config.seed`` and those that follow. Each has the run
@@ -128,8 +126,9 @@ def train_seeds(config: Config, seeds: int) -> list[RunResult]:
         seeds: their number.
 
     Returns:
-        :class:`RunResult` of every seed. A seed that fails does not stop the others; what
-        :func:`train` would raise for it is raised when they have ended.
+        :class:`RunResult` of every seed that has not failed. A seed that fails does not stop the
+        others. When all have ended, the first failure is raised, unless a signal stopped the others
+        and the same command has to be given again.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: it must be at least 1")
@@ -137,26 +136,29 @@ def train_seeds(config: Config, seeds: int) -> list[RunResult]:
     with StopSignals() as signals, ExitStack() as parts:
         devices = training_devices(config)
         runs = [_Run(one, 1, signals) for one in configs_of(config, seeds)]
+        replay, options = runs[0].replay, {"compress": config.replay.compress, "stores": seeds}
+        size = (replay.rows * replay.num_envs, replay.num_envs)
+        check_fits(*size, replay.image_shape, replay.action_sizes, **options)
         group = Group([run.config for run in runs], runs[0].spec, devices)
         for run, agent in zip(runs, group.agents, strict=True):
             run.open(agent, parts, beside=runs[0] if run is not runs[0] else None)
         first, last = runs[0], runs[-1]
-        first.log.say(f"{seeds} seeds, computed together: {first.logdir} to {last.logdir}")
+        first.log.say(f"{seeds} seeds together: {first.logdir} to {last.logdir}")
         first.narrator.introduce(group.agents[0], first.spec)
-        group.compile(signals)
+        with _memory_errors(config, group):
+            group.compile(signals)
         if group.programs:
             first.narrator.compiled(group)
         with ThreadPoolExecutor(seeds) as pool:
-            futures = list(pool.map(_train_one, runs, group.agents))
-        failures = [found for found in futures if isinstance(found, Exception)]
-        for run, found in zip(runs, futures, strict=True):
-            if not isinstance(found, Exception):
-                first.log.result(str(found))
-            elif found is not failures[0]:
-                first.log.say(f"seed {run.config.seed}: {found}")
-        if failures:
+            found = list(pool.map(_train_one, runs, group.agents))
+        results = [end for end in found if isinstance(end, RunResult)]
+        failures = [end for end in found if isinstance(end, Exception)]
+        for run, end in zip(runs, found, strict=True):
+            if isinstance(end, RunResult) or end is not failures[0] or signals.name:
+                first.log.result(f"seed {run.config.seed}: {end}")
+        if failures and not signals.name:
             raise failures[0]
-        return futures
+        return results
 
 
 def configs_of(config: Config, seeds: int) -> list[Config]:
@@ -164,7 +166,9 @@ def configs_of(config: Config, seeds: int) -> list[Config]:
     numbered = [dataclasses.replace(config, seed=config.seed + i) for i in range(seeds)]
     if not config.logdir:
         return numbered
-    folder = run_dir(config)
+    folder = run_dir(config).absolute()
+    if not folder.name or folder.name == "..":
+        raise ConfigError(f"--logdir {config.logdir} has no name that -SEED could follow")
     return [
         dataclasses.replace(one, logdir=str(folder.with_name(f"{folder.name}-{one.seed}")))
         for one in numbered
@@ -175,11 +179,24 @@ def _train_one(run: _Run, agent: SeedAgent) -> RunResult | Exception:
     """Train one seed in its own thread; returns what ends it."""
     try:
         return run.train(agent)
-    except _FAILURES as error:
-        run.log.say(f"stops: {error}")
+    except Exception as error:  # raised when the other seeds have ended
+        run.log.say(f"{run.logdir} has failed: {error}")
         return error
     finally:
         agent.leave()
+        run.log.ended()
+
+
+@contextlib.contextmanager
+def _memory_errors(config: Config, agent: TrainingAgent | SeedAgent | Group) -> Iterator[None]:
+    """Context: a device without enough memory is a RunError that names the way out."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        several = not isinstance(agent, TrainingAgent)
+        raise out_of_memory(config, agent.devices[0], agent.memory, several) from error
 
 
 class _Run:
@@ -189,6 +206,7 @@ class _Run:
         config: its settings.
         logdir: its directory.
         spec: its environment's spec.
+        replay: its replay.
         log: its log; from :meth:`open` on.
     """
 
@@ -198,7 +216,7 @@ class _Run:
         self.config = with_data(config)
         self.config.validate(devices)
         self.logdir = check_run_dir(self.config)
-        self.spec, self._replay, self._recorded = experience(self.config, self.logdir)
+        self.spec, self.replay, self._recorded = experience(self.config, self.logdir)
 
     def open(
         self, agent: TrainingAgent | SeedAgent, parts: ExitStack, beside: _Run | None = None
@@ -220,23 +238,20 @@ class _Run:
         if not saved_steps(self.logdir):  # a resumed run changes only after its restore
             with writing_in(self.logdir):
                 write_config(self.logdir, config)
-        self.narrator = Narrator(self.log, config, self._replay)
+        self.narrator = Narrator(self.log, config, self.replay)
 
     def train(self, agent: TrainingAgent | SeedAgent) -> RunResult:
         """Train to the end, to a signal or to an error."""
         config, loop, evaluation = self.config, None, None
         with ExitStack() as parts:
             try:
-                loop = self._begin(agent, parts)
-                stopped = loop.run()
-                if stopped in ("steps", "minutes"):
-                    evaluation = loop.evaluate()
+                with _memory_errors(config, agent):
+                    loop = self._begin(agent, parts)
+                    stopped = loop.run()
+                    if stopped in ("steps", "minutes"):
+                        evaluation = loop.evaluate()
             except StoppedError as stop:  # raised only where everything is already saved
                 stopped = str(stop)
-            except jax.errors.JaxRuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise out_of_memory(config, agent.devices[0], agent.memory) from error
             steps, updates = (loop.env_steps, loop.updates) if loop else (0, 0)
             seconds = time.monotonic() - self._began
             counts = (self.logdir, self.log.mean_score, steps, updates, seconds)
@@ -262,7 +277,7 @@ class _Run:
         if programs:
             self.narrator.compiled(agent)
         check()
-        made = (config, agent, env, self._replay, self.narrator, store, self._signals)
+        made = (config, agent, env, self.replay, self.narrator, store, self._signals)
         return Loop(*made, self._began, seeds["generation"])
 
 

@@ -2,13 +2,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emerald_jax.envs import EnvError
+from emerald_jax.envs import EnvError, guards, workers
 from tests.envs.processes import alive, children, gone, linux, make, pids_of
 
 ROOT = Path(__file__).parents[2]
@@ -229,3 +231,23 @@ def test_nothing_outlives_a_killed_run(tmp_path, number):
     run.wait(timeout=60)
     run.stdout.close()
     assert gone(family, 30)
+
+
+def test_threads_may_start_workers_and_run_environments_at_the_same_time() -> None:
+    surroundings = dict(os.environ), sys.stdout, vars(sys.modules["__main__"]).get("__spec__")
+    first = threading.Event()
+
+    def overlap(index: int) -> None:
+        if index:
+            first.wait(1)
+        with workers._single_threaded(), workers._hidden_main(), guards.env_code():
+            first.set()
+            time.sleep(0.05 - 0.02 * index)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(overlap, range(3)))
+    assert surroundings == (
+        dict(os.environ),
+        sys.stdout,
+        vars(sys.modules["__main__"]).get("__spec__"),
+    )

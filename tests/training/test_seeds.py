@@ -18,8 +18,11 @@ import pytest
 from emerald_jax import cli
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.envs.base import EnvError
 from emerald_jax.envs.registry import spec_of
 from emerald_jax.presets import get_preset
+from emerald_jax.replay import Replay, store
+from emerald_jax.replay.store import ReplayError
 from emerald_jax.run.directory import CheckpointError, RunLock
 from emerald_jax.run.weights import load
 from emerald_jax.training import loop, seeds
@@ -148,6 +151,59 @@ def test_a_seed_that_fails_does_not_stop_the_others(
         train_seeds(tiny(tmp_path / "group"), 2)
     survivor = tmp_path / "group-6"
     assert rows(survivor, "metrics.jsonl") == rows(group[1], "metrics.jsonl")
+
+
+def test_a_seed_without_an_environment_does_not_stop_the_others(
+    group: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = training.make_vector_env
+
+    def make(name: str, envs: Any, *, seed: int, generation: int) -> Any:
+        if seed == 6:
+            raise EnvError("it is broken")
+        return plain(name, envs, seed=seed, generation=generation)
+
+    monkeypatch.setattr(training, "make_vector_env", make)
+    with pytest.raises(EnvError, match="it is broken"):
+        train_seeds(tiny(tmp_path / "group"), 2)
+    assert rows(tmp_path / "group-5", "metrics.jsonl") == rows(group[0], "metrics.jsonl")
+
+
+def test_a_signal_stops_all_seeds_and_a_failure_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, 5, range(10**6))
+    plain = training.Loop.vector_step
+
+    def step(self: Any) -> None:
+        plain(self)
+        if self.config.seed == 6 and self.updates == 15:
+            self.signals.name = "SIGTERM"
+
+    monkeypatch.setattr(training.Loop, "vector_step", step)
+    results = train_seeds(tiny(tmp_path / "group"), 2)
+    assert [result.exit_code for result in results] == [75]
+    shown = capsys.readouterr().out
+    assert "seed 5: " in shown
+    assert "in a row" in shown
+    assert "seed 6: " in shown
+
+
+def test_replays_must_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path / "group")
+    need = Replay.nbytes_needed(config.replay.capacity, config.envs.count, (16, 16, 3))
+    monkeypatch.setattr(store, "available_bytes", lambda: 3 * need)
+    with pytest.raises(ReplayError, match="fewer --seeds"):
+        train_seeds(config, 4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_needs_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = dataclasses.replace(get_preset("tiny"), logdir=".")
+    assert configs_of(here, 1)[0].logdir == f"{tmp_path}-0"
+    with pytest.raises(ConfigError, match="has no name"):
+        configs_of(dataclasses.replace(here, logdir="/"), 2)
 
 
 def test_a_directory_in_use_is_refused_before_anything_is_compiled(
