@@ -2,7 +2,7 @@
 
 Command: python -m experiments.evidence quickstart|minatar|pendulum|crafter|pong [--seeds 0 1 2]
     The same command resumes a stopped run, and skips seeds that have a result.
-Time: quickstart 3 minutes a seed on two CPU cores, minatar 80 on one. Estimated: pendulum 60 on one,
+Time: quickstart 3 minutes a seed on two CPU cores, minatar 80 on one. Estimated: pendulum 60,
     crafter 25 minutes and pong some hours on a GPU.
 Result: results/quickstart and results/minatar: both reach our goals on every seed.
 """
