@@ -232,7 +232,7 @@ def train_run(plan: Plan) -> Iterator[Row | str]:
     from benchmarks.end_to_end import end_to_end_row
     from emerald_jax.look.figures import curve_figure, save
     from emerald_jax.run.weights import export_weights
-    from emerald_jax.training import loop
+    from emerald_jax.training import train as training
 
     run = plan.out / "run"
     config, alone, lines = choose_run(plan, run)
@@ -245,8 +245,8 @@ def train_run(plan: Plan) -> Iterator[Row | str]:
     minutes = max(START_S, plan.left() - END_S) / 60
     config = dataclasses.replace(config, logdir=str(run), max_minutes=minutes)
     with redirect_stdout(sys.stderr):
-        result = loop.train(config)
-    if result.exit_code == loop.INTERRUPTED and plan.left() > 0:
+        result = training.train(config)
+    if result.exit_code == training.INTERRUPTED and plan.left() > 0:
         raise KeyboardInterrupt
     with suppress(ValueError):  # neither an episode nor a row yet
         save(curve_figure(run), plan.out / "curve.png")

@@ -22,7 +22,7 @@ from emerald_jax.config import ConfigError
 from emerald_jax.envs import EnvError
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import METRICS_FILE, read_rows
-from emerald_jax.training import loop
+from emerald_jax.training import train as training
 from emerald_jax.training.train import RunResult
 from tests.benchmarks.report_cases import make_row
 from tests.run_cases import make_run
@@ -221,7 +221,7 @@ def test_a_run_keeps_its_curve_its_metrics_and_its_weights(plan):
     with_rate(plan, "quickstart", 5.0)
     with (
         stages(update=rows(), training=accelerator.train_run),
-        mock.patch.object(loop, "train", finished_run),
+        mock.patch.object(training, "train", finished_run),
         mock.patch.object(end_to_end, "vector_step_seconds", return_value=2.0),
     ):
         accelerator.run_stage(plan, "training")
@@ -243,7 +243,7 @@ def test_an_interrupted_run_is_not_complete(plan):
     stopped = RunResult(plan.out, 0.0, 0, 0, 1.0, "SIGTERM")
     with (
         stages(training=accelerator.train_run),
-        mock.patch.object(loop, "train", return_value=stopped),
+        mock.patch.object(training, "train", return_value=stopped),
         mock.patch.object(end_to_end, "vector_step_seconds", return_value=2.0),
         pytest.raises(KeyboardInterrupt),
     ):
