@@ -37,6 +37,8 @@ _REASONS = {errno.EMFILE: "raise the limit with ulimit -n", errno.ENFILE: "close
 _MACHINE = {*_REASONS, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOSPC}
 _MACHINE |= {errno.ENAMETOOLONG}
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Exit code of a run that a signal stopped: saved; the same command continues it.
+INTERRUPTED = 75
 
 #: A second signal within this time counts as the first: ``timeout`` and some schedulers signal the
 #: process and then its process group.

@@ -27,7 +27,7 @@ from urllib.parse import quote
 from emerald_jax.commands import Parser, aligned, number, write_error, write_out
 from emerald_jax.commands.train import ALIASES, parse_train, setting_types
 from emerald_jax.config import Config, ConfigError, nearest
-from emerald_jax.process import StopSignals, expand_home
+from emerald_jax.process import INTERRUPTED, StopSignals, expand_home
 from emerald_jax.run.directory import (
     CHECKPOINTS_DIR,
     check_run_dir,
@@ -40,7 +40,7 @@ from emerald_jax.run.directory import (
 )
 
 #: Exit codes of a run that a signal stopped: saved, or too early for that.
-STOPPED = (75, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+STOPPED = (INTERRUPTED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 #: Entries of a file; what is no setting there, and what to write instead; types of values.
 _ENTRIES = {"preset": str, "seeds": list, "settings": dict, "grid": dict, "submitit": dict}
 _ELSEWHERE = {"seed": "write seeds = [0, 1, 2]", "logdir": "each run has its own below --out"}

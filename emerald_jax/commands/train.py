@@ -33,15 +33,15 @@ def run_train(arguments: list[str]) -> int:
         return 2
     seeds, arguments = _seeds(arguments)
     config = parse_train(arguments)
-    if config.data and seeds is None:
-        from emerald_jax.run.data import with_data
-
-        config = with_data(config)
-    config.validate(max(1, config.devices) if seeds is None else 1)
     if seeds is not None:
         from emerald_jax.training.train import train_seeds
 
         return max(result.exit_code for result in train_seeds(config, seeds))
+    if config.data:
+        from emerald_jax.run.data import with_data
+
+        config = with_data(config)
+    config.validate(max(1, config.devices))
     check_run_dir(config)
     from emerald_jax.training.train import train
 

@@ -73,7 +73,7 @@ class RunLogger(AbstractContextManager):
         """Open the log of a run of ``total_steps``; uses ``log.quiet`` and ``max_minutes``.
 
         A run ``beside`` another one, with another seed, speaks on its terminal; the progress shown
-        is that of the last of them.
+        is that of the run with the fewest steps.
         """
         self.logdir = Path(logdir)
         self._config = config

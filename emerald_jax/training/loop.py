@@ -42,9 +42,7 @@ from emerald_jax.run.directory import (
 from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import report_of
-from emerald_jax.training.faults import (
-    check_updates,
-)
+from emerald_jax.training.faults import check_updates
 from emerald_jax.training.narrator import Narrator
 
 #: Counters of :class:`Loop` in a checkpoint.

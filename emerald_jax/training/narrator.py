@@ -70,10 +70,10 @@ class Narrator:
             text = f"about {expected / 1e9:.2f} GB when full, compressed ({plain / 1e9:.2f} plain)"
         self.say(f"replay of {records:,} records, {text}")
 
-    def compiled(self, agent: TrainingAgent) -> None:
-        """Print the compile time and the memory of an update."""
-        memory = f"{agent.temporaries / 2**20:,.0f} MiB of working memory"
-        self.say(f"compiled in {agent.seconds:.0f} s; an update needs {memory}")
+    def compiled(self, seconds: float, temporaries: int) -> None:
+        """Print the compile time in seconds and the working memory of an update in bytes."""
+        memory = f"{temporaries / 2**20:,.0f} MiB of working memory"
+        self.say(f"compiled in {seconds:.0f} s; an update needs {memory}")
 
     def begin(self, env_steps: int, updates: int) -> None:
         """Training starts now: rates are counted from here."""

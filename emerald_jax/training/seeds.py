@@ -207,8 +207,8 @@ class Group:
 
     def _act(self, row: int, asked: dict[int, Any]) -> dict[int, Acted]:
         """Act in the environments of the seeds that asked; each gets arrays `[1, ...]`."""
-        (state, _), blank = self.states[row], self._blank["act"]
-        wanted = [asked.get(seed, blank[seed]) for seed in self._rows[row]]
+        (state, _), fill = self.states[row], self._blank["act"]
+        wanted = [asked.get(seed, fill[seed]) for seed in self._rows[row]]
         memories, seen = zip(*wanted, strict=True)
         parts = self._seats(memories), self._seats(seen)
         acted, answers = self.programs["act"](state.params, *parts), {}
@@ -218,7 +218,7 @@ class Group:
             if seed in asked:
                 answers[seed] = own
             else:  # its memory was donated
-                blank[seed] = own.carry, blank[seed][1]
+                fill[seed] = own.carry, fill[seed][1]
         return answers
 
     def _spread(self, x: np.ndarray | Array) -> Array:
@@ -279,16 +279,6 @@ class SeedAgent:
         self._device = group.devices[group.seat(index)[1]]
         keys = jax.random.split(key_of(seed), 4)
         self._init_key, self.update_key, self._act_key, self._picture_key = keys
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of tracing and compiling."""
-        return self._group.seconds
-
-    @property
-    def temporaries(self) -> int:
-        """Bytes that an update of all seeds needs in addition to its inputs and outputs."""
-        return self._group.temporaries
 
     @property
     def memory(self) -> int:

@@ -1,4 +1,4 @@
-"""Training from settings to a result: one run, or the runs of several seeds side by side."""
+"""Training from settings to a result: one run, or the runs of several seeds together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import jax
 from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec, check_same_spec
 from emerald_jax.envs.registry import make_vector_env
-from emerald_jax.process import StoppedError, StopSignals
+from emerald_jax.process import INTERRUPTED, StoppedError, StopSignals
 from emerald_jax.replay.store import check_fits
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.data import experience, with_data
@@ -38,9 +38,6 @@ from emerald_jax.training.faults import is_out_of_memory, out_of_memory
 from emerald_jax.training.loop import Loop
 from emerald_jax.training.narrator import Narrator
 from emerald_jax.training.seeds import Group, SeedAgent
-
-#: Exit code of a run that a signal stopped: saved; the same command continues it.
-INTERRUPTED = 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +124,15 @@ def train_seeds(config: Config, seeds: int) -> list[RunResult]:
 
     Returns:
         :class:`RunResult` of every seed that has not failed. A seed that fails does not stop the
-        others. When all have ended, the first failure is raised, unless a signal stopped the others
-        and the same command has to be given again.
+        others. When all have ended, the first failure is raised, unless a signal stopped others:
+        then the same command has to be given again.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: it must be at least 1")
     prepare_jax()
     with StopSignals() as signals, ExitStack() as parts:
-        devices = training_devices(config)
         runs = [_Run(one, 1, signals) for one in configs_of(config, seeds)]
+        devices = training_devices(runs[0].config)
         replay, options = runs[0].replay, {"compress": config.replay.compress, "stores": seeds}
         size = (replay.rows * replay.num_envs, replay.num_envs)
         check_fits(*size, replay.image_shape, replay.action_sizes, **options)
@@ -148,16 +145,17 @@ def train_seeds(config: Config, seeds: int) -> list[RunResult]:
         with _memory_errors(config, group):
             group.compile(signals)
         if group.programs:
-            first.narrator.compiled(group)
+            first.narrator.compiled(group.seconds, group.temporaries)
         with ThreadPoolExecutor(seeds) as pool:
             found = list(pool.map(_train_one, runs, group.agents))
         results = [end for end in found if isinstance(end, RunResult)]
         failures = [end for end in found if isinstance(end, Exception)]
+        raised = failures[0] if failures and not any(r.exit_code for r in results) else None
         for run, end in zip(runs, found, strict=True):
-            if isinstance(end, RunResult) or end is not failures[0] or signals.name:
+            if end is not raised:
                 first.log.result(f"seed {run.config.seed}: {end}")
-        if failures and not signals.name:
-            raise failures[0]
+        if raised:
+            raise raised
         return results
 
 
@@ -275,7 +273,7 @@ class _Run:
             check()
         agent.start(self._weights)
         if programs:
-            self.narrator.compiled(agent)
+            self.narrator.compiled(agent.seconds, agent.temporaries)
         check()
         made = (config, agent, env, self.replay, self.narrator, store, self._signals)
         return Loop(*made, self._began, seeds["generation"])

@@ -218,6 +218,8 @@ def test_a_directory_in_use_is_refused_before_anything_is_compiled(
 def test_the_number_of_seeds_is_checked(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "tiny", f"--seeds={text}"]) == 2
     assert "--seeds takes" in capsys.readouterr().err
+    assert cli.main(["train", "tiny", "--seeds", "2", "--replay.batch", "0"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(ConfigError, match="at least 1"):
         train_seeds(get_preset("tiny"), 0)
 
