@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import math
 import os
 import shutil
@@ -68,11 +69,12 @@ class Sizes(NamedTuple):
     rounds: tuple[int, ...] = (3, 1, 8)
     starts: tuple[int, ...] = (256, 4096, 1024, 64, 2048, 512, 128)
     steps: tuple[int, ...] = (3, 0, 1, 8)
+    seeds: tuple[int, ...] = (8, 32, 1)
     copied: int = 2**30
     seconds: float = 1.0
 
 
-REHEARSAL = Sizes("tiny", (), (4,), (1,), (8,), (1,), 2**16, 0.02)
+REHEARSAL = Sizes("tiny", (), (4,), (1,), (8,), (1,), (), 2**16, 0.02)
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,14 @@ def measure_small(plan: Plan) -> Iterator[Row | str]:
     return _updates(plan, plan.sizes.small, [])
 
 
+def measure_seeds(plan: Plan) -> Iterator[Row | str]:
+    """Updates of the small presets with several seeds in one program."""
+    for count, preset in itertools.product(plan.sizes.seeds, reversed(plan.sizes.small)):
+        config = harness.with_changes(get_preset(preset), model={"dtype": plan.dtype})
+        call = partial(train.measure_seeds, config, count, plan.options())
+        yield harness.unless_memory_lacks(f"{count} seeds of {preset}", call)
+
+
 def _updates(plan: Plan, names: Sequence[str], others: Sequence[str]) -> Iterator[Row | str]:
     """The updates alone, again with their parts (from the compilation cache), in other types."""
     passes = [(plan.dtype, parts) for parts in ((True,) if plan.rehearse else (False, True))]
@@ -313,6 +323,7 @@ STAGES: dict[str, tuple[Callable[[Plan], Iterator[Row | str]], float]] = {
     "update": (measure_update, 0.22),
     "kernels": (measure_kernels, 0.05),
     "small": (measure_small, 0.10),
+    "seeds": (measure_seeds, 0.10),
     "training": (train_run, 1.0),
 }
 

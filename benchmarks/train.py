@@ -100,6 +100,31 @@ def measure_update(config: ej.Config, devices: int, options: Options, *, parts: 
     return row
 
 
+def measure_seeds(config: ej.Config, seeds: int, options: Options) -> Row:
+    """Updates per second of ``seeds`` seeds in one program on one device, over all of them.
+
+    As ``train --seeds`` computes them on an accelerator. All seeds have the same parameters and
+    batch, and their own random numbers.
+    """
+    learner, count = ej.build_learner(config, harness.NUM_ACTIONS), config.replay.batch
+    batch = harness.random_batch(config)._replace(carry=harness.full_carry(learner, count))
+    one = harness.random_state(learner), batch
+    state, batch = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * seeds), one)
+    keys = jax.random.split(jax.random.key(1), (seeds, count))
+    step = jax.jit(jax.vmap(partial(training.train_step, learner=learner)), donate_argnums=0)
+    program, facts = harness.compile_for(step, *jax.eval_shape(lambda: (state, batch, keys)))
+
+    def update() -> Any:
+        nonlocal state
+        state, *found = program(state, batch, keys)
+        return found
+
+    case = {"preset": config.preset, "dtype": config.model.dtype, "seeds": seeds}
+    names = {"benchmark": "seeds", "case": case, "unit": "updates/s"}
+    work = seeds * update_flops(config)["whole"]
+    return harness.program_row(options.budget(), update, seeds, work, facts, **names)[1]
+
+
 def kept_bytes(learner: Learner, params: Params, config: ej.Config) -> int:
     """Bytes that autodiff keeps from the world model's forward pass for its backward pass.
 
