@@ -108,7 +108,7 @@ def init_together(init: Callable[[Key], Params], key: Key) -> Params:
         parts = jnp.split(_numbers(fan, one_key, int(ends[-1])), ends[:-1]) if mine else []
         drawn |= dict(zip(mine, parts, strict=True))
     values = [
-        kind.shaped(drawn[i], shape) if kind.std else jnp.full(shape, kind.offset)
+        kind.shaped(drawn[i], shape) if kind.std else jnp.full(shape, kind.offset, jnp.float32)
         for i, (kind, shape) in enumerate(zip(kinds, shapes, strict=True))
     ]
     return jax.tree.unflatten(tree, values)
@@ -171,14 +171,19 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", ones, (x.shape[-1],))
         bias = self.param("bias", zeros, (x.shape[-1],))
-        x = x.astype(jnp.float32)
+        shape, x, on_gpu = x.shape, x.astype(jnp.float32), target().platform == "gpu"
+        if on_gpu:
+            # XLA makes one kernel of a norm, and tries every division of the other axes into tiles
+            # for each operation that it might add: with five axes most of the time to compile.
+            x = x.reshape(-1, shape[-1])
         mean = jnp.mean(x, axis=-1, keepdims=True)
-        if target().platform == "gpu":  # XLA makes one kernel of this form
+        if on_gpu:  # only this form becomes one kernel
             variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
         else:
             variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
         y = (x - mean) * jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
-        return (y * spread_rows(scale, y) + spread_rows(bias, y)).astype(self.dtype)
+        y = y * spread_rows(scale, y) + spread_rows(bias, y)
+        return y.astype(self.dtype).reshape(shape)
 
 
 class NormSilu(nn.Module):
