@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from emerald_jax.models.vision import (
     looped,
     space_to_depth,
 )
+from emerald_jax.target import Target, tracing_for
 
 C, F = 3, 5
 
@@ -101,6 +103,17 @@ def test_up_conv_is_a_transposed_convolution(rng):
     result = apply(UpConv(F), corners, np.tile(bias, 4), jnp.asarray(x))
     assert result.shape == (2, 2 * height, 2 * width, F)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_up_conv_on_a_gpu_keeps_its_padding_apart(rng):
+    # XLA pads in the convolution otherwise, and its kernel's gradient becomes a slow convolution.
+    conv, x = UpConv(3), jnp.asarray(rng.normal(size=(2, 4, 4, 5)), jnp.float32)
+    params = conv.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda p, x: jnp.sum(jnp.square(conv.apply(p, x))), argnums=(0, 1))
+    plain = gradient(params, x)
+    with tracing_for(Target("gpu", bfloat16=True)):
+        assert "optimization_barrier" in str(jax.make_jaxpr(conv.apply)(params, x))
+        chex.assert_trees_all_close(gradient(params, x), plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (2, 0), (2, 1)])

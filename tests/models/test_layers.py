@@ -97,6 +97,8 @@ def test_parameters_drawn_together_have_their_own_distributions():
     assert np.std(params["start"]) == pytest.approx(0.02, rel=0.3)
     assert not np.any(attention["qkv"]["bias"])
     np.testing.assert_array_equal(attention["norm"]["scale"], 1)
+    # A weak type would make another program of a train step, compiled again.
+    assert not any(x.weak_type for x in jax.tree.leaves(params))
     traced = jax.jit(lambda key: init_together(init, key))
     again, other = traced(jax.random.key(0)), traced(jax.random.key(1))
     np.testing.assert_allclose(again["attention_0"]["qkv"]["kernel"], kernel, atol=1e-6)
