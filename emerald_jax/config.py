@@ -90,6 +90,9 @@ class ModelConfig:
     """Classes of each categorical, K. (P)"""
     channels: int = 32
     """Channels of the encoder's first stage; doubled at every stage. (R)"""
+    center: bool = False
+    """Encode and predict pixels as differences from their mean in the first batches; the last layer
+    of the decoder then begins at zero. (O)"""
     width: int = 512
     """Width D of the sequence model, of h_t and of the head MLPs. (P)"""
     latent_width: int = 128

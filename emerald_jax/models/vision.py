@@ -21,15 +21,17 @@ import jax.numpy as jnp
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import (
     Dense,
+    Initial,
     LatentProjection,
     NormSilu,
     lecun_normal,
+    ones,
     recomputed,
     spread_rows,
     zeros,
 )
 from emerald_jax.target import target
-from emerald_jax.types import Array
+from emerald_jax.types import Array, Params
 
 
 def space_to_depth(x: Array) -> Array:
@@ -115,12 +117,13 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     padding: int = 1
+    initial: Initial = lecun_normal
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", lecun_normal, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.initial, shape).astype(self.dtype)
         bias = self.param("bias", zeros, (self.features,)).astype(self.dtype)
         y = convolve(x.astype(self.dtype), kernel, self.padding)
         return y + spread_rows(bias, y)
@@ -153,6 +156,7 @@ class UpConv(nn.Module):
     """
 
     features: int
+    initial: Initial = lecun_normal
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -163,7 +167,8 @@ class UpConv(nn.Module):
             # XLA would let the convolution pad. The kernel's gradient is then no call of cuDNN's
             # gradient but a convolution with an image as its kernel: 2.4 ms each on an H200.
             x = jax.lax.optimization_barrier(x)
-        corners = Conv(4 * self.features, size=2, padding=0, dtype=self.dtype)(x)
+        options = {"size": 2, "padding": 0, "initial": self.initial, "dtype": self.dtype}
+        corners = Conv(4 * self.features, **options)(x)
         return depth_to_space(corners)[:, 1:-1, 1:-1]
 
 
@@ -193,6 +198,58 @@ class ResidualConv(nn.Module):
         return x + y
 
 
+class Center(nn.Module):
+    """The mean of every pixel, so that networks see and predict what differs from it.
+
+    Most pixels of a simple game never change. A decoder learns them first, from h_t alone, and as
+    long as the latents only disturb it the posterior learns to carry no information. With the mean
+    given from the start the changes are all that is left to learn (O).
+
+    Attributes:
+        size: height and width of an image.
+    """
+
+    size: int
+
+    def setup(self) -> None:
+        shape = (self.size, self.size, 3)
+        self.mean = self.param("mean", zeros, shape)
+        self.square = self.param("square", ones, shape)
+        self.batches = self.param("batches", zeros, ())
+
+    def enter(self, x: Array) -> Array:
+        """Images `[..., height, width, 3]` in [-0.5, 0.5] -> in units of their deviation."""
+        mean, square = jax.lax.stop_gradient((self.mean, self.square))
+        variance = jnp.maximum(square - jnp.square(mean), 0.0) + _LEAST_DEVIATION**2
+        scale = jnp.broadcast_to(jax.lax.rsqrt(variance), x.shape)
+        return (x - jnp.broadcast_to(mean, x.shape)) * scale
+
+    def leave(self, x: Array) -> Array:
+        """Predicted differences from the mean -> predicted images."""
+        return x + jnp.broadcast_to(jax.lax.stop_gradient(self.mean), x.shape)
+
+
+#: Added to the deviation of a pixel, of 1 from black to white: still pixels have none.
+_LEAST_DEVIATION = 0.05
+#: Batches whose mean is taken; later the mean stays as it is.
+_CENTER_BATCHES = 100
+
+
+def learn_center(params: Params, image: Array, axis_name: str | None) -> Params:
+    """The parameters of :class:`Center` after a batch of images `[B, L, height, width, 3]` uint8.
+
+    Under pmap the mean is that of all devices, by ``axis_name``.
+    """
+    x = image.astype(jnp.float32) / 255 - 0.5
+    found = {"mean": x.mean((0, 1)), "square": jnp.square(x).mean((0, 1))}
+    if axis_name is not None:
+        found = jax.lax.pmean(found, axis_name)
+    count = params["batches"]
+    rate = jnp.where(count < _CENTER_BATCHES, 1 / (count + 1), 0.0)
+    moments = {name: params[name] + rate * (new - params[name]) for name, new in found.items()}
+    return {**moments, "batches": jnp.minimum(count + 1, _CENTER_BATCHES)}
+
+
 class Encoder(nn.Module):
     """Stages of a 4x4 stride-2 convolution and a residual block, then a 3x3 convolution to logits.
 
@@ -205,9 +262,11 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Array:
-        """image `[..., height, width, 3]` uint8 -> posterior logits `[..., P, G, K]`."""
+        """image `[..., height, width, 3]` uint8 or centred -> posterior logits `[..., P, G, K]`."""
         c, lead = self.config, image.shape[:-3]
-        x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255 - 0.5
+        x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype)
+        if image.dtype == jnp.uint8:
+            x = x / 255 - 0.5
 
         def halve(encoder: Encoder, x: Array, stage: int) -> Array:
             x = DownConv(c.channels * 2**stage, dtype=encoder.dtype)(x)
@@ -249,8 +308,9 @@ class Decoder(nn.Module):
         def double(decoder: Decoder, x: Array, stage: int) -> Array:
             x = ResidualConv(dtype=decoder.dtype)(x)
             x = NormSilu(dtype=decoder.dtype)(x)
-            last = stage == 0
-            return UpConv(3 if last else c.channels * 2 ** (stage - 1), dtype=decoder.dtype)(x)
+            if stage > 0:
+                return UpConv(c.channels * 2 ** (stage - 1), dtype=decoder.dtype)(x)
+            return UpConv(3, initial=zeros if c.center else lecun_normal, dtype=decoder.dtype)(x)
 
         for stage in reversed(range(self.stages)):
             x = recomputed(double, c.remat)(self, x, stage)

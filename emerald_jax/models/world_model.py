@@ -20,7 +20,14 @@ from emerald_jax.models.layers import compute_dtype, init_together
 from emerald_jax.models.prior import Autoregressive, DynamicsHead, MaskGit, Spread
 from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
-from emerald_jax.models.vision import Decoder, Encoder, ImageFeatures, PosteriorHead, VectorDecoder
+from emerald_jax.models.vision import (
+    Center,
+    Decoder,
+    Encoder,
+    ImageFeatures,
+    PosteriorHead,
+    VectorDecoder,
+)
 from emerald_jax.ops.distributions import choose, mixed_log_probs, straight_through
 from emerald_jax.ops.random import uniform
 from emerald_jax.types import Array, Batch, Carry, Key, Params, Recurrent, State
@@ -80,6 +87,8 @@ class WorldModel(nn.Module):
             self.autoregressive = Autoregressive(c, dtype)
         decoder = Decoder if c.latent == "spatial" else VectorDecoder
         self.decoder = decoder(c, self.stages, dtype)
+        if c.center:
+            self.center = Center(c.grid * 2**self.stages)
         self.reward_head = Head(c, c.bins, 0.0, dtype)
         self.continue_head = Head(c, 1, 1.0, dtype)
 
@@ -132,7 +141,7 @@ class WorldModel(nn.Module):
         """:meth:`observe` if the posterior depends on h_t, step by step: posterior, indices, z and
         h.
         """
-        seen, axis = self.encoder(image), reset.ndim - 1
+        seen, axis = self.encoder(self._centred(image)), reset.ndim - 1
 
         def body(model: WorldModel, loop: tuple, inputs: tuple) -> tuple:
             (h, z), (seen, action, reset, u) = loop, inputs
@@ -159,10 +168,16 @@ class WorldModel(nn.Module):
         """
         if self.config.posterior_sees_h:
             raise ValueError("the posterior also depends on h_t: use observe(), not encode()")
-        logits = self.encoder(image)
+        logits = self.encoder(self._centred(image))
         if self.posterior_head is not None:
             logits = self.posterior_head(logits, None)
         return mixed_log_probs(logits, self.config.unimix)
+
+    def _centred(self, image: Array) -> Array:
+        """uint8 as it is, or what :class:`Center` makes of it."""
+        if not self.config.center:
+            return image
+        return self.center.enter(image.astype(jnp.float32) / 255 - 0.5)
 
     def advance(self, z_prev: Array, action: Array, reset: Array, memory: Any) -> tuple[Array, Any]:
         """h `[..., T, D]` from z_{t-1} `[..., T, P, G]` and actions, and the next memory."""
@@ -190,7 +205,8 @@ class WorldModel(nn.Module):
 
     def reconstruct(self, z: Array, h: Array) -> Array:
         """Predicted images `[..., height, width, 3]` float32 in [-0.5, 0.5] units."""
-        return self.decoder(z, h)
+        image = self.decoder(z, h)
+        return self.center.leave(image) if self.config.center else image
 
     def reward(self, z: Array, h: Array) -> Array:
         """Two-hot logits `[..., bins]` of the reward that led into the state."""

@@ -30,7 +30,7 @@ from emerald_jax.losses import (
     weighted_sum,
     world_model_losses,
 )
-from emerald_jax.models.vision import looped
+from emerald_jax.models.vision import learn_center, looped
 from emerald_jax.models.world_model import Pass, with_tables
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import moving_average, percentile_range
@@ -89,7 +89,13 @@ def train_step(
     # A ratio of means over all devices: each may have rollouts of other lengths.
     metrics["behavior/imagined_reward"] /= jnp.maximum(metrics["behavior/weight"], 1e-8)
     metrics["behavior/return_scale"] = scale
-    return _apply(state, grads, return_range, passed.carry, metrics, learner)
+    after, *others = _apply(state, grads, return_range, passed.carry, metrics, learner)
+    if learner.config.model.center:  # no gradient moves it
+        model = after.params["world_model"]
+        center = learn_center(model["center"], batch.image, axis_name)
+        params = {**after.params, "world_model": {**model, "center": center}}
+        after = after.replace(params=params)
+    return after, *others
 
 
 def model_gradient(
