@@ -241,7 +241,7 @@ class Agent:
         """Combine networks and parameters; :func:`emerald_jax.load` reads them from a run."""
         self.learner, self.params, self.spec = learner, params, spec
         self.updates, self.env_steps = updates, env_steps
-        self._act = jax.jit(partial(_act, learner=learner), static_argnames="mode")
+        self._act = jax.jit(partial(act_once, learner=learner), static_argnames="mode")
         # A caller's own policy is part of the program: pass the same function to compile once.
         names = ("horizon", "steps", "policy")
         self._dream = jax.jit(partial(_dream, learner=learner), static_argnames=names)
@@ -397,7 +397,7 @@ class Agent:
         return actions.astype(space.dtype)
 
 
-def _act(
+def act_once(
     params: dict[str, Params],
     state: AgentState,
     obs: Array,

@@ -24,7 +24,7 @@ COMMANDS = {
     "eval": ("runs", "play episodes with a trained agent and report its return"),
     "dream": ("runs", "film the agent's dream next to reality"),
     "checkpoints": ("runs", "list a run's checkpoints and verify each of them"),
-    "export": ("runs", "write only the weights of a run, for sharing or for train --init-from"),
+    "export": ("runs", "write the weights of a run, or a program that acts with JAX alone"),
     "inspect": ("runs", "write a report of a run, one HTML file that opens from disk"),
     "play": ("runs", "steer the dream with the keyboard, in a browser"),
     "report": ("runs", "compare runs with published numbers, one table and figure per benchmark"),

@@ -155,26 +155,53 @@ def _table(points: list[Point]) -> str:
 
 
 def run_export(arguments: list[str]) -> int:
-    """Write only the weights of a run."""
+    """Write only the weights of a run, or a program that acts."""
     parser = Parser("export")
     parser.add_run(checkpoint=True)
     add = parser.add_argument
-    add("--to", required=True, metavar="DIR", help="directory to create")
-    about = "type of the weights; bfloat16 halves the size (%(default)s)"
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=about)
+    add("--to", required=True, metavar="PATH", help="directory or, of a program, file to create")
+    about = "weights, or the acting step as a program that needs JAX alone (%(default)s)"
+    add("--as", dest="kind", choices=("weights", "program"), default="weights", help=about)
+    about = "type of the weights; bfloat16 halves the size (float32)"
+    add("--dtype", choices=("float32", "bfloat16"), help=about)
+    add("--batch", type=number(1), metavar="B", help="environments that a program acts in (1)")
     options = parser.parse_args(arguments)
     config = read_config(options.run)
     if Path(options.to).exists():
         raise ConfigError(f"{options.to} exists: choose another --to")
+    if options.kind == "program":
+        if options.dtype:
+            raise ConfigError("a program computes in float32: --dtype is for --as weights")
+        return _export_program(options)
+    if options.batch:
+        raise ConfigError("weights have no batch: --batch is for --as program")
     from emerald_jax.run.weights import export_weights
 
-    chosen = {"dtype": options.dtype, "checkpoint": options.checkpoint}
+    chosen = {"dtype": options.dtype or "float32", "checkpoint": options.checkpoint}
     content = export_weights(options.run, options.to, **chosen)
     size = sum(path.stat().st_size for path in Path(options.to).rglob("*") if path.is_file())
     return write_out(
         f"{len(content['leaves'])} arrays of checkpoint {content['step']:,} as "
         f"{content['dtype']}, {size / 1e6:,.1f} MB, in {options.to}\n"
         f"try next: emerald-jax train {config.preset} --init-from {options.to}\n"
+    )
+
+
+def _export_program(options: argparse.Namespace) -> int:
+    from emerald_jax.agent.program import PLATFORMS, export_program
+    from emerald_jax.run.directory import write_atomic, writing_in
+    from emerald_jax.run.weights import load
+
+    target, batch = Path(options.to).absolute(), options.batch or 1
+    agent = load(options.run, options.checkpoint)
+    program = export_program(agent, batch=batch)
+    with writing_in(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, program)
+    return write_out(
+        f"the acting step of {batch} environment(s) after {agent.updates:,} updates for "
+        f"{', '.join(PLATFORMS)}, {len(program) / 1e6:,.1f} MB, in {options.to}\n"
+        "how to use it without this package: docs/library.md\n"
     )
 
 
