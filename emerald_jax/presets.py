@@ -34,10 +34,10 @@ def _small_model(**changes: Any) -> ModelConfig:
 _QUICKSTART = Config(
     preset="quickstart",
     env="gymnax:Catch-bsuite",
-    steps=20_000,
+    steps=16_000,
     train_ratio=8.0,
     envs=EnvsConfig(image_size=16),
-    model=_small_model(),
+    model=_small_model(center=True),
     # The image loss is a sum over pixels: 16 restores its weight at 64x64. The dynamics weight must
     # grow with it; otherwise only the pixels train h_t, and the dream loses the ball.
     loss=LossConfig(
