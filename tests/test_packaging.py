@@ -23,7 +23,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 def test_every_data_file_is_declared(setup_cfg: configparser.ConfigParser) -> None:
     patterns = setup_cfg["options.package_data"]["emerald_jax"].split()
-    declared = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    declared = {path for pattern in patterns for path in PACKAGE.glob(pattern) if path.is_file()}
     files = {
         path
         for path in PACKAGE.rglob("*")

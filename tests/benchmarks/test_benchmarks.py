@@ -153,6 +153,15 @@ def test_an_update_is_timed_completely_and_in_parts():
     assert facts["parameters"] > 1000
 
 
+@pytest.mark.slow
+def test_several_seeds_are_timed_in_one_program():
+    config = harness.with_changes(TINY, model={"dtype": "float32"})
+    row = train.measure_seeds(config, 2, Options(quick=True, seconds=0.01))
+    assert row.case == {"preset": "tiny", "dtype": "float32", "seeds": 2}
+    assert row.facts["useful_flops"] == 2 * train.update_flops(config)["whole"].useful
+    assert row.value.median == pytest.approx(2 / row.facts["seconds"])
+
+
 def test_decoding_grid_holds_the_paper_s_claim():
     kinds = {(p.prior, p.steps) for p in decode.points(Options(), PAPER)}
     assert {("linear", 0), ("maskgit", 1), ("maskgit", 3), ("maskgit", 8)} <= kinds
