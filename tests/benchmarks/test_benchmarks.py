@@ -159,7 +159,7 @@ def test_several_seeds_are_timed_in_one_program():
     row = train.measure_seeds(config, 2, Options(quick=True, seconds=0.01))
     assert row.case == {"preset": "tiny", "dtype": "float32", "seeds": 2}
     assert row.facts["useful_flops"] == 2 * train.update_flops(config)["whole"].useful
-    assert row.value.median == pytest.approx(2 / row.facts["seconds"])
+    assert row.value.lowest <= 2 / row.facts["seconds"] <= row.value.highest
 
 
 def test_decoding_grid_holds_the_paper_s_claim():
