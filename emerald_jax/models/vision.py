@@ -214,14 +214,13 @@ class Center(nn.Module):
     def setup(self) -> None:
         shape = (self.size, self.size, 3)
         self.mean = self.param("mean", zeros, shape)
-        self.square = self.param("square", ones, shape)
+        self.variance = self.param("variance", ones, shape)
         self.batches = self.param("batches", zeros, ())
 
     def enter(self, x: Array) -> Array:
         """Images `[..., height, width, 3]` in [-0.5, 0.5] -> in units of their deviation."""
-        mean, square = jax.lax.stop_gradient((self.mean, self.square))
-        variance = jnp.maximum(square - jnp.square(mean), 0.0) + _LEAST_DEVIATION**2
-        scale = jnp.broadcast_to(jax.lax.rsqrt(variance), x.shape)
+        mean, variance = jax.lax.stop_gradient((self.mean, self.variance))
+        scale = jnp.broadcast_to(jax.lax.rsqrt(variance + _LEAST_DEVIATION**2), x.shape)
         return (x - jnp.broadcast_to(mean, x.shape)) * scale
 
     def leave(self, x: Array) -> Array:
@@ -241,13 +240,19 @@ def learn_center(params: Params, image: Array, axis_name: str | None) -> Params:
     Under pmap the mean is that of all devices, by ``axis_name``.
     """
     x = image.astype(jnp.float32) / 255 - 0.5
-    found = {"mean": x.mean((0, 1)), "square": jnp.square(x).mean((0, 1))}
+    mean, square = x.mean((0, 1)), jnp.square(x).mean((0, 1))
     if axis_name is not None:
-        found = jax.lax.pmean(found, axis_name)
+        mean, square = jax.lax.pmean((mean, square), axis_name)
     count = params["batches"]
     rate = jnp.where(count < _CENTER_BATCHES, 1 / (count + 1), 0.0)
-    moments = {name: params[name] + rate * (new - params[name]) for name, new in found.items()}
-    return {**moments, "batches": jnp.minimum(count + 1, _CENTER_BATCHES)}
+    moved = mean - params["mean"]
+    # Of all batches so far: within them, and between this one and those before.
+    found = jnp.maximum(square - jnp.square(mean), 0.0) + (1 - rate) * jnp.square(moved)
+    return {
+        "mean": params["mean"] + rate * moved,
+        "variance": params["variance"] + rate * (found - params["variance"]),
+        "batches": jnp.minimum(count + 1, _CENTER_BATCHES),
+    }
 
 
 class Encoder(nn.Module):
