@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from emerald_jax.config import SEEDS, ConfigError, EnvsConfig
 from emerald_jax.presets import PRESETS
+from emerald_jax.run.directory import find_run
 
 #: Command -> its file in ``commands/`` and its help, in the order of a first visit.
 COMMANDS = {
@@ -38,6 +39,14 @@ COMMANDS = {
 }
 
 
+def _run(text: str) -> str:
+    """A run's directory, as ``find_run`` finds it."""
+    try:
+        return str(find_run(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors; arguments that several commands have are methods."""
 
@@ -52,7 +61,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_run(self, *, checkpoint: bool = False, seed: str = "", **options: Any) -> None:
         """Add the positional argument RUN, and on request ``--checkpoint STEP`` and ``--seed``."""
-        self.add_argument("run", metavar="RUN", help="run directory; it is only read", **options)
+        about = "run directory or export, such as pretrained/catch; it is only read"
+        self.add_argument("run", metavar="RUN", help=about, type=_run, **options)
         if checkpoint:
             about = "its number of updates; by default the newest intact one"
             self.add_argument("--checkpoint", type=int, metavar="STEP", help=about)

@@ -249,8 +249,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_run(checkpoint=True, seed="the dream")
     add = parser.add_argument
     add("--out", required=True, metavar="FILE", help="file to write: .mp4, .gif or .png")
-    about = "start from recorded frames of the run, or from a new episode (%(default)s)"
-    add("--from", dest="source", choices=("real", "reset"), default="real", help=about)
+    about = "start from recorded frames of the run (default), or from a new episode"
+    add("--from", dest="source", choices=("real", "reset"), help=about)
     about = (
         "actions of the dream: the agent's, random, the recorded ones (only --from real), or from "
         "a file with one per line or a JSON list (default: recorded, or policy from a reset)"
@@ -264,6 +264,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--fps", type=float, default=8.0, help="steps per second in a film (%(default)s)")
     add("--no-tint", action="store_true", help="do not tint uncertain positions")
     options = parser.parse_args(arguments)
+    options.source = options.source or ("reset" if _is_export(options.run) else "real")
     if not str(options.out).lower().endswith(_ENDINGS):
         raise ConfigError(f"--out {options.out} must end in {', '.join(_ENDINGS)}")
     if not options.temperature > 0 or not 0 < options.fps <= 100:
@@ -288,9 +289,11 @@ def run_inspect(arguments: list[str]) -> int:
     """Write the report of a run."""
     parser = Parser("inspect")
     parser.add_run(checkpoint=True, seed="the samples shown")
-    parser.add_argument("--out", metavar="FILE.html", help="file to write (RUN/report.html)")
+    about = "file to write (RUN/report.html; of an export, report.html)"
+    parser.add_argument("--out", metavar="FILE.html", help=about)
     options = parser.parse_args(arguments)
-    out = Path(options.out or Path(options.run) / "report.html")
+    folder = Path() if _is_export(options.run) else Path(options.run)
+    out = Path(options.out or folder / "report.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out} must end in .html")
     read_config(options.run)

@@ -14,6 +14,7 @@ from emerald_jax.run.directory import (
     SUMS_FILE,
     DamagedError,
     file_digest,
+    find_run,
     read_config,
     read_rows,
 )
@@ -63,7 +64,7 @@ class Run:
         Raises:
             ConfigError: when it is not a run directory.
         """
-        self.path = Path(path).expanduser().absolute()
+        self.path = find_run(path).absolute()
         read_config(self.path)
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ appears complete, by a rename, or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from emerald_jax.run.directory import (
     DamagedError,
     check_sums,
     compare_settings,
+    find_run,
     first_line,
     new_directory,
     read_config,
@@ -65,7 +67,7 @@ def load(
             ``config``.
         EnvError: its environment is not installed.
     """
-    source = Path(source).expanduser()
+    source = find_run(source)
     config = config or read_config(source)
     prepare_jax()
     if config.data:  # the environment may not be installed, or there may be none
@@ -139,7 +141,7 @@ def write_weights(
     try:
         with new_directory(target) as draft:
             save_tree(draft / WEIGHTS_DIR, nest(leaves))
-            write_config(draft, config)
+            write_config(draft, dataclasses.replace(config, logdir=""))  # a folder of this machine
             write_json(draft / EXPORT_FILE, content)
     except Exception as error:  # orbax raises many types
         raise CheckpointError(f"{target} cannot be written: {first_line(error)}") from error
