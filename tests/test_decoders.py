@@ -7,12 +7,18 @@ the network, all error is the decoder's.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.imagination import maskgit_decode
+from emerald_jax import imagination
+from emerald_jax.agent.dream import dream_step
+from emerald_jax.imagination import maskgit_decode, starts_from
+from emerald_jax.training.update import rollout
+from tests.model_cases import make_batch, small_learner, state_shapes
 
 P, G, K, PARTS = 16, 2, 8, 24
 TOKENS, DRAWS, PAIRS = P * G, 8192, 200
@@ -87,3 +93,58 @@ def test_more_steps_make_maskgit_worse(error):
     assert many > 1.2 * few
     assert many > 3 * error(8, noise=4.0)
     assert error(3, noise=0.0) > 3 * few
+
+
+def test_large_noise_is_a_random_order(joint):
+    # Only where two random numbers are almost equal may confidence still decide.
+    shape, key = (DRAWS, P, G), jax.random.key(0)
+    options = {"steps": 3, "shape": shape}
+    loud = maskgit_decode(joint.predict, key, noise=1000.0, **options)
+    random = maskgit_decode(joint.predict, key, method="mdlm", **options)
+    assert np.mean(loud.masked[1] == random.masked[1]) > 0.99
+
+
+@pytest.mark.parametrize("method", ["maskgit", "mdlm", "remdm", "halton"])
+def test_a_batch_decodes_as_each_alone(method):
+    table = jax.random.normal(jax.random.key(9), (P, G, K + 1, K))
+
+    def predict(tokens):
+        known = jnp.full((P, G), K) if tokens is None else tokens
+        rows = jnp.take_along_axis(table, known[..., None, None], axis=-2)[..., 0, :]
+        return jax.nn.softmax(rows + rows.mean((0, 1), keepdims=True))
+
+    def draw(key):
+        return maskgit_decode(predict, key, steps=5, shape=(P, G), method=method)
+
+    keys = jax.random.split(jax.random.key(1), 3)
+    together = jax.jit(jax.vmap(draw))(keys)
+    alone = jax.jit(draw)
+    for n, key in enumerate(keys):
+        one = alone(key)
+        np.testing.assert_array_equal(one.z, together.z[n])
+        np.testing.assert_array_equal(jnp.stack(one.masked), jnp.stack(together.masked)[:, n])
+
+
+def test_every_dream_obeys_the_settings(monkeypatch):
+    settings, seen = {"decode_method": "halton", "decode_noise": 2.0}, []
+    learner = small_learner()
+    behavior = dataclasses.replace(learner.config.behavior, **settings)
+    learner = learner._replace(config=dataclasses.replace(learner.config, behavior=behavior))
+
+    def spy(*args, method, noise, **options):
+        seen.append((method, noise))
+        return maskgit_decode(*args, method=method, noise=noise, **options)
+
+    monkeypatch.setattr(imagination, "maskgit_decode", spy)
+    params, batch = state_shapes(learner).params, make_batch(learner)
+
+    def imagine(params, batch, keys):
+        passed = learner.model.apply({"params": params["world_model"]}, batch, keys)
+        starts = starts_from(passed, jnp.arange(2))
+        after = dream_step(params, passed.carry, batch.action[:, 0], keys[0], **options)
+        return rollout(params, starts, keys, learner=learner), after
+
+    options = {"learner": learner, "steps": 2}
+    keys = jax.random.split(jax.random.key(0), len(batch.action))
+    jax.eval_shape(imagine, params, batch, keys)
+    assert seen == [("halton", 2.0)] * 2  # the dream's and the training's
