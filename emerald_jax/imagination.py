@@ -89,7 +89,12 @@ def maskgit_decode(
 
     Returns:
         :class:`Decoded`.
+
+    Raises:
+        ValueError: there is no such method, or P is no square number for ``halton``.
     """
+    if method not in ("maskgit", "mdlm", "remdm", "halton"):
+        raise ValueError(f"no method {method!r}: choose maskgit, mdlm, remdm or halton")
     counts = mask_counts(shape[-2] * shape[-1], steps)
     # One draw for all random numbers: a generator call costs more than the numbers.
     u = uniform(key, (2 * steps - 1, *shape[key.ndim :]), before=1)
@@ -129,9 +134,8 @@ def _next_mask(
         sizes = (counts[step - 1], counts[step], remask_counts(counts)[step])
         return remask(u.reshape(flat), masked.reshape(flat), *sizes).reshape(masked.shape)
     score = gumbel(u) if method == "mdlm" else sure + noise * gumbel(u)
-    return lowest_confidence(score.reshape(flat), masked.reshape(flat), counts[step]).reshape(
-        masked.shape
-    )
+    again = lowest_confidence(score.reshape(flat), masked.reshape(flat), counts[step])
+    return again.reshape(masked.shape)
 
 
 def ordered_decode(

@@ -17,6 +17,7 @@ import pytest
 from emerald_jax import imagination
 from emerald_jax.agent.dream import dream_step
 from emerald_jax.imagination import maskgit_decode, starts_from
+from emerald_jax.ops.maskgit import halton_ranks
 from emerald_jax.training.update import rollout
 from tests.model_cases import make_batch, small_learner, state_shapes
 
@@ -148,3 +149,10 @@ def test_every_dream_obeys_the_settings(monkeypatch):
     keys = jax.random.split(jax.random.key(0), len(batch.action))
     jax.eval_shape(imagine, params, batch, keys)
     assert seen == [("halton", 2.0)] * 2  # the dream's and the training's
+
+
+def test_what_cannot_be_decoded_is_refused(joint):
+    with pytest.raises(ValueError, match="no method 'random': choose maskgit"):
+        maskgit_decode(joint.predict, jax.random.key(0), steps=1, shape=(1, P, G), method="random")
+    with pytest.raises(ValueError, match="12 positions are no square grid"):
+        halton_ranks(12, 2)

@@ -100,6 +100,8 @@ def halton_ranks(positions: int, groups: int) -> np.ndarray:
     tokens, in turn; after all positions the next round begins.
     """
     side, order, number = math.isqrt(positions), {}, 0
+    if side**2 != positions:
+        raise ValueError(f"{positions} positions are no square grid")
     while len(order) < positions:  # a dict keeps the order of first visits
         number += 1
         row, column = (int(_radical_inverse(number, base) * side) for base in (2, 3))
