@@ -127,15 +127,15 @@ def _measure_batch(
         passed = learner.model.apply({"params": params}, sequence, pass_key)
         h, z = passed.state.h[context:], passed.state.z[context:]
         likeliest = jnp.argmax(passed.posterior[context:], -1)
-        drawn = decode(params, h, decode_key, **options).z
+        many = jnp.broadcast_to(h, (draws, *h.shape))
+        drawn = decode(params, many, decode_key, **options).z
+        equal = drawn == jnp.broadcast_to(likeliest, drawn.shape)
         found = {
-            "token_accuracy": jnp.mean(drawn == likeliest, dtype=jnp.float32),
+            "token_accuracy": jnp.mean(equal, dtype=jnp.float32),
             "nats": -joint_log_prob(params, h, z, order_key, **likelihood).mean(),
         }
         if draws > 1:
-            many = jnp.broadcast_to(h, (draws, *h.shape))
-            some = decode(params, many, jax.random.fold_in(decode_key, 1), **options).z
-            score, alike = pair_scores(some, z)
+            score, alike = pair_scores(drawn, z)
             found |= {"pair_score": score.mean(), "alike": alike.mean()}
         return found
 

@@ -43,7 +43,7 @@ _LAST_EPISODES = 100
 #: Sizes of a scale that the command line can change.
 _SIZES = ("seeds", "updates", "windows", "horizon")
 #: Samples of each latent where pairs of tokens are measured.
-_DRAWS = 8
+_DRAWS = 4
 #: Sequences and frames of a strip.
 _SEQUENCES, _FRAMES = 2, 24
 
