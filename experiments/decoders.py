@@ -3,7 +3,7 @@
 Source: EMERALD, arXiv 2507.04075, decodes by confidence in S = 3 steps; MDLM, arXiv 2406.07524;
     ReMDM, 2503.00307; a Halton order, 2503.17076. One world model, the same weights for all.
 Command: python -m experiments.decoders --scale smoke|cpu|minatar|paper [--data DIR]
-Time: minatar 40 minutes for one seed on two very busy cores, most of it compilation.
+Time: minatar 50 minutes for one seed on two very busy cores, most of it compilation.
 Result: results/decoders_space_invaders: maskgit's latents become too typical as S grows, the
     others' do not; its single dreams are nearer to reality all the same.
 """
