@@ -177,6 +177,12 @@ class BehaviorConfig:
     decode_steps: int = 3
     """MaskGIT decoding steps S; 0 samples the linear dynamics head with any prior. The
     autoregressive prior always takes one step per position. (P)"""
+    decode_method: Literal["maskgit", "mdlm", "remdm", "halton"] = "maskgit"
+    """Tokens that a MaskGIT decoding step draws again: the least confident of those drawn before
+    (`maskgit`, P); a random part of those (`mdlm`); a random part of all (`remdm`); or by a fixed
+    balanced order of positions (`halton`). (O)"""
+    decode_noise: float = 1.0
+    """Scale of the Gumbel noise on the confidence of `maskgit`; 0: none. (P)"""
     gamma: float = 0.997
     """Discount per agent step. (D)"""
     lam: float = 0.95
@@ -193,6 +199,11 @@ class BehaviorConfig:
     """Vector steps for which a training environment keeps the random number that selects its
     action; 1 draws one per step, as evaluation does. (R) Larger values keep each action's
     probability, but an undecided policy repeats its action and explores further. (O)"""
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """``method`` and ``noise``, the keyword arguments of ``imagination.decode``."""
+        return {"method": self.decode_method, "noise": self.decode_noise}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +400,7 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: 0 <= value < 1,
         "model.dropout model.unimix envs.sticky",
     ),
+    ("lie in 0 … 1000", lambda value: 0 <= value <= 1000, "behavior.decode_noise"),
     (f"lie in 0 … {SEEDS - 1}", lambda value: 0 <= value < SEEDS, "seed"),
     ("be at most 10000", lambda value: value <= 10_000, "behavior.noise_hold"),
 )

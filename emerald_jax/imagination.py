@@ -18,7 +18,13 @@ from jaxtyping import Float, Int
 from emerald_jax.models.prior import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
 from emerald_jax.ops.distributions import choose, gumbel, mixed_probs, take_class
-from emerald_jax.ops.maskgit import lowest_confidence, mask_counts
+from emerald_jax.ops.maskgit import (
+    halton_ranks,
+    lowest_confidence,
+    mask_counts,
+    remask,
+    remask_counts,
+)
 from emerald_jax.ops.random import uniform
 from emerald_jax.types import (
     AnyArray,
@@ -49,23 +55,46 @@ class Decoded(NamedTuple):
     masked: tuple[Array, ...]
 
 
-def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int, ...]) -> Decoded:
-    """S-step MaskGIT decoding for any predictor (EMERALD; MaskGIT, arXiv 2202.04200).
+def maskgit_decode(
+    probs_fn: ProbsFn,
+    key: Key,
+    *,
+    steps: int,
+    shape: tuple[int, ...],
+    method: str = "maskgit",
+    noise: float = 1.0,
+) -> Decoded:
+    """S-step decoding for any predictor of masked tokens (EMERALD; MaskGIT, arXiv 2202.04200).
 
-    Step 0 samples every token from the all-MASK prediction. Each later step masks the n_s least
-    confident of the tokens sampled in the step before, predicts again and resamples only those.
-    Confidence is log p(sampled class) + Gumbel noise; kept tokens never change again.
+    Step 0 samples every token from the all-MASK prediction. Each later step masks n_s tokens,
+    predicts again and resamples only those. ``method`` chooses them:
+
+    * ``maskgit``: the least confident of the tokens sampled in the step before, where confidence is
+      log p(sampled class) + ``noise`` * Gumbel noise. Kept tokens never change again.
+    * ``mdlm``: the same with random confidence, the masked diffusion sampler (arXiv 2406.07524).
+      Which tokens are kept does not depend on their values, so with an exact predictor the samples
+      converge to its joint distribution as S grows; those of ``maskgit`` are too typical.
+    * ``remdm``: random tokens, half of them shown before where possible (arXiv 2503.00307).
+    * ``halton``: by a fixed order of positions that lie far apart (arXiv 2503.17076).
 
     Args:
         probs_fn: tokens `[..., P, G]` int32, or None for all MASK -> `[..., P, G, K]` float32
             probabilities.
         key: consumed; or numbers in [0, 1), `[2 S - 1, ..., P, G]`.
         steps: S >= 1.
-        shape: `(..., P, G)`; MASK is the class index K, the length of ``probs``' last axis.
+        shape: `(..., P, G)`; MASK is the class index K, the length of ``probs``' last axis. P is a
+            square number for ``halton``.
+        method: see above.
+        noise: see above; other methods than ``maskgit`` do not use it.
 
     Returns:
         :class:`Decoded`.
+
+    Raises:
+        ValueError: there is no such method, or P is no square number for ``halton``.
     """
+    if method not in ("maskgit", "mdlm", "remdm", "halton"):
+        raise ValueError(f"no method {method!r}: choose maskgit, mdlm, remdm or halton")
     counts = mask_counts(shape[-2] * shape[-1], steps)
     # One draw for all random numbers: a generator call costs more than the numbers.
     u = uniform(key, (2 * steps - 1, *shape[key.ndim :]), before=1)
@@ -74,17 +103,39 @@ def maskgit_decode(probs_fn: ProbsFn, key: Key, *, steps: int, shape: tuple[int,
     sure = jnp.log(take_class(probs, z))
     masked = jnp.ones(shape, bool)
     history = [masked]
-    flat = (*shape[:-2], shape[-2] * shape[-1])
     for s in range(1, steps):
-        noisy = sure + gumbel(u[2 * s - 1])
-        masked = lowest_confidence(noisy.reshape(flat), masked.reshape(flat), counts[s])
-        masked = masked.reshape(shape)
+        masked = _next_mask(method, s, counts, masked, sure, u[2 * s - 1], noise)
         probs = probs_fn(jnp.where(masked, probs.shape[-1], z))
         drawn = choose(u[2 * s], probs)
         z = jnp.where(masked, drawn, z)
         sure = jnp.where(masked, jnp.log(take_class(probs, drawn)), sure)
         history.append(masked)
     return Decoded(z, sure, tuple(history))
+
+
+def _next_mask(
+    method: str,
+    step: int,
+    counts: tuple[int, ...],
+    masked: Array,
+    sure: Array,
+    u: Array,
+    noise: float,
+) -> Array:
+    """Tokens `[..., P, G]` that are MASK in ``step`` >= 1 of :func:`maskgit_decode`.
+
+    ``masked``, ``sure`` and the random numbers ``u`` are `[..., P, G]`; ``counts`` `[S]`.
+    """
+    if method == "halton":
+        hidden = halton_ranks(*masked.shape[-2:]) >= counts[0] - counts[step]
+        return jnp.broadcast_to(hidden, masked.shape)
+    flat = (*masked.shape[:-2], counts[0])
+    if method == "remdm":
+        sizes = (counts[step - 1], counts[step], remask_counts(counts)[step])
+        return remask(u.reshape(flat), masked.reshape(flat), *sizes).reshape(masked.shape)
+    score = gumbel(u) if method == "mdlm" else sure + noise * gumbel(u)
+    again = lowest_confidence(score.reshape(flat), masked.reshape(flat), counts[step])
+    return again.reshape(masked.shape)
 
 
 def ordered_decode(
@@ -121,6 +172,8 @@ def decode(
     model: WorldModel,
     steps: int,
     temperature: Array | float | None = None,
+    method: str = "maskgit",
+    noise: float = 1.0,
 ) -> Decoded:
     """Sample z_t ~ p(z_t | h_t).
 
@@ -135,6 +188,8 @@ def decode(
             P steps.
         temperature: divides the log-probabilities (with the uniform share) before each draw; below
             1 likely tokens become likelier. None (as in training) compiles to no operation.
+        method: the tokens that MaskGIT draws again, see :func:`maskgit_decode`.
+        noise: scale of its Gumbel noise.
 
     Returns:
         :class:`Decoded` with leading dimensions of ``h``.
@@ -148,7 +203,8 @@ def decode(
     # All latents are rows: accelerators lay out nested batches badly.
     u = uniform(key, decoding_draws(model, steps, lead[key.ndim :]), before=1)
     u, h = u.reshape(u.shape[0], -1, *u.shape[1 + len(lead) :]), h.reshape(-1, h.shape[-1])
-    decoded = _decode_rows(variables, h, u, model, steps, probs_of)
+    options = {"steps": steps, "method": method, "noise": noise}
+    decoded = _decode_rows(variables, h, u, model, probs_of, options)
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), decoded)
 
 
@@ -162,13 +218,16 @@ def decoding_draws(model: WorldModel, steps: int, lead: tuple[int, ...]) -> tupl
 
 
 def _decode_rows(
-    variables: dict, h: Array, u: Array, model: WorldModel, steps: int, probs_of: Callable
+    variables: dict, h: Array, u: Array, model: WorldModel, probs_of: Callable, options: dict
 ) -> Decoded:
-    """:func:`decode` of h `[n, D]` with the numbers u of :func:`decoding_draws`."""
+    """:func:`decode` of h `[n, D]` with the numbers u of :func:`decoding_draws`.
+
+    ``options``: those of :func:`maskgit_decode`.
+    """
     c = model.config
     features = model.apply(variables, h, method=WorldModel.prior_features)
     shape = (*h.shape[:-1], c.positions, c.groups)
-    if steps == 0 or c.prior == "linear":
+    if options["steps"] == 0 or c.prior == "linear":
         linear = model.apply(variables, features, method=lambda net, x: net.dynamics_head(x))
         probs = probs_of(linear)
         z = choose(u[0], probs)
@@ -191,7 +250,7 @@ def _decode_rows(
             model.apply(variables, features, tokens, method=lambda net, *x: net.maskgit(*x))
         )
 
-    return maskgit_decode(probs_fn, u, steps=steps, shape=shape)
+    return maskgit_decode(probs_fn, u, shape=shape, **options)
 
 
 def imagine(
@@ -234,12 +293,13 @@ def imagine(
 
 
 def world_model_step(
-    model: WorldModel, starts: Starts, *, decode_steps: int, horizon: int
+    model: WorldModel, starts: Starts, *, decode_steps: int, horizon: int, **decoding: Any
 ) -> tuple[Any, StepFn]:
     """EMERALD's step function: cached sequence model, then the prior in ``decode_steps`` S.
 
     Returns the empty cache for H = ``horizon`` steps, and the step, which reads the entry
-    ``"world_model"`` of its ``params``. Every rollout attends to its own part of the shared past.
+    ``"world_model"`` of its ``params``. ``decoding`` are ``method`` and ``noise`` of
+    :func:`decode`. Every rollout attends to its own part of the shared past.
     """
 
     def step(
@@ -249,7 +309,8 @@ def world_model_step(
             return net.sequence.imagine(state, action, index, starts, own)
 
         h, cache = model.apply({"params": params["world_model"]}, method=advance)
-        decoded = decode(params["world_model"], h, key, model=model, steps=decode_steps)
+        options = {"model": model, "steps": decode_steps, **decoding}
+        decoded = decode(params["world_model"], h, key, **options)
         return cache, State(decoded.z, h)
 
     return starts.past.room(horizon), step

@@ -114,6 +114,8 @@ def test_unknown_keys_name_the_nearest(values: dict, message: str) -> None:
         ({"behavior__decode_steps": 513}, "513 must lie between 0 and the 512 tokens"),
         ({"behavior__decode_steps": -1}, "-1 must lie between"),
         ({"model__latent": "vector", "behavior__decode_steps": 33}, "33 .* the 32 tokens"),
+        ({"behavior__decode_noise": -1.0}, r"decode_noise is -1\.0: it must lie in 0 … 1000"),
+        ({"behavior__decode_noise": float("inf")}, r"decode_noise is inf"),
         ({"model__posterior": "oh"}, r"posterior oh needs model\.sequence rssm"),
         (
             {"model__latent": "vector", "model__prior": "autoregressive"},

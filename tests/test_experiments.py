@@ -21,11 +21,19 @@ from experiments.study.run import run as run_study
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 PAGES = [FOLDER / "README.md", *sorted(FOLDER.glob("results/*/README.md"))]
-STUDIES = ("latent", "backbone", "decoding_steps", "prior", "horizon", "memory", "agents")
+STUDIES = (
+    *("latent", "backbone", "decoding_steps", "decoders", "prior"),
+    *("horizon", "memory", "agents"),
+)
 
 #: Pictures that a study draws.
 PICTURES = {"curves", "points", "strip", "decoding"}
-EXPECTED = {"horizon": PICTURES - {"points"}, "memory": {"points"}, "agents": {"points"}}
+EXPECTED = {
+    "decoders": PICTURES - {"curves"},
+    "horizon": PICTURES - {"points"},
+    "memory": {"points"},
+    "agents": {"points"},
+}
 
 
 def load(name):

@@ -18,7 +18,7 @@ from emerald_jax.imagination import (
     world_model_step,
 )
 from emerald_jax.models.world_model import WorldModel
-from emerald_jax.ops.maskgit import mask_counts
+from emerald_jax.ops.maskgit import mask_counts, remask_counts
 from emerald_jax.types import State
 from tests.model_cases import (
     LENGTH,
@@ -51,10 +51,12 @@ class Recorder:
 
 
 @pytest.mark.parametrize("steps", [2, 3, 8, 20])
-def test_kept_tokens_never_change(steps):
+@pytest.mark.parametrize("method", ["maskgit", "mdlm", "halton"])
+def test_kept_tokens_never_change(steps, method):
     shape, classes = (2, 4, 3), 5
     fake = Recorder(shape, classes)
-    decoded = to_numpy(maskgit_decode(fake, jax.random.key(0), steps=steps, shape=shape))
+    options = {"steps": steps, "shape": shape, "method": method}
+    decoded = to_numpy(maskgit_decode(fake, jax.random.key(0), **options))
     assert len(decoded.masked) == len(fake.seen) == steps
     assert fake.seen[0] is None
     assert decoded.masked[0].all()
@@ -69,16 +71,36 @@ def test_kept_tokens_never_change(steps):
     assert ((decoded.z >= 0) & (decoded.z < classes)).all()
 
 
-def test_log_probs_are_those_of_the_last_draw():
+@pytest.mark.parametrize("method", ["maskgit", "remdm"])
+def test_log_probs_are_those_of_the_last_draw(method):
     shape, classes = (2, 4, 3), 5
     fake = Recorder(shape, classes)
-    decoded = to_numpy(maskgit_decode(fake, jax.random.key(1), steps=3, shape=shape))
-    masked = [*decoded.masked, np.zeros(shape, bool)]
-    for s in range(3):
-        last = masked[s] & ~masked[s + 1]
+    options = {"steps": 4, "shape": shape, "method": method}
+    decoded = to_numpy(maskgit_decode(fake, jax.random.key(1), **options))
+    for s in range(4):
+        last = decoded.masked[s] & ~np.any(decoded.masked[s + 1 :], axis=0)
         probs = fake(None if s == 0 else jnp.asarray(fake.seen[s]))
         expected = np.log(np.take_along_axis(np.asarray(probs), decoded.z[..., None], -1))
         np.testing.assert_allclose(decoded.log_prob[last], expected[..., 0][last], rtol=1e-5)
+
+
+def test_remasking_draws_kept_tokens_again():
+    shape, classes, steps = (2, 4, 3), 5, 6
+    fake = Recorder(shape, classes)
+    options = {"steps": steps, "shape": shape, "method": "remdm"}
+    decoded = to_numpy(maskgit_decode(fake, jax.random.key(0), **options))
+    counts, again = mask_counts(12, steps), remask_counts(mask_counts(12, steps))
+    assert sum(again) > 2
+    for s in range(1, steps):
+        masked, before = decoded.masked[s], decoded.masked[s - 1]
+        np.testing.assert_array_equal(fake.seen[s] == classes, masked)
+        np.testing.assert_array_equal(masked.sum((1, 2)), counts[s])
+        np.testing.assert_array_equal((masked & ~before).sum((1, 2)), again[s])
+        shown = ~masked & ~before
+        if s > 1:
+            np.testing.assert_array_equal(fake.seen[s][shown], fake.seen[s - 1][shown])
+    kept = ~decoded.masked[-1]
+    np.testing.assert_array_equal(decoded.z[kept], fake.seen[-1][kept])
 
 
 def test_one_step_is_one_parallel_sample():

@@ -126,6 +126,7 @@ def dream_step(
     never = jnp.zeros((len(action), 1), jnp.bool_)
     h, memory = net.advance(carry.z[:, None], action[:, None], never, carry.memory)
     keys = jax.random.split(key, len(action))
+    options |= learner.config.behavior.decoding
     decoded = decode(params["world_model"], h[:, 0], keys, **options)
     return Carry(memory, decoded.z), Dreamt(decoded.z, h[:, 0], jnp.exp(decoded.log_prob))
 

@@ -226,7 +226,8 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
         return split((starts_from(passed, positions), keys), len(devices))
 
     def draw(params: Any, h: Any, key: Any) -> Any:
-        return decode(params, h, key, model=learner.model, steps=config.behavior.decode_steps).z
+        options = {"steps": config.behavior.decode_steps, **config.behavior.decoding}
+        return decode(params, h, key, model=learner.model, **options).z
 
     def imagination() -> Any:
         ready = jax.eval_shape(starts, params["world_model"], batch, key)

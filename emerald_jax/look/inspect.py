@@ -423,7 +423,8 @@ def decoding_trace(
 ) -> DecodingTrace:
     """Decode `h` `[D]` with MaskGIT in ``steps`` >= 1 and record the tokens after each step.
 
-    Makes the same draws as :func:`imagination.decode` with the same key. Decoding in s steps is not
+    Makes the same draws as :func:`imagination.decode` with the same key and the run's settings of
+    the decoding. Decoding in s steps is not
     a prefix of decoding in S steps, so all steps are taken from one decoding.
     """
     model, variables = learner.model, {"params": params["world_model"]}
@@ -437,12 +438,17 @@ def decoding_trace(
         return predicted[-1]
 
     shape = (features.shape[-2], model.config.groups)
-    decoded = maskgit_decode(probs_fn, key, steps=steps, shape=shape)
+    options = {"steps": steps, "shape": shape, **learner.config.behavior.decoding}
+    decoded = maskgit_decode(probs_fn, key, **options)
     tokens, sure = [decoded.z], [jnp.exp(decoded.log_prob)]
+    # The newest prediction of each token while it was masked.
+    newest = predicted[:1]
+    for s in range(1, steps - 1):
+        newest.append(jnp.where(decoded.masked[s][..., None], predicted[s], newest[-1]))
     # Backwards: a token masked in step s + 1 had another class before; show its most likely one.
     for s in range(steps - 1, 0, -1):
         again = decoded.masked[s]
-        best = predicted[s - 1]
+        best = newest[s - 1]
         tokens.insert(0, jnp.where(again, jnp.argmax(best, -1), tokens[0]))
         sure.insert(0, jnp.where(again, best.max(-1), sure[0]))
     z = jnp.stack(tokens)

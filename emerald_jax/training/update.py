@@ -133,7 +133,8 @@ def rollout(params: dict[str, Params], starts: Starts, key: Key, *, learner: Lea
         return learner.actor_critic.policy(params["actor"], state).sample(key)
 
     model, horizon, steps = learner.model, behavior.horizon, behavior.decode_steps
-    own, step = world_model_step(model, starts, decode_steps=steps, horizon=horizon)
+    sizes = {"decode_steps": steps, "horizon": horizon}
+    own, step = world_model_step(model, starts, **sizes, **behavior.decoding)
     act_key, model_key = split(key, 2)
     count = starts.state.h.shape[-2]
     noise = (

@@ -15,7 +15,7 @@ from emerald_jax.agent.state import Learner, init_carry
 from emerald_jax.imagination import decode
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.distributions import take_class
-from emerald_jax.ops.maskgit import mask_counts
+from emerald_jax.ops.maskgit import halton_ranks, mask_counts
 from emerald_jax.run.machine import compile_program
 from emerald_jax.types import Array, Batch, Key, Params
 from experiments.study.worlds import World
@@ -29,14 +29,22 @@ _DECODED, _REPEATS = 256, 15
 
 
 def joint_log_prob(
-    params: Params, h: Array, z: Array, key: Key, *, model: WorldModel, steps: int
+    params: Params,
+    h: Array,
+    z: Array,
+    key: Key,
+    *,
+    model: WorldModel,
+    steps: int,
+    method: str = "maskgit",
 ) -> Array:
     """Log-likelihood `[...]` in nats of latents `z` `[..., P, G]` given `h` `[..., D]`.
 
     It is exact for the linear and the autoregressive prior. For the MaskGIT it is the likelihood of
     revealing the tokens in a uniformly random order, in each of the S steps as many as its schedule
     reveals: the sum over steps of log p(tokens revealed | tokens revealed before). Averaged over
-    orders this is a lower bound (Jensen). S = 0 takes the dynamics head.
+    orders this is a lower bound (Jensen). ``method`` "halton" takes its own order, for which the
+    likelihood is exact. S = 0 takes the dynamics head.
     """
     c = model.config
     net = model.bind({"params": params})
@@ -46,8 +54,11 @@ def joint_log_prob(
     if c.prior == "autoregressive":
         return take_class(net.ordered_prior(features, z), z).sum((-2, -1))
     tokens = c.positions * c.groups
-    order = jnp.argsort(jax.random.uniform(key, (*z.shape[:-2], tokens)), axis=-1)
-    order = order.reshape(z.shape)
+    if method == "halton":  # the rank 0 is shown first
+        order = jnp.broadcast_to(tokens - 1 - halton_ranks(c.positions, c.groups), z.shape)
+    else:
+        order = jnp.argsort(jax.random.uniform(key, (*z.shape[:-2], tokens)), axis=-1)
+        order = order.reshape(z.shape)
     total = jnp.zeros(z.shape[:-2])
     for now, then in itertools.pairwise((*mask_counts(tokens, steps), 0)):
         masked = jnp.where(order < now, c.classes, z)
@@ -57,17 +68,25 @@ def joint_log_prob(
 
 
 def measure(
-    world: World, windows: Batch, context: int, *, seed: int, pictures: bool = False
+    world: World,
+    windows: Batch,
+    context: int,
+    *,
+    seed: int,
+    pictures: bool = False,
+    draws: int = 1,
 ) -> dict[str, np.ndarray]:
     """Read ``context`` frames of windows `[W, T]`; measure the next latents and the open loop.
 
     The world's settings choose how latents are decoded. ``pictures`` adds the reconstructions,
-    ``recon`` `[W, T, height, width, 3]`. Returns one value per window, or per window and step:
+    ``recon`` `[W, T, height, width, 3]`. With ``draws`` >= 2 samples of each latent, their joint is
+    measured too. Returns one value per window, or per window and step:
 
     * ``pixel_error`` `[W]`: squared error of reconstructions, mean over pixels, unit scale;
     * ``token_accuracy`` `[W]`: share of decoded tokens that equal the posterior's likeliest, h_t
       read from real frames;
     * ``nats`` `[W]`: -:func:`joint_log_prob` of the posterior's sample, per latent;
+    * ``pair_score``, ``alike`` `[W]`: see :func:`pair_scores`;
     * ``dream_error`` `[W, T - context]`: squared error of imagined frames;
     * ``moved`` `[W, T - context]`: see :func:`moved_share`;
     * ``reward_error`` `[W, T - context]`: absolute error of imagined rewards;
@@ -76,7 +95,8 @@ def measure(
     """
     count = windows.action.shape[0]
     keys = jax.random.split(jax.random.key(seed), count)
-    run = jax.jit(partial(_measure_batch, learner=world.learner, context=context, recon=pictures))
+    options = {"learner": world.learner, "context": context, "recon": pictures, "draws": draws}
+    run = jax.jit(partial(_measure_batch, **options))
     parts, at_once, program = [], min(_AT_ONCE, count), None
     carry = init_carry(world.learner, at_once)
     for start in range(0, count - count % at_once, at_once):
@@ -88,21 +108,38 @@ def measure(
 
 
 def _measure_batch(
-    params: Params, batch: Batch, key: Key, *, learner: Learner, context: int, recon: bool
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    learner: Learner,
+    context: int,
+    recon: bool,
+    draws: int,
 ) -> dict[str, Array]:
     """:func:`measure` of a batch of windows."""
-    model, steps = learner.model, learner.config.behavior.decode_steps
+    behavior = learner.config.behavior
+    options = {"model": learner.model, "steps": behavior.decode_steps, **behavior.decoding}
+    likelihood = {name: value for name, value in options.items() if name != "noise"}
     pass_key, order_key, decode_key, dream_key = jax.vmap(partial(jax.random.split, num=4))(key).T
 
     def latents(sequence: Batch, pass_key: Key, order_key: Key, decode_key: Key) -> tuple:
-        passed = model.apply({"params": params}, sequence, pass_key)
+        passed = learner.model.apply({"params": params}, sequence, pass_key)
         h, z = passed.state.h[context:], passed.state.z[context:]
-        nats = -joint_log_prob(params, h, z, order_key, model=model, steps=steps).mean()
         likeliest = jnp.argmax(passed.posterior[context:], -1)
-        drawn = decode(params, h, decode_key, model=model, steps=steps).z
-        return nats, jnp.mean(drawn == likeliest, dtype=jnp.float32)
+        many = jnp.broadcast_to(h, (draws, *h.shape))
+        drawn = decode(params, many, decode_key, **options).z
+        equal = drawn == jnp.broadcast_to(likeliest, drawn.shape)
+        found = {
+            "token_accuracy": jnp.mean(equal, dtype=jnp.float32),
+            "nats": -joint_log_prob(params, h, z, order_key, **likelihood).mean(),
+        }
+        if draws > 1:
+            score, alike = pair_scores(drawn, z)
+            found |= {"pair_score": score.mean(), "alike": alike.mean()}
+        return found
 
-    nats, accuracy = jax.vmap(latents)(batch, pass_key, order_key, decode_key)
+    found = jax.vmap(latents)(batch, pass_key, order_key, decode_key)
     seen = open_loop({"world_model": params}, batch, dream_key, learner=learner, context=context)
     real = batch.image.astype(jnp.float32) / 255
     still = jnp.broadcast_to(real[:, context - 1 : context], real.shape)
@@ -110,17 +147,42 @@ def _measure_batch(
     def square(predicted: Array) -> Array:
         return jnp.square(predicted - real).mean((-3, -2, -1))
 
-    return ({"recon": seen.recon} if recon else {}) | {
-        "pixel_error": square(seen.recon).mean(-1),
-        "token_accuracy": accuracy,
-        "nats": nats,
-        "dream_error": square(seen.dream)[:, context:],
-        "moved": moved_share(real, seen.dream)[:, context - 1 :],
-        "reward_error": jnp.abs(seen.reward - batch.reward)[:, context:],
-        "still_error": square(still)[:, context:],
-        "still_moved": moved_share(real, still)[:, context - 1 :],
-        "zero_error": jnp.abs(batch.reward)[:, context:],
-    }
+    return (
+        found
+        | ({"recon": seen.recon} if recon else {})
+        | {
+            "pixel_error": square(seen.recon).mean(-1),
+            "dream_error": square(seen.dream)[:, context:],
+            "moved": moved_share(real, seen.dream)[:, context - 1 :],
+            "reward_error": jnp.abs(seen.reward - batch.reward)[:, context:],
+            "still_error": square(still)[:, context:],
+            "still_moved": moved_share(real, still)[:, context - 1 :],
+            "zero_error": jnp.abs(batch.reward)[:, context:],
+        }
+    )
+
+
+def pair_scores(drawn: Array, real: Array) -> tuple[Array, Array]:
+    """How well samples `drawn` `[R, ..., P, G]` of one latent foretell pairs of its tokens.
+
+    Of two latents let k be the share of the token pairs in which both tokens agree. Returns two
+    arrays `[...]` for the latent that was ``real`` `[..., P, G]`:
+
+    * the Brier score of the pairs' joint tables, k(sample, sample) - 2 k(sample, real) + 1: their
+      squared distance from the pair that was real, on average over pairs. The true joint has the
+      lowest expected score, and the scores of two decoders differ as their errors do;
+    * k(sample, sample) - k(sample, real): 0 for the true joint, above 0 where samples agree with
+      one another more than with reality (too typical), below 0 where they vary too much.
+    """
+
+    def agreement(a: Array, b: Array) -> Array:
+        tokens, same = a.shape[-1] * a.shape[-2], jnp.sum(a == b, (-2, -1), dtype=jnp.float32)
+        return same * (same - 1) / (tokens * (tokens - 1))
+
+    others = [agreement(drawn, jnp.roll(drawn, turn, 0)) for turn in range(1, len(drawn))]
+    own = jnp.stack(others).mean((0, 1))
+    with_real = agreement(drawn, jnp.broadcast_to(real, drawn.shape)).mean(0)
+    return own - 2 * with_real + 1, own - with_real
 
 
 def moved_share(real: Array, shown: Array) -> Array:
@@ -144,10 +206,11 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
     """
     programs, budget = {}, Budget(0, least=1)
     for name, world in worlds.items():
-        model, steps = world.learner.model, world.learner.config.behavior.decode_steps
+        model, behavior = world.learner.model, world.learner.config.behavior
         h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
         arguments = (world.params, h, jax.random.key(1))
-        draw = partial(decode, model=model, steps=steps)
+        options = {"steps": behavior.decode_steps, **behavior.decoding}
+        draw = partial(decode, model=model, **options)
         lowered = jax.jit(lambda *inputs, draw=draw: draw(*inputs).z).lower(*arguments)
         programs[name] = partial(compile_program(lowered), *arguments)
         jax.block_until_ready(programs[name]())

@@ -42,6 +42,8 @@ from experiments.study.worlds import Recorded, World
 _LAST_EPISODES = 100
 #: Sizes of a scale that the command line can change.
 _SIZES = ("seeds", "updates", "windows", "horizon")
+#: Samples of each latent where pairs of tokens are measured.
+_DRAWS = 4
 #: Sequences and frames of a strip.
 _SEQUENCES, _FRAMES = 2, 24
 
@@ -162,12 +164,14 @@ class Work:
         env, readings = self.recorded(variant).env, {}
         large = tiles.tile_size(windows.image.shape[2]) >= tiles.SMALLEST_TILE
         pictures = large and env == "crafter" and "tile_accuracy" in self.study.metrics
+        draws = _DRAWS if "pair_score" in self.study.metrics else 1
         for label, reading in _readings(world, variant):
             if variant.data:
                 values = measures.recall(reading, windows, seed=seed)
             else:
                 context = self.scale.context
-                values = measures.measure(reading, windows, context, seed=seed, pictures=pictures)
+                options = {"seed": seed, "pictures": pictures, "draws": draws}
+                values = measures.measure(reading, windows, context, **options)
             if pictures:
                 recon = values.pop("recon")
                 values |= tiles.details(windows.image[: len(recon)], recon)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -28,12 +30,17 @@ def params():
     return make_state(small_learner()).params
 
 
-def test_a_trace_ends_in_what_decode_draws(params) -> None:
-    learner, key = small_learner(), jax.random.key(3)
+@pytest.mark.parametrize("method", ["maskgit", "remdm"])
+def test_a_trace_ends_in_what_decode_draws(params, method) -> None:
+    learner = small_learner()
+    behavior = dataclasses.replace(learner.config.behavior, decode_method=method)
+    learner = learner._replace(config=dataclasses.replace(learner.config, behavior=behavior))
+    key = jax.random.key(3)
     h = np.random.default_rng(0).normal(size=24).astype(np.float32)
 
     def both(params, h, key):
-        drawn = decode(params["world_model"], h, key, model=learner.model, steps=STEPS)
+        options = {"model": learner.model, "steps": STEPS, "method": method}
+        drawn = decode(params["world_model"], h, key, **options)
         return decoding_trace(params, h, key, learner=learner, steps=STEPS), drawn
 
     trace, drawn = compiled(both, params, h, key)(params, h, key)

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from emerald_jax.ops.maskgit import lowest_confidence, mask_counts, random_mask
+from emerald_jax.ops.maskgit import (
+    halton_ranks,
+    lowest_confidence,
+    mask_counts,
+    random_mask,
+    remask,
+    remask_counts,
+)
 
 INF = np.inf
 
@@ -118,3 +125,48 @@ def test_an_infinitely_confident_token_is_still_not_a_kept_one():
     confidence = np.full(6, INF, np.float32)
     masked = np.array([False, True, True, False, True, False])
     check_lowest(confidence, masked, 3)
+
+
+def test_remasked_counts_by_hand():
+    # Of 512 tokens 512, 443, 256 are MASK. Before the last step 512 - 443 = 69 are shown; half of
+    # them go back. With (64, 35, 24, 12): 0, 0, min(29, 24) / 2, min(40, 12) / 2.
+    assert remask_counts(mask_counts(512, 3)) == (0, 0, 34)
+    assert remask_counts((64, 35, 24, 12)) == (0, 0, 12, 6)
+    assert remask_counts((7,)) == (0,)
+
+
+@pytest.mark.parametrize(("count", "again"), [(5, 0), (5, 2), (1, 0), (7, 3), (8, 3)])
+def test_remasking_chooses_uniformly_among_shown_and_masked(count, again):
+    draws, masked = (
+        20_000,
+        np.array([True] * 8 + [False] * 4)[np.random.default_rng(0).permutation(12)],
+    )
+    u = jax.random.uniform(jax.random.key(count), (draws, 12))
+    mask = remask(u, jnp.broadcast_to(masked, u.shape), 8, count, again)
+    mask = np.asarray(mask)
+    assert (mask.sum(-1) == count).all()
+    assert (mask[:, ~masked].sum(-1) == again).all()
+    for chosen in (masked, ~masked):
+        seen = mask[:, chosen].sum(0)
+        assert seen.sum() in (0, draws * 8) or scipy.stats.chisquare(seen).pvalue > 1e-3
+
+
+def test_the_balanced_order_by_hand():
+    # Points (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9), ... reach the cells 2, 1, 3, 0 of a
+    # 2 x 2 grid: rows 1, 0, 1, 0 and columns 0, 1, 0 (again), 0. Then (5/8, 7/9): row 1, column 1.
+    assert halton_ranks(4, 1)[:, 0].tolist() == [2, 1, 0, 3]
+    # The first round shows group 0, 1, 0, 1 of positions 2, 1, 0, 3, the second round the others.
+    assert halton_ranks(4, 2).tolist() == [[2, 6], [5, 1], [0, 4], [7, 3]]
+    assert halton_ranks(1, 3).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("side", [2, 3, 4, 5, 9])
+def test_the_balanced_order_spreads_over_the_grid(side):
+    ranks = halton_ranks(side * side, 8)
+    assert sorted(ranks.ravel()) == list(range(8 * side * side))
+    for shown in range(side, 8 * side * side, side):
+        parts = (ranks < shown).sum(1)
+        assert parts.max() - parts.min() <= 1
+    first = ranks.min(1).reshape(side, side) < side * side // 2
+    for axis in (0, 1):  # half of the first round covers rows and columns evenly
+        assert np.ptp(first.sum(axis)) <= max(2, side // 3)

@@ -9,7 +9,8 @@ import pytest
 
 from emerald_jax.agent.state import build_learner
 from emerald_jax.ops.distributions import take_class
-from experiments.study.measures import joint_log_prob, measure, moved_share, recall
+from emerald_jax.ops.maskgit import halton_ranks
+from experiments.study.measures import joint_log_prob, measure, moved_share, pair_scores, recall
 from experiments.study.probe import probe_replay
 from experiments.study.worlds import World, whole_windows
 from tests.model_cases import (
@@ -64,13 +65,53 @@ def test_likelihood_is_the_sum_of_what_each_step_reveals(judged):
     assert (found[1] != found[2]).all()
 
 
+def test_likelihood_of_a_fixed_order_takes_its_order():
+    model = small_learner().model
+    params = make_state(small_learner()).params["world_model"]
+    h, z = jnp.ones((1, D)), jnp.zeros((1, P, G), jnp.int32)
+    options = {"model": model, "steps": 2, "method": "halton"}
+
+    def run(params, h, z):
+        net = model.bind({"params": params})
+        features = net.prior_features(h)
+        hidden = halton_ranks(P, G)[None] >= 48 - 33
+        seen = take_class(net.masked_prior(features, jnp.where(hidden, K, z)), z)
+        first = take_class(net.masked_prior(features, None), z)
+        found = [joint_log_prob(params, h, z, jax.random.key(n), **options) for n in (0, 1)]
+        return found, jnp.where(hidden, seen, first).sum((1, 2))
+
+    found, expected = to_numpy(compiled(run, params, h, z)(params, h, z))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+    np.testing.assert_array_equal(*found)
+
+
+def test_pair_scores_by_hand():
+    # Three samples of three tokens. Agreements with (0, 0, 0): 3, 2, 0 tokens, so 1, 1/3, 0 of the
+    # pairs, 4/9 on average. Of the samples: (000, 001) 1/3, the other two 0, 1/9 on average.
+    drawn = jnp.array([[0, 0, 0], [0, 0, 1], [1, 1, 2]])[:, None, None]
+    score, alike = pair_scores(drawn, jnp.zeros((1, 1, 3), jnp.int32))
+    np.testing.assert_allclose(score, [1 / 9 - 8 / 9 + 1], rtol=1e-6)
+    np.testing.assert_allclose(alike, [1 / 9 - 4 / 9], rtol=1e-6)
+
+
+def test_the_true_joint_has_the_best_pair_score():
+    # Two equal coins. Independent fair coins score 1/4 - 2/4 + 1, coins that are equal 1/2 - 1 + 1,
+    # and coins that always show heads 1 - 1 + 1: too alike by 1/2.
+    rng = np.random.default_rng(0)
+    real, again = np.repeat(rng.integers(0, 2, (2, 4, 50_000, 1, 1)), 2, -1)
+    loose = rng.integers(0, 2, (4, 50_000, 1, 2))
+    found = [pair_scores(jnp.asarray(x), jnp.asarray(real[0])) for x in (again, loose, 0 * loose)]
+    means = np.array([[np.mean(x) for x in pair] for pair in found])
+    np.testing.assert_allclose(means, [[0.5, 0], [0.75, 0], [1, 0.5]], atol=0.02)
+
+
 def test_measures_of_windows():
     # Of a variant, whose carry and history have other shapes than the transformer's.
     settings = dict(sequence="rssm", prior="linear")
     learner = build_learner(small_config(model=settings), NUM_ACTIONS)
     params = make_state(learner).params["world_model"]
     batch = make_batch(learner, batch=2)._replace(carry=None)
-    found = measure(World(learner, params, [], 0.0), batch, 4, seed=0, pictures=True)
+    found = measure(World(learner, params, [], 0.0), batch, 4, seed=0, pictures=True, draws=3)
     for name in ("dream_error", "reward_error", "moved"):
         assert found[name].shape == (2, LENGTH - 4)
     real = batch.image / 255
@@ -78,6 +119,8 @@ def test_measures_of_windows():
     np.testing.assert_allclose(found["pixel_error"], error, rtol=1e-4)
     assert ((found["token_accuracy"] > 0) & (found["token_accuracy"] < 1)).all()
     assert (found["nats"] > 0).all()
+    assert found["pair_score"].shape == found["alike"].shape == (2,)
+    assert ((found["pair_score"] > 0) & (found["pair_score"] < 1)).all()
     assert all(np.isfinite(x).all() for x in found.values())
 
 
