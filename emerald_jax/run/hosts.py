@@ -107,7 +107,9 @@ class Hosts:
 
     def watch(self) -> None:
         """Body of a thread: show a sign of life, and end this process where another shows none."""
-        client, seen, before = distributed.global_state.client, {}, time.monotonic()
+        client, before = distributed.global_state.client, time.monotonic()
+        # The newest sign of every host and when it came, also of one that never shows any.
+        seen = dict.fromkeys(range(self.count), ("", before))
         while not self._closed.wait(LOST_S / 20):
             try:
                 client.key_value_increment(f"emerald-alive/{self.index}", 1)
@@ -118,13 +120,12 @@ class Hosts:
                 return
             now = time.monotonic()
             if now - before > LOST_S / 4:  # this process was paused, and maybe the others were too
-                seen = {}
-            for name, count in found:
-                if seen.get(name, ("", 0))[0] != count:
-                    seen[name] = count, now
-            silent = [
-                name.rpartition("/")[2] for name, (_, at) in seen.items() if now - at > LOST_S
-            ]
+                seen = dict.fromkeys(seen, ("", now))
+            for name, sign in found:
+                index = int(name.rpartition("/")[2])
+                if seen[index][0] != sign:
+                    seen[index] = sign, now
+            silent = [str(index) for index, (_, at) in seen.items() if now - at > LOST_S]
             if silent and not self._closed.is_set():
                 self.lost(RunError(f"no sign of life from host {', '.join(silent)}"))
             before = now

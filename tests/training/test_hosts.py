@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from emerald_jax.run import Run
-from emerald_jax.run.directory import read_rows, saved_steps
+from emerald_jax.run.directory import read_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,20 +61,32 @@ if hosts.count > 1:
     wide = np.arange(3.0) + hosts.index
     np.testing.assert_array_equal(gather(wide), [0, 1, 2, 1, 2, 3])
 if hosts.first:
-    leaves = {f"p{i}": x for i, x in enumerate(jax.tree.leaves(tree["state"]))}
-    leaves |= {f"c{i}": x for i, x in enumerate(jax.tree.leaves(carry))}
-    leaves |= {f"m/{name}": [m[name] for m in found] for name in found[0]}
+    state = tree["state"]
+    parts = {"state": state.replace(opt_state=()), "moments": state.opt_state, "carry": carry}
+    leaves = {f"{k}/{i}": x for k, t in parts.items() for i, x in enumerate(jax.tree.leaves(t))}
+    leaves |= {f"metrics/{name}": [m[name] for m in found] for name in found[0]}
     np.savez(sys.argv[2], **leaves)
 hosts.close()
 """
 
 
-#: The command, but hosts notice sooner that another one has ended.
+#: Waits for the other host, which notices soon that this one has ended.
+WAIT = """
+import sys, time
+from emerald_jax.config import Config
+from emerald_jax.run import hosts
+hosts.LOST_S = 6
+joined = hosts.connect(Config())
+joined.exchange(0)
+print("joined", flush=True)
+if joined.index == int(sys.argv[1]):
+    time.sleep(600)
+joined.exchange(1)
+"""
+
 TRAIN = """
 import sys
 from emerald_jax.cli import main
-from emerald_jax.run import hosts
-hosts.LOST_S = 6
 sys.exit(main(["train", "tiny", "--log.eval-episodes", "0", *sys.argv[1:]]))
 """
 
@@ -132,9 +144,12 @@ def test_hosts_and_devices_compute_what_one_does(updates, name):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key].shape == value.shape, key
-        # Measured: parameters 1.3e-6, Adam's moments (up to 600) 5e-6 of the largest.
-        scale = max(1, np.abs(value).max()) if key.startswith("p") else 10
-        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5 * scale, err_msg=key)
+        # Gradients are taken at parameters that differ by rounding, so they differ by more.
+        close = {"state": (1e-5, 1e-5), "moments": (0, 1e-4 * np.abs(value).max(initial=1))}
+        rtol, atol = close.get(key.partition("/")[0], (1e-4, 1e-4))
+        np.testing.assert_allclose(found[key], value, rtol=rtol, atol=atol, err_msg=key)
+        if key.startswith("metrics/"):  # of the first update: at the same parameters
+            np.testing.assert_allclose(found[key][0], value[0], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 def test_different_hosts_are_refused(tmp_path):
@@ -145,6 +160,25 @@ def test_different_hosts_are_refused(tmp_path):
         assert "host 1 differs from host 0: seed 7, not 0" in errors
         assert len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_host_that_is_killed_ends_the_other(killed):
+    two = start(WAIT, str(killed), hosts=2)
+    for process in two:
+        while process.stdout.readline() not in ("joined\n", ""):
+            pass
+    two[killed].kill()
+    began, found = time.monotonic(), ended(two)
+    assert time.monotonic() - began < 60
+    assert found[killed][0] == -signal.SIGKILL
+    if killed:
+        assert found[0][0] == 75
+        (line,) = found[0][2].splitlines()
+        assert "host 0 ends, since another host has ended" in line
+        assert "no sign of life from host 1" in line
+    else:  # JAX's own service has ended, and JAX may abort the process first
+        assert found[1][0] in (75, -signal.SIGABRT)
 
 
 def trains(run: Path, steps: int) -> None:
@@ -165,7 +199,7 @@ def stopping() -> Iterator[list[subprocess.Popen]]:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_hosts_stops_is_killed_and_continues_anywhere(tmp_path, stopping):
+def test_a_run_of_two_hosts_stops_and_continues_on_one_and_on_two(tmp_path, stopping):
     run = tmp_path / "run"
     arguments = (TRAIN, "--logdir", str(run), "--steps", "100000")
     # SIGTERM to the second host: both save, and leave with 75.
@@ -181,22 +215,6 @@ def test_a_run_of_two_hosts_stops_is_killed_and_continues_anywhere(tmp_path, sto
     assert (point.problem, point.lost, point.chunks) == (None, (), 2)
     episodes = read_rows(run / "episodes.jsonl")
     assert {row["env"] for row in episodes} == {0, 1, 2, 3}
-    # Without a signal to save, the same command continues from that checkpoint.
-    for killed in (1, 0):
-        two = start(*arguments, hosts=2)
-        stopping += two
-        trains(run, point.env_steps + 40)
-        two[killed].kill()
-        began = time.monotonic()
-        found = ended(two)
-        assert time.monotonic() - began < 60
-        assert found[killed][0] == -signal.SIGKILL
-        if killed:
-            assert found[0][0] == 75
-            assert "host 0 ends, since another host has ended" in found[0][2].splitlines()[-1]
-        else:  # JAX's own service has ended, and JAX may abort the process first
-            assert found[1][0] in (75, -signal.SIGABRT)
-        assert saved_steps(run) == [point.step]
     # One host continues with the replay of both, and two again.
     before = point
     for hosts in (1, 2):
