@@ -295,6 +295,9 @@ class Config:
     devices: int = 0
     """Local devices to train on with pmap; 0 uses all accelerators, and on a CPU two virtual
     devices for a small model, else one."""
+    distributed: Literal["auto", "off"] = "auto"
+    """`auto`: processes that SLURM, Open MPI, Kubernetes or Cloud TPU started together train one
+    run; `off`: each trains its own. (O)"""
     data: str = ""
     """Recorded data to train on instead of an environment: a folder of `emerald-jax collect` or of
     mp4 videos, or `minari:NAME`; they decide `env`. Empty: play in `env`. (O)"""

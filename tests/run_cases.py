@@ -15,7 +15,7 @@ from emerald_jax.envs.base import VectorStep
 from emerald_jax.replay import Replay
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import REPLAY_DIR, write_config
-from emerald_jax.run.recordings import ReplayFiles
+from emerald_jax.run.replay_files import ReplayFiles
 from tests.model_cases import make_state, small_config
 
 #: Catch has three actions; episodes below last nine steps, as its own do.

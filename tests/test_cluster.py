@@ -104,6 +104,23 @@ def test_other_tasks_end(code: int, folder: Path) -> None:
     assert calls(folder, "scontrol") == []
 
 
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [(75, "RUNNING", True), (75, "CANCELLED", False), (0, "RUNNING", False), (2, "RUNNING", False)],
+)
+def test_a_job_of_several_nodes_is_requeued(
+    code: int, state: str, requeued: bool, folder: Path
+) -> None:
+    program(folder, "srun", f'echo "$@" >> srun.calls; exit {code}')
+    program(folder, "scontrol", SCONTROL)
+    (folder / "state").write_text(f"   JobState={state} Reason=None\n")
+    command = [CLUSTER / "slurm_nodes.sh", "crafter", "--replay.batch", "32"]
+    job = subprocess.run(command, env={**os.environ, "SLURM_JOB_ID": "7"}, check=False)
+    assert job.returncode == code
+    assert calls(folder, "srun") == ["python -m emerald_jax train crafter --replay.batch 32"]
+    assert ("requeue 7" in calls(folder, "scontrol")) == requeued
+
+
 @pytest.mark.slow
 def test_a_real_task_saves_is_requeued_and_continues(folder: Path) -> None:
     program(folder, "python", f'exec {shlex.quote(sys.executable)} "$@"')
@@ -212,14 +229,14 @@ def test_every_command_is_valid(folder: Path) -> None:
     found = [shlex.split(command, comments=True) for command in commands()]
     assert {words[0] for words in found} == {"train", "sweep"}
     trained = [parse_train(words[1:]) for words in found if words[0] == "train"]
-    assert len(trained) == 4  # one in each script
-    assert [config.preset for config in trained] == 4 * ["crafter"]
+    assert len(trained) == 6  # one in each script, one on the page
+    assert [config.preset for config in trained] == 6 * ["crafter"]
     for config in trained:
         config.validate()
     options = {word for words in found if words[0] == "sweep" for word in words[2:]}
     assert options == {"--local", "--jobs", "2", "--submitit"}
-    scripts = re.findall(r"slurm_array\.sh (.*)|tpu_vm\.sh my-tpu us-west4-a (.*)", PAGE)
-    assert len(scripts) == 2
+    scripts = re.findall(r"slurm_\w+\.sh (.*)|tpu_vm\.sh my-tpu us-west4-a (.*)", PAGE)
+    assert len(scripts) == 3
     for words in scripts:
         parse_train(shlex.split("".join(words))).validate()
 

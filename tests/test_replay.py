@@ -25,7 +25,7 @@ from emerald_jax.replay import (
 )
 from emerald_jax.replay.store import available_bytes
 from emerald_jax.run.directory import CheckpointError
-from emerald_jax.run.recordings import ReplayFiles
+from emerald_jax.run.replay_files import ReplayFiles
 from tests.replay_world import SHAPE, World, check_adjacency, distinct_share, fill, records
 
 SAMPLERS = (StreamSampler, WindowSampler)

@@ -91,7 +91,7 @@ class Run:
         directory of checkpoints holds other files.
         """
         from emerald_jax.run.checkpoint import Store
-        from emerald_jax.run.recordings import ReplayFiles
+        from emerald_jax.run.replay_files import ReplayFiles
 
         found, intact = [], ReplayFiles(self.path / REPLAY_DIR).checker()
         store = Store(self.path, read_only=True)
@@ -111,7 +111,8 @@ class Run:
             except FileNotFoundError:
                 continue
             if step in store.steps():
-                rows = sum(chunk["stop"] - chunk["start"] for chunk in chunks)
+                whole = [chunk for chunk in chunks if chunk.get("envs", [0])[0] == 0]
+                rows = sum(chunk["stop"] - chunk["start"] for chunk in whole)
                 lost = tuple(chunk["file"] for chunk in chunks if not intact(chunk))
                 replay = (env_steps, len(chunks), rows, lost)
                 found.append(Point(step, nbytes, digest, problem, *replay))

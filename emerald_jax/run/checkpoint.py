@@ -45,10 +45,11 @@ from emerald_jax.run.directory import (
     write_sums,
     writing_in,
 )
+from emerald_jax.run.hosts import ALONE, Hosts
 
 if TYPE_CHECKING:
     from emerald_jax.replay import Replay
-    from emerald_jax.run.recordings import ReplayFiles
+    from emerald_jax.run.replay_files import ReplayFiles
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +90,22 @@ class Store(AbstractContextManager):
     A resumed run calls :meth:`restore` before :meth:`save`. Steps newer than the restored one
     (damaged, or skipped on request) are moved to ``aside/`` by the first save. The run directory
     must be locked (:class:`RunLock`) unless the store is read-only. Not thread-safe.
+
+    On several hosts all call :meth:`save`, :meth:`wait` and :meth:`restore` together. The first one
+    writes the arrays, and each the replay of its own environments.
+
+    Attributes:
+        hosts: those that train the run.
     """
 
-    def __init__(self, run: str | Path, keep: int = 3, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        keep: int = 3,
+        *,
+        read_only: bool = False,
+        hosts: Hosts = ALONE,
+    ) -> None:
         """Open the checkpoints of a run directory, of which the newest ``keep`` stay.
 
         The directory is made if it does not exist, unless ``read_only``. CheckpointError if
@@ -102,13 +116,15 @@ class Store(AbstractContextManager):
         self._last = -1  # newest step of this run's own history
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: tuple[int, Future[None]] | None = None
-        _check_directory(self.directory, read_only)
+        self._written: bool | None = None  # whether the last save succeeded, once that is known
+        self.hosts = hosts
+        _check_directory(self.directory, read_only or not hosts.first)
 
     @cached_property
     def _replay(self) -> ReplayFiles:
-        from emerald_jax.run.recordings import ReplayFiles  # loading weights does not need it
+        from emerald_jax.run.replay_files import ReplayFiles  # loading weights does not need it
 
-        return ReplayFiles(self.directory.parent / REPLAY_DIR)
+        return ReplayFiles(self.directory.parent / REPLAY_DIR, self.hosts)
 
     def steps(self) -> list[int]:
         """Steps on disk, oldest first, damaged ones included."""
@@ -145,30 +161,56 @@ class Store(AbstractContextManager):
             raise CheckpointError(f"{self.directory} was opened read-only: nothing can be saved")
         self.wait()
         # Step 0 is written again: prefill adds records without updates.
-        if step and step == self._last and step in self.steps():
+        if step and step == self._last and step in self.hosts.exchange(self.steps())[0]:
             return True
         manifest = None
         # Chunks first: a chunk that no checkpoint lists is harmless.
-        if replay is not None and (manifest := self._replay.save(replay)) is None:
-            return False
+        if replay is not None:
+            manifests = self.hosts.exchange(self._replay.save(replay))
+            if None in manifests:
+                return False
+            chunks = [chunk for manifest in manifests for chunk in manifest["chunks"]]
+            manifest = {**manifests[0], "chunks": chunks}
+        self._written = None
+        if not self.hosts.first:
+            self._pending = step, self._writer.submit(lambda: None)
+            self._prune()
+            return True
         host = jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
         content = {"version": __version__, "step": step, "leaves": describe(named_leaves(host))}
         content = json.loads(json.dumps({**content, "run": metadata, "replay": manifest}))
         abandoned = [s for s in self.steps() if s > self._last or s >= step]
         self._pending = step, self._writer.submit(self._write, step, host, content, abandoned)
+        self._prune()
+        return True
+
+    def _prune(self) -> None:
+        """Delete the replay chunks that no checkpoint needs."""
         try:
             manifests = [self.metadata(step)["replay"] for step in self.steps()]
         except DamagedError as error:  # it may need any chunk: keep all until it is deleted
             _log.debug("replay chunks are not pruned: %s", error)
         else:
             self._replay.prune(manifest for manifest in manifests if manifest)
-        return True
 
     def wait(self) -> bool:
         """Wait for the last save; False, with a warning, if it failed."""
         if self._pending is None:
             return True
-        (step, job), self._pending = self._pending, None
+        step, _ = self._pending
+        well = self.hosts.exchange(self._outcome())[0]
+        self._pending = None
+        if well:
+            self._last = step
+        return well
+
+    def _outcome(self) -> bool:
+        """Wait for what this host writes; False, with a warning, if it failed."""
+        if self._written is None:
+            self._written = self._finish(*self._pending)
+        return self._written
+
+    def _finish(self, step: int, job: Future[None]) -> bool:
         try:
             job.result()
         except Exception as error:  # orbax raises many types, of a full disk for example
@@ -181,14 +223,13 @@ class Store(AbstractContextManager):
                 f"keeping {older}" if older else "there is no older one",
             )
             return False
-        self._last = step
         return True
 
     def poll(self) -> bool | None:
-        """The result of :meth:`wait`, once per save; None while it is running, or without one."""
-        if self._pending is None or not self._pending[1].done():
+        """The result of the last save, once; None while it is running, or without one."""
+        if self._pending is None or self._written is not None or not self._pending[1].done():
             return None
-        return self.wait()
+        return self._outcome() if self.hosts.count > 1 else self.wait()
 
     def restore(
         self,
@@ -205,7 +246,11 @@ class Store(AbstractContextManager):
         back as numpy arrays. Floats below the names of ``cast`` may have been saved in another
         precision. CheckpointError if there is no (sound) step, or its arrays do not fit.
         """
+        if not self.hosts.first:  # the first host decides which one is sound
+            step = self.hosts.exchange(None)[0]
         leaves, metadata, found = self._read_newest(step)
+        if self.hosts.first:
+            self.hosts.exchange(found)
         saved, wanted = metadata["leaves"], named_leaves(abstract)
         for name in {**wanted, **saved}:
             if wrong := _misfit(name, saved.get(name), wanted.get(name), tuple(cast)):
@@ -232,7 +277,8 @@ class Store(AbstractContextManager):
 
     def close(self) -> None:
         """Finish the last save; safe to call twice."""
-        self.wait()
+        if self._pending is not None:  # other hosts may have ended
+            self._outcome()
         self._writer.shutdown()
         if "_replay" in self.__dict__:
             self._replay.close()
@@ -371,7 +417,7 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def save_tree(path: Path, tree: Any) -> None:
     """Write a pytree of numpy arrays with orbax, which raises many types of errors."""
     _quiet_orbax()
-    with _ONE_SAVE, ocp.StandardCheckpointer() as files:
+    with _ONE_SAVE, ocp.StandardCheckpointer(**_this_host()) as files:
         files.save(path.absolute(), tree)
 
 
@@ -379,12 +425,24 @@ def load_tree(path: Path) -> Any:
     """A pytree of numpy arrays from :func:`save_tree`; DamagedError if it cannot be read."""
     _quiet_orbax()
     try:
-        with ocp.PyTreeCheckpointer() as files:
+        options = _this_host()
+        handler = ocp.PyTreeCheckpointHandler(**options)
+        with ocp.Checkpointer(handler, **options) as files:
             return files.restore(path.absolute(), restore_args=None)
     except MemoryError:
         raise
     except Exception as error:  # orbax and tensorstore raise many types
         raise DamagedError(f"its arrays cannot be read: {first_line(error)}") from error
+
+
+def _this_host() -> dict[str, Any]:
+    """Options of orbax for reading and writing in this process, without waiting for the others."""
+    if not jax.distributed.is_initialized():
+        return {}
+    index = jax.process_index()
+    options = {"primary_host": index, "active_processes": {index}}
+    options["barrier_sync_key_prefix"] = f"host{index}"
+    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(**options)}
 
 
 def _quiet_orbax() -> None:

@@ -57,7 +57,7 @@ _WAITING_ROWS = 10_000
 
 #: Settings that may change; ``group.*`` is a complete group.
 FREE = (
-    *("preset", "steps", "max_minutes", "train_ratio", "seed", "logdir", "devices"),
+    *("preset", "steps", "max_minutes", "train_ratio", "seed", "logdir", "devices", "distributed"),
     *("envs.workers", "envs.processes", "envs.worker_timeout", "envs.max_worker_failures"),
     *("model.dropout", "model.dtype", "model.remat", "model.unimix"),
     *("replay.best_of", "replay.capacity", "replay.compress", "replay.prefill"),
@@ -208,7 +208,7 @@ class Difference(NamedTuple):
 
 def compare_settings(before: Config, now: Config) -> list[Difference]:
     """The settings that differ, in the order of ``config.py``."""
-    old, new = _flatten(before), _flatten(now)
+    old, new = flat_settings(before), flat_settings(now)
     return [Difference(name, old[name], value) for name, value in new.items() if value != old[name]]
 
 
@@ -257,8 +257,8 @@ def saved_config(logdir: Path) -> Config | None:
     return None
 
 
-def _flatten(config: Config) -> dict[str, Any]:
-    """Values by dotted name; settings have one level of groups."""
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Values of all settings by dotted name; they have one level of groups."""
     flat = {}
     for name, value in config.to_dict().items():
         group = {f"{name}.{key}": x for key, x in value.items()} if isinstance(value, dict) else {}

@@ -212,6 +212,18 @@ class RunLogger(AbstractContextManager):
             self._writer = None
 
 
+class NoLog:
+    """The log of a host other than the first: takes everything, writes and shows nothing."""
+
+    mean_score = math.nan
+
+    def __init__(self, logdir: Path) -> None:
+        self.logdir = logdir
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
 def _now() -> float:
     """Wall time in seconds since 1970, to the millisecond."""
     return round(time.time(), 3)

@@ -2,8 +2,10 @@
 
 The state has single-device shapes and is replicated on every device; the batch, its carry and its
 keys are split along a leading device axis by ``jax.pmap`` over the local devices. On one device
-plain ``jit`` runs the same function. All programs are compiled before the run starts and refuse any
-other shape, so no compilation can fail in the middle of a run.
+plain ``jit`` runs the same function. Where several hosts train together, ``shard_map`` does the
+same over the devices of all: a host places its own shares of the global arrays. All programs are
+compiled before the run starts and refuse any other shape, so no compilation can fail in the middle
+of a run.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from emerald_jax.agent import Player, abstract_acting, compile_acting
 from emerald_jax.agent.dream import OpenLoop, open_loop
@@ -51,7 +55,7 @@ class TrainingAgent:
     Attributes:
         learner: networks, optimisers and settings.
         spec: the environment's spec.
-        devices: devices that the batch is split over.
+        devices: devices of all hosts that the batch is split over.
         state: :class:`TrainState`, replicated on all devices; None before :meth:`start`.
         player: :class:`Player` of the training environments.
         seconds: wall time of tracing and compiling.
@@ -63,8 +67,12 @@ class TrainingAgent:
         """Build the networks; nothing is computed before :meth:`start`."""
         self.learner = build_learner(config, spec.actions)
         self.spec, self.devices = spec, devices
+        #: This host's environments.
+        self._envs = config.envs.count * len(mine(devices)) // len(devices)
         keys = jax.random.split(key_of(config.seed), 4)
         self._init_key, self._update_key, self._act_key, self._picture_key = keys
+        if jax.process_index():  # hosts act in different environments
+            self._act_key = jax.random.fold_in(self._act_key, 2**30 + jax.process_index())
         self.state: TrainState | None = None
         self.seconds, self.temporaries, self.memory = 0.0, 0, 0
         self._began = time.monotonic()
@@ -75,19 +83,19 @@ class TrainingAgent:
         config, count = self.learner.config, len(self.devices)
         base, index = jax.eval_shape(partial(jax.random.key, 0)), jax.ShapeDtypeStruct((), "uint32")
         state = self.shapes()
-        update_keys = partial(_update_keys, config=config, devices=count)
+        update_keys = partial(_update_keys, config=config, devices=self.devices)
+        all_keys = jax.eval_shape(partial(_all_keys, config=config, devices=count), base, index)
         batch = abstract_batch(self.learner, self.spec, config.replay.batch, config.replay.length)
         zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), batch)
         shards = jax.eval_shape(lambda: split(zeros(), count))
-        carry, observation, step = abstract_acting(self.learner, self.spec, config.envs.count)
+        carry, observation, step = abstract_acting(self.learner, self.spec, self._envs)
         rows, length, context = picture_shape(config)
         picture = partial(_picture, learner=self.learner, context=context)
         drawn = abstract_batch(self.learner, self.spec, rows, length)
-        keys = jax.eval_shape(update_keys, base, index)
         train = compile_train_step(self.learner, self.devices)
         acting = compile_acting(self.learner)
         return {
-            "train": partial(train.lower, state, shards, keys),
+            "train": partial(train.lower, state, shards, all_keys),
             "init": partial(jax.jit(partial(init_state, self.learner)).lower, base),
             "update_keys": partial(jax.jit(update_keys).lower, base, index),
             "act": partial(acting.lower, state.params, carry, observation, base, step),
@@ -110,7 +118,7 @@ class TrainingAgent:
         state = self._programs["init"](self._init_key)
         if params is not None:
             state = fresh_state(self.learner, params)
-        self._place(state, init_carry(self.learner, config.replay.batch))
+        self._place(state, init_carry(self.learner, self._batch))
         self.player = self._player(self._act_key, config.behavior.noise_hold)
         # Made here: inside the hot loop even zeros would be an implicit transfer.
         self._picture_carry = init_carry(self.learner, picture_shape(config)[0])
@@ -127,15 +135,25 @@ class TrainingAgent:
             return self.state.params
         return jax.tree.map(lambda x: x.addressable_data(0), self.state.params)
 
+    def digest(self) -> str:
+        """SHA-256 of the current parameters, in hex."""
+        leaves = jax.tree.leaves(jax.device_get(self.params))
+        return sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+
     def put(self, batch: Batch) -> Batch:
-        """Start copying a host batch to the devices; returns at once."""
+        """Start copying this host's part of a batch to the devices; returns at once."""
         return put_batch(batch, self.devices)
 
     def blank_batch(self) -> Batch:
         """A host batch of zeros without carry, of the shape that :meth:`put` takes."""
-        config = self.learner.config.replay
-        batch = abstract_batch(self.learner, self.spec, config.batch, config.length)
+        length = self.learner.config.replay.length
+        batch = abstract_batch(self.learner, self.spec, self._batch, length)
         return blank(batch._replace(carry=None))
+
+    @property
+    def _batch(self) -> int:
+        """Sequences in this host's part of a batch."""
+        return self.learner.config.replay.batch * len(mine(self.devices)) // len(self.devices)
 
     def update(self, batch: Batch, number: int) -> dict[str, Array]:
         """Start update ``number`` on a batch of :meth:`put`; returns its metrics on the device."""
@@ -160,37 +178,55 @@ class TrainingAgent:
         return jax.device_get(self._programs["picture"](*arguments))
 
     def tree(self) -> dict[str, Any]:
-        """Every array of the agent that decides the future, independent of the device count."""
-        carry = join(self._carry, len(self.devices))
-        return {"state": self.state, "carry": carry, "acting": self.player.carry}
+        """Every array of the agent that decides the future, independent of the device count.
+
+        On several hosts they are host arrays, and carries are those of this host.
+        """
+        state, acting = self.state, self.player.carry
+        if jax.process_count() == 1:
+            carry = join(self._carry, len(self.devices))
+            return {"state": state, "carry": carry, "acting": acting}
+        carry = jax.tree.map(_own_shares, self._carry)
+        return {"state": jax.device_get(state), "carry": carry, "acting": jax.device_get(acting)}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Continue from the arrays of :meth:`tree`."""
         self._place(tree["state"], tree["carry"])
-        self.player.carry = tree["acting"]
+        self.player.carry = jax.device_put(tree["acting"])
 
     def _player(self, key: Key, hold: int) -> Player:
-        carry = init_carry(self.learner, self.learner.config.envs.count)
+        carry = init_carry(self.learner, self._envs)
         return Player(self._programs["act"], self.params, carry, key, hold)
 
     def _place(self, state: TrainState, carry: Any) -> None:
         """Send state and carry to the devices."""
         self.state = place_state(state, self.devices)
-        self._carry = place_shares(split(carry, len(self.devices)), self.devices)
+        self._carry = place_shares(shares(carry, self.devices), self.devices)
 
 
 def training_devices(config: Config) -> list[jax.Device]:
-    """The local devices that ``devices`` of a run selects; ConfigError if there are fewer.
+    """The devices of all hosts that ``devices`` of a run selects; ConfigError if there are fewer.
 
     0 means all accelerators. On a CPU the operations of a small model are too short to be divided
     over cores, so two virtual devices share its batch; a model whose batch is computed in parts
     (:func:`batch_parts`) uses all cores within each operation.
     """
-    count, batch = config.devices, config.replay.batch
+    count, batch = config.devices, config.replay.batch // jax.process_count()
     if count == 0 and target().platform == "cpu":
         whole = batch_parts(config, batch) == 1 and batch % CPU_DEVICES == 0
         count = min(CPU_DEVICES if whole else 1, len(jax.local_devices()))
-    return local_devices(count)
+    count = len(local_devices(count))
+    if jax.process_count() == 1:
+        return local_devices(count)
+    hosts = [jax.local_devices(i) for i in range(jax.process_count())]
+    return [device for devices in hosts for device in devices[:count]]
+
+
+def mine(devices: list[jax.Device]) -> list[jax.Device]:
+    """Those of ``devices`` that belong to this host; all where there is one host."""
+    if jax.process_count() == 1:
+        return devices
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def local_devices(count: int) -> list[jax.Device]:
@@ -209,12 +245,37 @@ def compile_train_step(learner: Learner, devices: list[jax.Device]) -> Callable:
     """
     if len(devices) == 1:
         return jax.jit(partial(train_step, learner=learner), donate_argnums=0)
+    step = partial(train_step, learner=learner, axis_name=AXIS)
+    if jax.process_count() > 1:  # pmap's arrays of several hosts do not outlive a transfer guard
+        return _over_hosts(step, devices)
     return jax.pmap(
-        partial(train_step, learner=learner, axis_name=AXIS),
+        step,
         axis_name=AXIS,
         in_axes=(None, 0, 0),
         out_axes=(None, 0, None),
         devices=devices,
+        donate_argnums=0,
+    )
+
+
+def _over_hosts(step: Callable, devices: list[jax.Device]) -> Callable:
+    """What pmap makes of ``step`` on one host, over the devices of all hosts."""
+
+    def shard(state: TrainState, batch: Batch, keys: Key) -> tuple:
+        own = jax.tree.map(lambda x: x[0], (batch, keys))
+        state, carry, metrics = step(state, *own)
+        return state, jax.tree.map(lambda x: x[None], carry), metrics
+
+    same, data = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
+    specs = {"in_specs": (same, data, data), "out_specs": (same, data, same)}
+    mesh = sharding(devices).mesh
+    where = {
+        name: tuple(jax.sharding.NamedSharding(mesh, p) for p in x) for name, x in specs.items()
+    }
+    return jax.jit(
+        jax.shard_map(shard, mesh=mesh, **specs, check_vma=False),
+        in_shardings=where["in_specs"],
+        out_shardings=where["out_specs"],
         donate_argnums=0,
     )
 
@@ -261,6 +322,17 @@ def split(tree: Any, num_devices: int) -> Any:
     return jax.tree.map(one, tree)
 
 
+def shares(tree: Any, devices: list[jax.Device]) -> Any:
+    """This host's part `[b, ...]` of a batch as `[own devices, b / own devices, ...]`.
+
+    Unchanged where one device is all there is.
+    """
+    own = len(mine(devices))
+    if own == 1 < len(devices):
+        return jax.tree.map(lambda x: x[None], tree)
+    return split(tree, own)
+
+
 def join(tree: Any, num_devices: int) -> Any:
     """The inverse of :func:`split`, so that checkpoints do not depend on the device count."""
     if num_devices == 1:
@@ -272,12 +344,14 @@ def put_batch(batch: Batch, devices: list[jax.Device]) -> Batch:
     """Start copying a host batch to the devices of the next update; returns at once."""
     if len(devices) == 1:
         return jax.device_put(batch, devices[0])
-    return place_shares(split(batch, len(devices)), devices)
+    return place_shares(shares(batch, devices), devices)
 
 
 def place_shares(tree: Any, devices: list[jax.Device]) -> Any:
-    """Send `[devices, ...]` arrays of :func:`split` to their devices; unchanged for one device."""
-    return tree if len(devices) == 1 else jax.device_put(tree, sharding(devices, AXIS))
+    """Send the arrays of :func:`shares` to this host's devices; unchanged for one device."""
+    if len(devices) == 1:
+        return tree
+    return _as_global(jax.device_put(tree, sharding(mine(devices), AXIS)), devices, AXIS)
 
 
 def place_state(state: Any, devices: list[jax.Device]) -> Any:
@@ -285,7 +359,47 @@ def place_state(state: Any, devices: list[jax.Device]) -> Any:
 
     pmap would do so too, but by an implicit transfer, which the hot loop's guard refuses.
     """
-    return state if len(devices) == 1 else jax.device_put(state, sharding(devices))
+    if len(devices) == 1:
+        return state
+    return _as_global(jax.device_put(state, sharding(mine(devices))), devices)
+
+
+def _as_global(tree: Any, devices: list[jax.Device], *axes: str) -> Any:
+    """Arrays on this host's devices as its part of arrays on the devices of all hosts."""
+    if jax.process_count() == 1:
+        return tree
+    hosts = len(devices) // len(mine(devices)) if axes else 1
+
+    def one(x: Array) -> Array:
+        shape = (x.shape[0] * hosts, *x.shape[1:]) if axes else x.shape
+        parts = [shard.data for shard in x.addressable_shards]
+        where = sharding(devices, *axes)
+        return jax.make_array_from_single_device_arrays(shape, where, parts)
+
+    return jax.tree.map(one, tree)
+
+
+def _own_shares(x: Array) -> np.ndarray:
+    """This host's sequences `[b, ...]` of an array `[devices, B / devices, ...]`."""
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start)
+    return np.concatenate([jax.device_get(shard.data)[0] for shard in shards])
+
+
+def gather(tree: Any) -> Any:
+    """Arrays `[n, ...]` of every host -> `[hosts * n, ...]` on all of them, bit for bit.
+
+    All hosts call it together. Host arrays of any type, also of one that JAX does not compute with.
+    """
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, jax.device_get(tree)))
+    own = [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in leaves]
+    found = multihost_utils.process_allgather(np.concatenate(own))
+    ends = np.cumsum([x.size for x in own])
+    parts = np.split(found, ends[:-1], axis=1)
+    joined = [
+        np.ascontiguousarray(part).view(x.dtype).reshape(-1, *x.shape[1:])
+        for part, x in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, joined)
 
 
 def memory_needed(program: Any) -> tuple[int, int]:
@@ -330,7 +444,17 @@ def put_index(number: int) -> Array:
     return jax.device_put(np.uint32(number))
 
 
-def _update_keys(base: Key, index: Array, *, config: Config, devices: int) -> Key:
+def _update_keys(base: Key, index: Array, *, config: Config, devices: list[jax.Device]) -> Key:
+    """This host's part of :func:`_all_keys`."""
+    keys = _all_keys(base, index, config=config, devices=len(devices))
+    if jax.process_count() == 1:
+        return keys
+    own = mine(devices)
+    first = devices.index(own[0])
+    return keys[first : first + len(own)]
+
+
+def _all_keys(base: Key, index: Array, *, config: Config, devices: int) -> Key:
     """One key per sequence of an update, as the train step expects them."""
     return split(jax.random.split(jax.random.fold_in(base, index), config.replay.batch), devices)
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
-from emerald_jax.envs.base import EnvError, VectorEnv, VectorStep, check_same_spec
+from emerald_jax.envs.base import EnvError, Episode, VectorEnv, VectorStep, check_same_spec
 from emerald_jax.envs.playing import play_episodes
 from emerald_jax.envs.registry import make_vector_env
 from emerald_jax.process import StopSignals
@@ -40,7 +40,7 @@ from emerald_jax.run.directory import (
     writing_in,
 )
 from emerald_jax.run.evaluations import EvalReport
-from emerald_jax.training.devices import TrainingAgent
+from emerald_jax.training.devices import TrainingAgent, gather
 from emerald_jax.training.evaluate import report_of
 from emerald_jax.training.faults import check_updates
 from emerald_jax.training.narrator import Narrator
@@ -78,11 +78,13 @@ class Loop:
         """
         self.config, self.agent, self.env, self.replay = config, agent, env, replay
         self.narrator, self.store, self.signals = narrator, store, signals
+        self.hosts = hosts = store.hosts
         self.began, self.logdir, self.generation = began, narrator.logdir, generation
         self._warned: set[str] = set()
         self.pace = Pace(config)
-        r, seed = config.replay, config.seed
-        self.sampler = make_sampler(r.sampler, replay, r.batch, r.length, seed, r.best_of)
+        r, seed = config.replay, hosts.seed(config.seed)
+        batch = r.batch // hosts.count
+        self.sampler = make_sampler(r.sampler, replay, batch, r.length, seed, r.best_of)
         self.random = np.random.default_rng(seed)
         self.env_steps = self.updates = self.vector_steps = 0
         #: Metrics of the newest update until they are logged.
@@ -91,6 +93,8 @@ class Loop:
         self.unchecked: list[dict[str, Any]] = []
         #: The next update's batch, on the host and on the devices.
         self.pending = self.on_device = None
+        #: Why all hosts stop, and whether a checkpoint is due; see :meth:`_agree`.
+        self._reason, self._due = "", False
         self.record = self.begin()
         self.clock = SaveClock(60 * config.log.checkpoint_minutes)
         narrator.begin(self.env_steps, self.updates)
@@ -121,19 +125,22 @@ class Loop:
         else:
             with self.narrator.timed("env_wait"):
                 self.record = self.env.step_wait()
-            self.env_steps += self.record.env_steps
+            if self.hosts.count == 1:
+                self.env_steps += self.record.env_steps
+            else:
+                self._agree()
             self.remember(self.record)
         self.narrator.progress(self.env_steps, self.updates)
         ended = self.store.poll()
         if ended is not None:
             self.clock.ended(ended)
-        if self.clock.due():
+        if self.clock.due() if self.hosts.count == 1 else self._due:
             self.save()
 
     def evaluate(self) -> EvalReport | None:
         """The final evaluation in the run's environments, if there is one; logs its row."""
         config, episodes = self.config, self.config.log.eval_episodes
-        if not episodes or not self.updates or not config.env:
+        if not episodes or not self.updates or not config.env or not self.hosts.first:
             return None
         player, env = self.agent.evaluator(self.updates), self.env
         with ExitStack() as opened:
@@ -166,12 +173,13 @@ class Loop:
         metadata = {
             **{name: getattr(self, name) for name in (*COUNTERS, "generation")},
             "spec": saved,
-            "sampler": self.sampler.state_dict(),
-            "random": self.random.bit_generator.state,
+            **self._own_state(),
             "pending": self.pending is not None,
             "paced_from": list(self.pace.point),
             "config": self.config.to_dict(),
         }
+        if self.hosts.count > 1:
+            metadata["hosts"] = self.hosts.exchange(self._own_state())
         self.clock.begun()
         # A checkpoint has to leave the device; the hot loop's guard is against accidents.
         with jax.transfer_guard("allow"):
@@ -185,9 +193,11 @@ class Loop:
         first = self.env.reset() if self.env else None
         if self.store.steps():
             restored = self.store.restore(self._tree(), self.replay)
-            self._continue(restored.tree, restored.metadata)
-            if restored.tree["env"]:
-                return self.env.set_state(jax.tree.map(np.asarray, restored.tree["env"]))
+            state = restored.tree["state"]
+            tree = {**self.hosts.mine({**restored.tree, "state": {}}), "state": state}
+            self._continue(tree, restored.metadata)
+            if tree["env"]:
+                return self.env.set_state(jax.tree.map(np.asarray, tree["env"]))
         else:
             if self.config.init_from:
                 self.narrator.say(f"starts from the weights of {self.config.init_from}")
@@ -255,17 +265,47 @@ class Loop:
         self.metrics = None
 
     def _picture(self) -> None:
-        if self.config.log.pictures and self.updates:
+        if self.config.log.pictures and self.updates and self.hosts.first:
             self.narrator.picture(self.env_steps, self.agent, self.updates)
 
     def _stopped(self) -> str:
         """Why to stop now; empty to continue."""
+        if self.hosts.count == 1:
+            return self._wish()
+        return self._reason or ("steps" if self.env_steps >= self.config.steps else "")
+
+    def _wish(self) -> str:
+        """Why this host would stop now."""
         if self.signals.name:
             return self.signals.name
         if self.env_steps >= self.config.steps:
             return "steps"
         minutes = self.config.max_minutes
         return "minutes" if minutes and time.monotonic() - self.began > 60 * minutes else ""
+
+    def _agree(self) -> None:
+        """Count the steps and episodes of all hosts, and learn whether one wants to stop or save.
+
+        All hosts call it after every vector step, so they take every decision together.
+        """
+        names = [field.name for field in dataclasses.fields(Episode)]
+        episodes = [{n: getattr(e, n) for n in names} for e in self.record.episodes]
+        own = {"steps": self.record.env_steps, "episodes": episodes, "stop": self._wish()}
+        found = self.hosts.exchange({**own, "save": self.clock.due()})
+        self.env_steps += sum(host["steps"] for host in found)
+        self._reason = next((host["stop"] for host in found if host["stop"]), "")
+        self._due = found[0]["save"]
+        all_episodes = [
+            Episode(**{**episode, "env": episode["env"] + index * self.env.num_envs})
+            for index, host in enumerate(found)
+            for episode in host["episodes"]
+        ]
+        self.record = self.record._replace(episodes=tuple(all_episodes))
+
+    def _own_state(self) -> dict[str, Any]:
+        """What this host draws from."""
+        random = self.random.bit_generator.state
+        return {"sampler": self.sampler.state_dict(), "random": random}
 
     def _finish(self) -> None:
         """Log, draw and save the last point."""
@@ -288,8 +328,13 @@ class Loop:
         self.agent.restore(tree)
         for name in COUNTERS:
             setattr(self, name, metadata[name])
-        self.sampler.load_state_dict(metadata["sampler"])
-        self.random.bit_generator.state = metadata["random"]
+        own = metadata.get("hosts", [metadata])
+        if len(own) == self.hosts.count:
+            self.sampler.load_state_dict(own[self.hosts.index]["sampler"])
+            self.random.bit_generator.state = own[self.hosts.index]["random"]
+        else:  # the replay has been dealt again: all sequences begin anywhere in it
+            seed = [self.hosts.seed(self.config.seed), self.generation]
+            self.sampler.rng, self.random = map(np.random.default_rng, (seed, [*seed, 1]))
         if metadata["pending"]:
             self.stage(jax.tree.map(np.asarray, tree["pending"]))
         if any(difference.name in PACE for difference in differences):
@@ -314,7 +359,10 @@ class Loop:
         """Every array that decides the future, independent of the number of devices."""
         pending = self.pending or self.agent.blank_batch()
         env = self.env.get_state() if self.env else None
-        return {**self.agent.tree(), "pending": pending, "env": env or {}}
+        tree = {**self.agent.tree(), "pending": pending, "env": env or {}}
+        if self.hosts.count > 1:
+            tree = {"state": tree.pop("state"), **gather(tree)}
+        return tree
 
 
 class Pace:

@@ -45,12 +45,15 @@ class Narrator:
         self.logdir, self.say, self.progress = log.logdir, log.say, log.progress
         self.rewind = log.rewind
         self._logger, self._config, self._replay = log, config, replay
+        # Recorded data are never divided over hosts.
+        self._hosts = 1 if config.data else config.envs.count // replay.num_envs
         self.begin(0, 0)
 
     def introduce(self, agent: TrainingAgent, spec: EnvSpec) -> None:
         """Print what will be trained, on which devices, and the size of networks and replay."""
         config, devices = self._config, agent.devices
         where = f"{len(devices)} x {devices[0].device_kind}"
+        where += f" on {self._hosts} hosts" if self._hosts > 1 else ""
         played = f"{config.env}, {config.steps:,} steps"
         recorded = f"{config.data}, {config.total_updates:,} updates"
         self.say(f"run {self.logdir}: {recorded if config.data else played}, {where}")
@@ -100,7 +103,7 @@ class Narrator:
             "speed/updates_per_s": (updates - before) / seconds,
             "speed/env_steps_per_s": (env_steps - steps) / seconds,
             **{f"speed/{part}_share": part_s / seconds for part, part_s in spent.items()},
-            "replay/records": float(len(self._replay)),
+            "replay/records": float(self._hosts * len(self._replay)),
             **self._compressed(),
             "train/updates": float(updates),
             **real_play(self._replay, spec),

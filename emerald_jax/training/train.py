@@ -21,6 +21,7 @@ from emerald_jax.replay.store import check_fits
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.data import experience, with_data
 from emerald_jax.run.directory import (
+    CONFIG_FILE,
     DamagedError,
     RunLock,
     check_run_dir,
@@ -30,7 +31,8 @@ from emerald_jax.run.directory import (
     writing_in,
 )
 from emerald_jax.run.evaluations import EvalReport
-from emerald_jax.run.log import RunLogger
+from emerald_jax.run.hosts import ALONE, Hosts, cluster_size, connect
+from emerald_jax.run.log import NoLog, RunLogger
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.weights import read_weights
 from emerald_jax.training.devices import TrainingAgent, training_devices
@@ -103,9 +105,27 @@ def train(config: Config) -> RunResult:
         RunError: updates were not finite several times in a row, or a device has no more memory.
     """
     prepare_jax()
-    with StopSignals() as signals, ExitStack() as parts:
+    hosts = connect(config)
+    try:
+        with StopSignals() as signals:
+            hosts.agree(config)
+            result = _train(config, hosts, signals)
+            hosts.close()
+            return result
+    except jax.errors.JaxRuntimeError as error:
+        if hosts.count > 1 and not is_out_of_memory(error):
+            hosts.lost(error)
+        raise
+    except Exception as error:
+        hosts.leave(error)
+        raise
+
+
+def _train(config: Config, hosts: Hosts, signals: StopSignals) -> RunResult:
+    """One run, on this host's part of the devices and environments."""
+    with ExitStack() as parts:
         devices = training_devices(config)
-        run = _Run(config, len(devices), signals)
+        run = _Run(config, len(devices), signals, hosts)
         agent = TrainingAgent(run.config, run.spec, devices)
         run.open(agent, parts)
         run.narrator.introduce(agent, run.spec)
@@ -129,6 +149,11 @@ def train_seeds(config: Config, seeds: int) -> list[RunResult]:
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: it must be at least 1")
+    if config.distributed == "auto" and (count := cluster_size()) > 1:
+        raise ConfigError(
+            f"--seeds trains on one host, and {count} were started: give each its own --seed and "
+            "--distributed off"
+        )
     prepare_jax()
     with StopSignals() as signals, ExitStack() as parts:
         runs = [_Run(one, 1, signals) for one in configs_of(config, seeds)]
@@ -208,13 +233,17 @@ class _Run:
         log: its log; from :meth:`open` on.
     """
 
-    def __init__(self, config: Config, devices: int, signals: StopSignals) -> None:
+    def __init__(
+        self, config: Config, devices: int, signals: StopSignals, hosts: Hosts = ALONE
+    ) -> None:
         """Check settings, data and directory, and make the replay; nothing is written."""
-        self._began, self._signals = time.monotonic(), signals
+        self._began, self._signals, self._hosts = time.monotonic(), signals, hosts
         self.config = with_data(config)
         self.config.validate(devices)
+        #: The settings of this host's environments, replay and batches.
+        self._part = hosts.part(self.config)
         self.logdir = check_run_dir(self.config)
-        self.spec, self.replay, self._recorded = experience(self.config, self.logdir)
+        self.spec, self.replay, self._recorded = experience(self._part, self.logdir)
 
     def open(
         self, agent: TrainingAgent | SeedAgent, parts: ExitStack, beside: _Run | None = None
@@ -227,6 +256,12 @@ class _Run:
         if config.init_from and not saved_steps(self.logdir):
             # Before anything is written or compiled: the weights may not fit.
             self._weights = read_weights(config.init_from, agent.learner)[0]
+        if not self._hosts.first:
+            self._hosts.exchange(None)
+            self._hosts.check_shared(self.logdir / CONFIG_FILE)
+            self.log = NoLog(self.logdir)
+            self.narrator = Narrator(self.log, config, self.replay)
+            return
         parts.enter_context(RunLock(self.logdir))
         options = {"total_steps": config.steps, "beside": beside.log if beside else None}
         self.log = parts.enter_context(RunLogger(self.logdir, config, **options))
@@ -236,6 +271,7 @@ class _Run:
         if not saved_steps(self.logdir):  # a resumed run changes only after its restore
             with writing_in(self.logdir):
                 write_config(self.logdir, config)
+        self._hosts.exchange(None)  # the others read what is there only now
         self.narrator = Narrator(self.log, config, self.replay)
 
     def train(self, agent: TrainingAgent | SeedAgent) -> RunResult:
@@ -250,6 +286,7 @@ class _Run:
                         evaluation = loop.evaluate()
             except StoppedError as stop:  # raised only where everything is already saved
                 stopped = str(stop)
+                self._hosts.leave(stop)
             steps, updates = (loop.env_steps, loop.updates) if loop else (0, 0)
             seconds = time.monotonic() - self._began
             counts = (self.logdir, self.log.mean_score, steps, updates, seconds)
@@ -261,9 +298,11 @@ class _Run:
         for _ in self._recorded:
             check()
         check()
-        store = parts.enter_context(Store(self.logdir, config.log.keep))
-        seeds = {"seed": config.seed, "generation": _generation(store, self.spec)}
-        env = None if config.data else make_vector_env(config.env, config.envs, **seeds)
+        hosts = self._hosts
+        store = parts.enter_context(Store(self.logdir, config.log.keep, hosts=hosts))
+        generation = hosts.exchange(_generation(store, self.spec))[0]
+        seeds = {"seed": hosts.seed(config.seed), "generation": generation}
+        env = None if config.data else make_vector_env(config.env, self._part.envs, **seeds)
         if env:
             parts.enter_context(closing(env))
         check()
@@ -275,6 +314,8 @@ class _Run:
         if programs:
             self.narrator.compiled(agent.seconds, agent.temporaries)
         check()
+        if hosts.count > 1:
+            hosts.agree(config, checkpoints=store.steps(), parameters=agent.digest())
         made = (config, agent, env, self.replay, self.narrator, store, self._signals)
         return Loop(*made, self._began, seeds["generation"])
 

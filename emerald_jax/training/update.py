@@ -85,7 +85,7 @@ def train_step(
     grads = {"world_model": model_grads, **agent_grads}
     metrics = {**metrics, **agent_metrics, **_dream_metrics(returns)}
     if axis_name is not None:
-        grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+        grads, metrics = mean_over((grads, metrics), axis_name)
     # A ratio of means over all devices: each may have rollouts of other lengths.
     metrics["behavior/imagined_reward"] /= jnp.maximum(metrics["behavior/weight"], 1e-8)
     metrics["behavior/return_scale"] = scale
@@ -96,6 +96,14 @@ def train_step(
         params = {**after.params, "world_model": {**model, "center": center}}
         after = after.replace(params=params)
     return after, *others
+
+
+def mean_over(tree: Any, axis_name: str) -> Any:
+    """Mean of float32 arrays over the devices; of several hosts, as one message instead of many."""
+    if jax.process_count() == 1:
+        return jax.lax.pmean(tree, axis_name)
+    flat, restore = ravel_pytree(tree)
+    return restore(jax.lax.pmean(flat, axis_name))
 
 
 def model_gradient(

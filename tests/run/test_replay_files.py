@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from emerald_jax.replay import Replay, StreamSampler, WindowSampler
-from emerald_jax.run import recordings
+from emerald_jax.run import replay_files
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import CheckpointError
-from emerald_jax.run.recordings import ReplayFiles
+from emerald_jax.run.replay_files import ReplayFiles
 from tests.replay_world import SHAPE, World, check_adjacency, fill, records
 
 LENGTHS = [[5, 13, 1, 9], [200, 7], [1, 1, 2, 30]]
@@ -25,7 +25,7 @@ STORE = {"compress": False}
 @pytest.fixture(autouse=True, params=[False, True], ids=["plain", "compressed"])
 def small_chunks(request, monkeypatch):
     """16 rows a chunk, so that small replays have many; both kinds of stores."""
-    monkeypatch.setattr(recordings, "_chunk_rows", lambda replay: 16)
+    monkeypatch.setattr(replay_files, "_chunk_rows", lambda replay: 16)
     monkeypatch.setitem(STORE, "compress", request.param)
 
 
@@ -238,7 +238,7 @@ def test_a_full_disk_warns_and_the_next_save_is_complete(tmp_path, monkeypatch, 
         def fail(*_):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(recordings, "write_atomic", fail)
+        patch.setattr(replay_files, "write_atomic", fail)
         fill(replay, world, 20)
         files.advance(replay)
         files.prune([])  # deletes no chunk that is needed

@@ -20,7 +20,7 @@ from emerald_jax.replay import Replay
 from emerald_jax.run import Run
 from emerald_jax.run.checkpoint import Store, named_leaves
 from emerald_jax.run.directory import CheckpointError, write_config
-from emerald_jax.run.recordings import ReplayFiles
+from emerald_jax.run.replay_files import ReplayFiles
 from emerald_jax.run.weights import export_weights, read_weights, write_weights
 from tests.model_cases import NUM_ACTIONS, make_state, small_config
 from tests.replay_world import SHAPE, World, fill

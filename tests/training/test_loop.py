@@ -26,7 +26,7 @@ from emerald_jax.envs import register, registry
 from emerald_jax.envs.base import EnvError, VectorEnv
 from emerald_jax.presets import get_preset
 from emerald_jax.replay import samplers
-from emerald_jax.run import recordings
+from emerald_jax.run import replay_files
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import CheckpointError
 from emerald_jax.training import devices, loop
@@ -293,7 +293,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
 
     logdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(recordings, "write_atomic", fail)
+        patch.setattr(replay_files, "write_atomic", fail)
         with pytest.raises(CheckpointError, match=r"cannot be written to .*nothing is kept: free"):
             train(tiny(logdir, steps=HALF))
     assert len(rows(logdir, "metrics.jsonl")) == 3
