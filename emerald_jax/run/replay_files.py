@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -142,14 +143,14 @@ class ReplayFiles:
         """A function of a manifest's chunk: whether its file is intact; each is read once."""
 
         @cache
-        def intact(*items: tuple[str, Any]) -> bool:
+        def intact(chunk: str) -> bool:
             try:
-                _read_checked(self.directory, dict(items))
+                _read_checked(self.directory, json.loads(chunk))
             except DamagedError:
                 return False
             return True
 
-        return lambda chunk: intact(*chunk.items())
+        return lambda chunk: intact(json.dumps(chunk))
 
     def prune(self, manifests: Iterable[dict[str, Any]]) -> None:
         """Delete the chunks that neither this run nor the manifests of its checkpoints need."""

@@ -144,9 +144,10 @@ def test_hosts_and_devices_compute_what_one_does(updates, name):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key].shape == value.shape, key
-        # Gradients are taken at parameters that differ by rounding, so they differ by more.
+        # Gradients are taken at parameters that differ by rounding, so they differ by more, and
+        # their norm is that of hundreds of thousands of squared pixels.
         close = {"state": (1e-5, 1e-5), "moments": (0, 1e-4 * np.abs(value).max(initial=1))}
-        rtol, atol = close.get(key.partition("/")[0], (1e-4, 1e-4))
+        rtol, atol = close.get(key.partition("/")[0], (1e-3, 1e-4))
         np.testing.assert_allclose(found[key], value, rtol=rtol, atol=atol, err_msg=key)
         if key.startswith("metrics/"):  # of the first update: at the same parameters
             np.testing.assert_allclose(found[key][0], value[0], rtol=1e-5, atol=1e-5, err_msg=key)
