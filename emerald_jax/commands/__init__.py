@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from emerald_jax.config import SEEDS, ConfigError, EnvsConfig
 from emerald_jax.presets import PRESETS
-from emerald_jax.run.directory import find_run
+from emerald_jax.run.pretrained import find_run
 
 #: Command -> its file in ``commands/`` and its help, in the order of a first visit.
 COMMANDS = {

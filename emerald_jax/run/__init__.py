@@ -14,10 +14,10 @@ from emerald_jax.run.directory import (
     SUMS_FILE,
     DamagedError,
     file_digest,
-    find_run,
     read_config,
     read_rows,
 )
+from emerald_jax.run.pretrained import find_run
 
 if TYPE_CHECKING:
     from emerald_jax.agent import Agent

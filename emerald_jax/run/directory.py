@@ -36,8 +36,6 @@ SUMS_FILE = "SHA256SUMS"
 #: Files that have no digest in checkpoints of versions up to a5675e2; they hold only times.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 CONFIG_FILE = "config.json"
-#: Exports that come with the package.
-PRETRAINED = Path(__file__).parents[1] / "pretrained"
 METRICS_FILE = "metrics.jsonl"
 EPISODES_FILE = "episodes.jsonl"
 #: Episodes in the format of Crafter's own recorder.
@@ -287,21 +285,6 @@ def run_dir(config: Config) -> Path:
 def write_config(logdir: Path, config: Config) -> None:
     """Write ``config`` to ``logdir/config.json``, atomically."""
     write_json(Path(logdir) / CONFIG_FILE, config.to_dict())
-
-
-def find_run(run: str | Path) -> Path:
-    """The directory of a run or of an export; ``~`` is expanded.
-
-    ``pretrained/NAME``, where there is no such directory, is an agent that comes with the package.
-    ConfigError names those where there is none of this name.
-    """
-    path = Path(run).expanduser()
-    if len(path.parts) != 2 or path.parts[0] != PRETRAINED.name or path.exists():
-        return path
-    known = sorted(one.parent.name for one in PRETRAINED.glob(f"*/{CONFIG_FILE}"))
-    if path.name not in known:
-        raise ConfigError(f"there is no agent {path.name!r} in the package: {', '.join(known)}")
-    return PRETRAINED / path.name
 
 
 def read_config(run: str | Path) -> Config:

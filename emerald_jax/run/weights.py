@@ -32,7 +32,6 @@ from emerald_jax.run.directory import (
     DamagedError,
     check_sums,
     compare_settings,
-    find_run,
     first_line,
     new_directory,
     read_config,
@@ -40,6 +39,7 @@ from emerald_jax.run.directory import (
     write_json,
 )
 from emerald_jax.run.machine import prepare_jax
+from emerald_jax.run.pretrained import find_run
 from emerald_jax.types import Params
 
 WEIGHTS_DIR = "weights"

@@ -10,7 +10,7 @@ import emerald_jax as ej
 from emerald_jax import cli
 from emerald_jax.config import ConfigError
 from emerald_jax.run import Run
-from emerald_jax.run.directory import PRETRAINED, find_run
+from emerald_jax.run.pretrained import PRETRAINED, find_run
 
 NAMES = [path.parent.name for path in PRETRAINED.glob("*/config.json")]
 #: Least mean return of some episodes.
