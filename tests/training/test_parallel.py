@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.suite.harness import full_context_starts
+from emerald_jax.agent.state import build_learner, init_carry
 from emerald_jax.config import ConfigError, OptimConfig, ReplayConfig
+from emerald_jax.envs.registry import spec_of
 from emerald_jax.presets import get_preset
 from emerald_jax.training.devices import (
+    TrainingAgent,
     compile_imagination,
     compile_train_step,
     join,
@@ -143,6 +148,23 @@ def test_join_is_the_inverse_of_split(count):
     if count > 1:
         assert shards.image.shape[:2] == (count, BATCH // count)
     jax.tree.map(np.testing.assert_array_equal, join(shards, count), batch)
+
+
+def test_a_state_moves_from_four_devices_to_two_and_one():
+    config, spec = small_config(), spec_of("gymnax:Catch-bsuite", small_config().envs)
+    learner = build_learner(config, spec.actions)
+    tree = {"state": make_state(learner), "carry": init_carry(learner, BATCH), "acting": None}
+    carry = jax.tree.map(lambda x: jnp.full_like(x, 3), tree["carry"])
+    tree, digests = to_numpy({**tree, "carry": carry}), set()
+    for count in (4, 2, 1):
+        agent = TrainingAgent(config, spec, local_devices(count))
+        agent.player = mock.Mock(carry=None)
+        agent.restore(tree)
+        digests.add(agent.digest())
+        saved = to_numpy(agent.tree())
+        jax.tree.map(np.testing.assert_array_equal, saved, tree)
+        tree = saved
+    assert len(digests) == 1
 
 
 def test_every_device_gets_its_own_share():
