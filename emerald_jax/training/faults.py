@@ -66,7 +66,9 @@ def check_updates(
         terms = [name for name, value in values.items() if not math.isfinite(value)]
         number = entry["update"]
         fault = {"update": number, "not_finite": terms, **describe_batch(entry["batch"])}
-        path = logdir / FAULTS_DIR / f"update_{number:09d}.json"
+        # Every host describes its own part of the batch.
+        host = f"_host_{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = logdir / FAULTS_DIR / f"update_{number:09d}{host}.json"
         try:
             write_atomic(path, json.dumps(fault, indent=2).encode())
         except OSError as error:  # a full disk must not hide the fault
