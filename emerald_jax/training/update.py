@@ -89,13 +89,15 @@ def train_step(
     # A ratio of means over all devices: each may have rollouts of other lengths.
     metrics["behavior/imagined_reward"] /= jnp.maximum(metrics["behavior/weight"], 1e-8)
     metrics["behavior/return_scale"] = scale
-    after, *others = _apply(state, grads, return_range, passed.carry, metrics, learner)
+    after, carry, metrics = _apply(state, grads, return_range, passed.carry, metrics, learner)
     if learner.config.model.center:  # no gradient moves it
         model = after.params["world_model"]
         center = learn_center(model["center"], batch.image, axis_name)
+        finite = partial(jnp.where, metrics["finite"] == 1)
+        center = jax.tree.map(finite, center, model["center"])
         params = {**after.params, "world_model": {**model, "center": center}}
         after = after.replace(params=params)
-    return after, *others
+    return after, carry, metrics
 
 
 def mean_over(tree: Any, axis_name: str) -> Any:

@@ -67,6 +67,10 @@ def test_an_update_learns_the_mean_and_the_first_picture_is_it(learner):
     center = after.params["world_model"]["center"]
     np.testing.assert_allclose(center["mean"], (batch.image / 255 - 0.5).mean((0, 1)), atol=1e-5)
     assert metrics["finite"] == 1
+    harmed = batch._replace(reward=np.full_like(batch.reward, np.nan))
+    kept, _, metrics = step(state, harmed, sequence_keys(0))
+    assert metrics["finite"] == 0
+    jax.tree.map(np.testing.assert_array_equal, kept.params, state.params)
     # Untrained apart from the mean, a picture is the mean.
     params = {**state.params["world_model"], "center": center}
     c = learner.config.model
