@@ -69,7 +69,7 @@ class Sizes(NamedTuple):
     rounds: tuple[int, ...] = (3, 1, 8)
     starts: tuple[int, ...] = (256, 4096, 1024, 64, 2048, 512, 128)
     steps: tuple[int, ...] = (3, 0, 1, 8)
-    seeds: tuple[int, ...] = (8, 32, 1)
+    seeds: tuple[int, ...] = (8, 32)
     copied: int = 2**30
     seconds: float = 1.0
 

@@ -16,7 +16,7 @@ from emerald_jax.types import Array
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_program(agent: Agent, *, batch: int = 1, mode: bool = False) -> bytes:
+def export_program(agent: Agent, *, batch: int = 1) -> bytes:
     """The acting step of ``batch`` environments in the format of ``jax.export``.
 
     The program is ``program(image, is_first, key, *memory) -> (action, *memory)``:
@@ -26,15 +26,15 @@ def export_program(agent: Agent, *, batch: int = 1, mode: bool = False) -> bytes
     - memory: arrays, all zeros before the first step, where ``is_first`` is true;
     - action: as :meth:`Agent.act` returns it, for the same key and memory.
 
-    It computes in float32, on a CPU, a CUDA GPU or a TPU. ``mode`` takes the most probable action
-    instead of a sample. ConfigError: the package ``flatbuffers`` is not installed.
+    It computes in float32, on a CPU, a CUDA GPU or a TPU. ConfigError: the package ``flatbuffers``
+    is not installed.
     """
     if not find_spec("flatbuffers"):
         raise ConfigError('a program needs flatbuffers: pip install "emerald-jax[program]"')
     state = jax.device_get(agent.initial(batch))
     leaves, tree = jax.tree.flatten(state)
     params = {name: jax.device_get(agent.params[name]) for name in ("world_model", "actor")}
-    step = partial(act_once, params, learner=agent.learner, mode=mode)
+    step = partial(act_once, params, learner=agent.learner, mode=False)
 
     def program(image: Array, is_first: Array, key: Array, *memory: Array) -> tuple[Array, ...]:
         before: AgentState = jax.tree.unflatten(tree, memory)

@@ -64,7 +64,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"  # orbax's own name for drafts
 #: Recurrent memories, saved in the compute type: bfloat16 on a GPU, float32 on a CPU.
 CARRIES = ("carry/", "acting/")
 
-#: Orbax counts the saves of the whole process: two at the same time may wait for ever.
+#: Orbax counts the saves of the whole process: two at the same time may deadlock.
 _ONE_SAVE = threading.Lock()
 
 
