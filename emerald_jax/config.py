@@ -216,6 +216,9 @@ class OptimConfig:
     """Learning rate of the actor. (D)"""
     critic_lr: float = 3e-5
     """Learning rate of the critic. (D)"""
+    anneal: bool = False
+    """All three rates fall linearly from their value at the first update to zero at the last one
+    of ``steps``. (O)"""
     model_eps: float = 1e-8
     """Adam epsilon of the world model. (D)"""
     agent_eps: float = 1e-5

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import dataclasses
+import signal
 import statistics
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emerald_jax.commands import Parser, aligned, envs_from, given_envs, number, write_out
+from emerald_jax.commands import (
+    Parser,
+    aligned,
+    envs_from,
+    given_envs,
+    number,
+    write_error,
+    write_out,
+)
 from emerald_jax.config import Config, ConfigError, EnvsConfig
 from emerald_jax.run.directory import read_config, write_json
 
 if TYPE_CHECKING:
     from emerald_jax.run import Point
     from emerald_jax.run.evaluations import EvalReport
-import asyncio
-import dataclasses
-import signal
-import sys
-from collections.abc import Iterator
-from typing import Any
-
-from emerald_jax.commands import write_error
 
 #: As in ``look.film``, which is too heavy to import before the arguments have been checked.
 _ENDINGS = (".mp4", ".gif", ".png")
@@ -326,7 +331,8 @@ def run_play(arguments: list[str]) -> int:
 
         agent = load(options.run, options.checkpoint)
         session = DreamSession(agent, Recordings(options.run), seed=options.seed)
-        shown = {"title": options.run, "beside": options.env_beside, "fps": options.fps}
+        title = "/".join(Path(options.run).parts[-2:])  # a whole path is wider than a telephone
+        shown = {"title": title, "beside": options.env_beside, "fps": options.fps}
         asyncio.run(_serve(PlayServer(session, listening=listening, say=write_error, **shown)))
     return write_out("stopped\n")
 

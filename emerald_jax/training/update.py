@@ -262,8 +262,13 @@ def _apply(
     flat = {name: ravel_pytree(tree)[0] for name, tree in grads.items()}
     metrics |= {f"grad_norm/{name}": jnp.linalg.norm(vector) for name, vector in flat.items()}
     finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
-    params, opt_state = apply_gradients(learner.optimizers, grads, state.opt_state, state.params)
-    rate = learner.config.behavior.slow_rate
+    config, pace = learner.config, None
+    if config.optim.anneal:
+        pace = jnp.maximum(0.0, 1 - state.step / max(1, config.total_updates))
+    params, opt_state = apply_gradients(
+        learner.optimizers, grads, state.opt_state, state.params, pace
+    )
+    rate = config.behavior.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
     updated = (params, opt_state, slow_critic, return_range)
     kept = (state.params, state.opt_state, state.slow_critic, state.return_range)

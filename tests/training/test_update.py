@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from emerald_jax.agent.state import apply_gradients, build_learner, build_optimizers, init_carry
 from emerald_jax.config import OptimConfig
@@ -243,6 +244,21 @@ def test_optimisers_are_the_papers(group, rate, eps, clip):
         groups, state = step(dict.fromkeys(groups, tree), state, groups)
     result = np.concatenate([np.ravel(x) for x in jax.tree.leaves(groups[group])])
     np.testing.assert_allclose(result, adam(gradients, rate, eps, clip), rtol=2e-4, atol=1e-9)
+
+
+def test_annealed_rates_fall_to_zero_at_the_last_update(before, batch, after):
+    learner = build_learner(small_config(optim={"anneal": True}), NUM_ACTIONS)
+    inputs, total = (before, batch, sequence_keys(0)), learner.config.total_updates
+    update, params = compiled(partial(train_step, learner=learner), *inputs), {}
+    for step in (0, total // 2, total, total + 1):
+        state = copy(before).replace(step=jnp.int32(step))
+        params[step] = ravel_pytree(update(state, batch, sequence_keys(0))[0].params)[0]
+    start, usual = (ravel_pytree(state.params)[0] for state in (before, after[0]))
+    np.testing.assert_allclose(params[0], usual, atol=1e-6)
+    moved = (params[total // 2] - start) / np.where(usual == start, 1, usual - start)
+    np.testing.assert_allclose(moved[usual != start], 1 - (total // 2) / total, atol=0.05)
+    np.testing.assert_array_equal(params[total], start)
+    np.testing.assert_array_equal(params[total + 1], start)
 
 
 def test_one_batch_is_learned(update, batch):
