@@ -180,6 +180,7 @@ def actor_losses(
     *,
     actor_critic: ActorCritic,
     config: BehaviorConfig,
+    pace: Float[Array, ""] | float = 1.0,
 ) -> tuple[Float[Array, H * n], dict[str, Float[Array, H * n]]]:
     """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
 
@@ -191,7 +192,8 @@ def actor_losses(
         returns: :class:`Returns`.
         scale: `[]` return scale, at least 1.
         actor_critic: the networks.
-        config: entropy weight.
+        config: entropy weight eta.
+        pace: multiplies it.
 
     Returns:
         `[H, ...]` loss and metrics of the same shape.
@@ -201,7 +203,7 @@ def actor_losses(
     advantage = (returns.target - returns.value) / scale
     spread = policy.entropy()
     taken = policy.log_prob(trajectory.action)
-    loss = -(taken * sg(advantage) + config.entropy * spread) * returns.weight
+    loss = -(taken * sg(advantage) + pace * config.entropy * spread) * returns.weight
     return loss, {"policy_entropy": sg(spread), "advantage": advantage}
 
 

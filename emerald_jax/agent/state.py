@@ -125,17 +125,16 @@ def apply_gradients(
     grads: dict[str, Params],
     opt_state: dict[str, optax.OptState],
     params: dict[str, Params],
-    pace: Array | None = None,
+    pace: Array | float = 1.0,
 ) -> tuple[dict[str, Params], dict[str, optax.OptState]]:
     """One step of every optimiser; all gradients were taken at ``params``.
 
-    ``pace``, a scalar, multiplies all learning rates.
+    ``pace`` multiplies all learning rates.
     """
     new_params, new_state = {}, {}
     for name, optimizer in optimizers.items():
         updates, new_state[name] = optimizer.update(grads[name], opt_state[name], params[name])
-        if pace is not None:
-            updates = jax.tree.map(lambda x: pace * x, updates)
+        updates = jax.tree.map(lambda x: pace * x, updates)
         new_params[name] = optax.apply_updates(params[name], updates)
     return new_params, new_state
 

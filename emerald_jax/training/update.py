@@ -79,8 +79,9 @@ def train_step(
     decay = learner.config.behavior.return_decay
     return_range = moving_average(state.return_range, now, decay)
     scale = jnp.maximum(1.0, return_range)
+    pace = annealed(state.step, learner.config)
     agent_grads, agent_metrics = behavior_gradient(
-        state.params, state.slow_critic, trajectory, returns, scale, learner
+        state.params, state.slow_critic, trajectory, returns, scale, pace, learner
     )
     grads = {"world_model": model_grads, **agent_grads}
     metrics = {**metrics, **agent_metrics, **_dream_metrics(returns)}
@@ -89,7 +90,7 @@ def train_step(
     # A ratio of means over all devices: each may have rollouts of other lengths.
     metrics["behavior/imagined_reward"] /= jnp.maximum(metrics["behavior/weight"], 1e-8)
     metrics["behavior/return_scale"] = scale
-    after, carry, metrics = _apply(state, grads, return_range, passed.carry, metrics, learner)
+    after, carry, metrics = _apply(state, grads, return_range, passed.carry, metrics, pace, learner)
     if learner.config.model.center:  # no gradient moves it
         model = after.params["world_model"]
         center = learn_center(model["center"], batch.image, axis_name)
@@ -98,6 +99,15 @@ def train_step(
         params = {**after.params, "world_model": {**model, "center": center}}
         after = after.replace(params=params)
     return after, carry, metrics
+
+
+def annealed(step: Array, config: Config) -> Array | float:
+    """Share of the learning rates and of the entropy bonus in update ``step``: 1 but for
+    ``optim.anneal``.
+    """
+    if not config.optim.anneal:
+        return 1.0
+    return jnp.maximum(0.0, 1 - step / max(1, config.total_updates))
 
 
 def mean_over(tree: Any, axis_name: str) -> Any:
@@ -201,15 +211,16 @@ def behavior_gradient(
     trajectory: Trajectory,
     returns: Returns,
     scale: Array,
+    pace: Array | float,
     learner: Learner,
 ) -> tuple[dict[str, Params], Metrics]:
     """Gradients of actor and critic, ``{"actor": ..., "critic": ...}``, and mean metrics.
 
     ``slow`` is the slow critic; ``trajectory`` `[B, H + 1, n]`; ``returns`` `[B, H, n]`; ``scale``
-    `[]` the return scale.
+    `[]` the return scale; ``pace`` from :func:`annealed`.
     """
     agent = {name: params[name] for name in ("actor", "critic")}
-    loss = partial(_behavior_loss, slow, scale, learner=learner)
+    loss = partial(_behavior_loss, slow, scale, pace, learner=learner)
     parts = batch_parts(learner.config, len(returns.weight))
     grads, (_, metrics) = mean_gradient(loss, agent, (trajectory, returns), parts)
     return grads, metrics
@@ -218,6 +229,7 @@ def behavior_gradient(
 def _behavior_loss(
     slow: Params,
     scale: Array,
+    pace: Array | float,
     params: dict[str, Params],
     data: tuple[Trajectory, Returns],
     *,
@@ -228,7 +240,8 @@ def _behavior_loss(
     """
     shared = {"actor_critic": learner.actor_critic, "config": learner.config.behavior}
     trajectory, returns = swapped(data)
-    actor, extra = actor_losses(params["actor"], trajectory, returns, scale, **shared)
+    shares = {**shared, "pace": pace}
+    actor, extra = actor_losses(params["actor"], trajectory, returns, scale, **shares)
     critic = critic_losses(params["critic"], slow, trajectory, returns, **shared)
     actor, critic, extra = jax.tree.map(jnp.mean, (actor, critic, extra))
     metrics = {f"behavior/{name}": value for name, value in extra.items()}
@@ -255,6 +268,7 @@ def _apply(
     return_range: Array,
     carry: Carry,
     metrics: Metrics,
+    pace: Array | float,
     learner: Learner,
 ) -> tuple[TrainState, Carry, Metrics]:
     """Update parameters, slow critic and return range, unless a value is not finite."""
@@ -262,13 +276,10 @@ def _apply(
     flat = {name: ravel_pytree(tree)[0] for name, tree in grads.items()}
     metrics |= {f"grad_norm/{name}": jnp.linalg.norm(vector) for name, vector in flat.items()}
     finite = jnp.all(jnp.isfinite(jnp.stack([*metrics.values()])))
-    config, pace = learner.config, None
-    if config.optim.anneal:
-        pace = jnp.maximum(0.0, 1 - state.step / max(1, config.total_updates))
     params, opt_state = apply_gradients(
         learner.optimizers, grads, state.opt_state, state.params, pace
     )
-    rate = config.behavior.slow_rate
+    rate = learner.config.behavior.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
     updated = (params, opt_state, slow_critic, return_range)
     kept = (state.params, state.opt_state, state.slow_critic, state.return_range)

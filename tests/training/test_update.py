@@ -246,19 +246,28 @@ def test_optimisers_are_the_papers(group, rate, eps, clip):
     np.testing.assert_allclose(result, adam(gradients, rate, eps, clip), rtol=2e-4, atol=1e-9)
 
 
-def test_annealed_rates_fall_to_zero_at_the_last_update(before, batch, after):
-    learner = build_learner(small_config(optim={"anneal": True}), NUM_ACTIONS)
-    inputs, total = (before, batch, sequence_keys(0)), learner.config.total_updates
-    update, params = compiled(partial(train_step, learner=learner), *inputs), {}
+def test_rates_and_entropy_bonus_fall_to_zero_at_the_last_update(before, batch):
+    def program(**changes):
+        learner = build_learner(small_config(**changes), NUM_ACTIONS)
+        inputs = (before, batch, sequence_keys(0))
+        return compiled(partial(train_step, learner=learner), *inputs)
+
+    update = program(optim={"anneal": True}, behavior={"entropy": 1.0})
+    total, params, norms = small_config().total_updates, {}, {}
     for step in (0, total // 2, total, total + 1):
         state = copy(before).replace(step=jnp.int32(step))
-        params[step] = ravel_pytree(update(state, batch, sequence_keys(0))[0].params)[0]
-    start, usual = (ravel_pytree(state.params)[0] for state in (before, after[0]))
-    np.testing.assert_allclose(params[0], usual, atol=1e-6)
-    moved = (params[total // 2] - start) / np.where(usual == start, 1, usual - start)
-    np.testing.assert_allclose(moved[usual != start], 1 - (total // 2) / total, atol=0.05)
-    np.testing.assert_array_equal(params[total], start)
-    np.testing.assert_array_equal(params[total + 1], start)
+        state, _, metrics = update(state, batch, sequence_keys(0))
+        params[step], norms[step] = state.params, float(metrics["grad_norm/actor"])
+    models = {step: ravel_pytree(tree["world_model"])[0] for step, tree in params.items()}
+    start = ravel_pytree(before.params["world_model"])[0]
+    whole = models[0] - start
+    half = (models[total // 2] - start)[whole != 0] / whole[whole != 0]
+    np.testing.assert_allclose(half, 1 - (total // 2) / total, atol=0.05)
+    assert_same(params[total], before.params)
+    assert_same(params[total + 1], before.params)
+    bare = program(behavior={"entropy": 0.0})(copy(before), batch, sequence_keys(0))[2]
+    np.testing.assert_allclose(norms[total], bare["grad_norm/actor"], rtol=1e-4)
+    assert abs(norms[0] / norms[total] - 1) > 0.01
 
 
 def test_one_batch_is_learned(update, batch):
