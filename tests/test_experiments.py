@@ -14,7 +14,7 @@ import pytest
 
 from emerald_jax.commands.train import parse_train
 from emerald_jax.run.directory import EPISODES_FILE, read_rows
-from experiments import evidence, overfit
+from experiments import evidence, overfit, ppo
 from experiments.study import page
 from experiments.study.plan import config_of
 from experiments.study.run import run as run_study
@@ -54,6 +54,44 @@ def test_every_scale_can_work(name):
             config.validate()
             assert scale.context + scale.horizon <= scale.records
         assert study.claim.endswith((".", "?"))
+
+
+def test_a_baseline_has_a_row_for_every_game(tmp_path):
+    known = {"settings": ppo.SETTINGS, "machine": "a machine", "cpu_seconds": 7.25}
+    for game, steps, curve in (("A", 100, [[1, 2], [3, 4.5]]), ("B", 50, [[0, 9]])):
+        last = [points[-1] for points in curve]
+        found = {"game": game, "steps": steps, "curve": curve, "return": last}
+        found["error"] = [0.25] * len(last)
+        (tmp_path / f"{game}.json").write_text(json.dumps(found | known))
+    text = ppo.write_results(tmp_path).read_text()
+    assert "| A | 100 | 3.25 | 2.00 ± 0.25, 4.50 ± 0.25 | 7.2 |" in text
+    assert "| B | 50 | 9.00 | 9.00 ± 0.25 | 7.2 |" in text
+    assert "`num_envs` 64" in text
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_a_time_limit_ends_an_episode_of_the_baseline_too():
+    class Env:
+        answer = (False, False)
+
+        def step(self, key, state, action, params):
+            return "seen", state, 1.0, *map(np.bool_, self.answer), {}
+
+    env = Env()
+    for env.answer in ((False, False), (True, False), (False, True)):
+        step = ppo.OneEnd(env).step(0, "state", 1, None)
+        assert step == ("seen", "state", 1.0, any(env.answer), {})
+    assert not hasattr(ppo.OneEnd(env), "__deepcopy__")
+
+
+@pytest.mark.slow
+def test_ppo_learns_a_little(tmp_path):
+    pytest.importorskip("rejax", reason="needs the extra: baseline")
+    ppo.main(["--steps", "200000", "--seeds", "2", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("*.json")
+    found = json.loads(path.read_text())
+    assert np.shape(found["curve"])[0] == 2
+    assert min(found["return"]) > 2  # random play: 0.5
 
 
 def test_every_result_has_a_page():
