@@ -72,7 +72,7 @@ def train(game: str, steps: int, seeds: int) -> dict[str, Any]:
     began = time.process_time()
     _, (_, returns) = jax.block_until_ready(program(keys))
     seconds = time.process_time() - began
-    returns = np.asarray(returns)  # [seeds, points, episodes]
+    returns = np.asarray(returns, np.float64)  # [seeds, points, episodes]
     errors = returns[:, -1].std(-1, ddof=1) / returns.shape[-1] ** 0.5
     return {
         "game": game,

@@ -178,8 +178,7 @@ def test_evidence_reads_a_run(run, tmp_path):
     evidence.draw(evidence.RUNS["quickstart"], tmp_path)
     assert (tmp_path / "curve.png").stat().st_size > 1000
     for kind in evidence.RUNS.values():
-        for stage in kind.stages:
-            assert parse_train(stage).preset == stage[0]
+        assert parse_train(kind.arguments).preset == kind.arguments[0]
 
 
 def test_evidence_resumes_a_run(run, tmp_path, monkeypatch):
@@ -208,30 +207,6 @@ def test_evidence_resumes_a_run(run, tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps(found["sittings"]), "no path of this machine"
     evidence.run_seed(*arguments)
     assert len(commands) == 2, "a finished run is only read"
-
-
-def test_evidence_in_stages(run, tmp_path, monkeypatch):
-    commands = []
-
-    def train(command, env):
-        commands.append(command)
-        shutil.copytree(run, tmp_path / "minatar-0", dirs_exist_ok=True)
-        return 0 if len(commands) != 2 else 75
-
-    monkeypatch.setattr(evidence, "_wait", train)
-    monkeypatch.setattr(evidence, "_machine", lambda: "here")
-    arguments = (evidence.RUNS["minatar"], 0, tmp_path / "minatar-0", "")
-    with pytest.raises(SystemExit):
-        evidence.run_seed(*arguments)
-    evidence.run_seed(*arguments)
-    stages = evidence.RUNS["minatar"].stages
-    kinds = [next(i for i, stage in enumerate(stages) if _has(c, stage)) for c in commands]
-    assert kinds == [0, 1, 1, 2], "a stopped stage is resumed"
-
-
-def _has(command, stage):
-    at = command.index("train") + 1
-    return tuple(command[at : at + len(stage)]) == stage
 
 
 def test_evidence_refuses_in_one_line(run, tmp_path, capsys):
