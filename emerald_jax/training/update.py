@@ -81,7 +81,7 @@ def train_step(
     scale = jnp.maximum(1.0, return_range)
     pace = annealed(state.step, learner.config)
     agent_grads, agent_metrics = behavior_gradient(
-        state.params, state.slow_critic, trajectory, returns, scale, pace, learner
+        state.params, state.slow_critic, trajectory, returns, scale, learner, pace
     )
     grads = {"world_model": model_grads, **agent_grads}
     metrics = {**metrics, **agent_metrics, **_dream_metrics(returns)}
@@ -211,8 +211,8 @@ def behavior_gradient(
     trajectory: Trajectory,
     returns: Returns,
     scale: Array,
-    pace: Array | float,
     learner: Learner,
+    pace: Array | float = 1.0,
 ) -> tuple[dict[str, Params], Metrics]:
     """Gradients of actor and critic, ``{"actor": ..., "critic": ...}``, and mean metrics.
 
