@@ -66,6 +66,11 @@ Wish = Literal["act", "train", "evaluate"]
 _ORDER = ("act", "train", "evaluate")
 
 
+#: JAX lists the shards of an array when one is first asked for; while a thread makes this list,
+#: another would see half of it.
+_SHARDS = threading.Lock()
+
+
 class Entry:
     """One seed's entry of an array of a row; copied to the host when it is read."""
 
@@ -73,8 +78,9 @@ class Entry:
         self._array, self._device, self._seat = array, device, seat
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = jax.device_get(self._array.addressable_data(self._device))[0, self._seat]
-        return np.asarray(found, dtype)
+        with _SHARDS:
+            shard = self._array.addressable_data(self._device)
+        return np.asarray(jax.device_get(shard)[0, self._seat], dtype)
 
 
 class Group:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,26 @@ def test_a_bad_update_is_skipped_in_its_own_seed_alone(
     assert good == rows(group[0], "metrics.jsonl")
     assert [row["train/skipped"] for row in bad if "train/skipped" in row][-1] == 2
     assert (results[1].logdir / "faults").is_dir()
+
+
+def test_seeds_read_the_shards_of_an_array_one_after_another():
+    class Listing:
+        """An array that shows half a list while another thread makes it, as JAX does."""
+
+        def __init__(self) -> None:
+            self.shards: list[np.ndarray] = []
+
+        def addressable_data(self, index: int) -> np.ndarray:
+            if not self.shards:
+                for seed in range(2):
+                    self.shards.append(np.full((1, 1), seed))
+                    time.sleep(0.05)
+            return self.shards[index]
+
+    array = Listing()
+    with ThreadPoolExecutor(2) as pool:
+        read = [pool.submit(np.asarray, seeds.Entry(array, seed, 0)) for seed in range(2)]
+    assert [int(one.result()) for one in read] == [0, 1]
 
 
 def test_a_seed_that_fails_does_not_stop_the_others(
