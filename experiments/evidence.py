@@ -233,7 +233,7 @@ def seeds_figure(seeds: figures.Series, *, title: str, goal: float | None = None
     axis.fill_between(grid, values.min(0), values.max(0), color=figures.BLUE, alpha=0.18, lw=0)
     for steps, found in seeds.values():
         axis.plot(steps, found, "-", color=figures.GREY, linewidth=0.7)
-    mean = f"mean of {len(seeds)} seeds"
+    mean = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     axis.plot(grid, values.mean(0), "-", color=figures.BLUE, linewidth=2, label=mean)
     if goal is not None:
         axis.axhline(goal, color=figures.ORANGE, linewidth=1, linestyle="--", label=f"{goal:g}")
