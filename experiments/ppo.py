@@ -2,7 +2,7 @@
 
 Command: python -m experiments.ppo [--game Breakout-MinAtar] [--steps 1000000] [--seeds 3]
     Needs `pip install emerald_jax[baseline]`.
-Settings: those of PureJaxRL's MinAtar example, but a constant learning rate; not tuned by us.
+Settings: common ones for PPO on MinAtar, with a constant learning rate; not tuned.
 Time: all seeds are one program; seconds for a million steps, half a minute to compile.
 Result: results/ppo.
 """
