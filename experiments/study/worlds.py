@@ -20,6 +20,7 @@ from emerald_jax import __version__
 from emerald_jax.actions import ActionSpace
 from emerald_jax.agent.state import Learner, RunError, build_learner, init_carry
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.models.vision import learn_center
 from emerald_jax.models.world_model import init_world_model
 from emerald_jax.replay import COLUMNS, Replay, ReplayError, make_sampler
 from emerald_jax.run import recordings
@@ -150,7 +151,10 @@ def train_world(
         batch = batch._replace(carry=carry)
         grads, (passed, metrics) = model_gradient(params, batch, keys, learner)
         change, opt_state = learner.optimizers["world_model"].update(grads, opt_state, params)
-        return optax.apply_updates(params, change), opt_state, passed.carry, metrics
+        params = optax.apply_updates(params, change)
+        if config.model.center:
+            params |= {"center": learn_center(params["center"], batch.image, None)}
+        return params, opt_state, passed.carry, metrics
 
     batch = sampler.sample()
     step = compile_program(update.lower(params, opt_state, carry, batch, base))
