@@ -80,8 +80,8 @@ _PENDULUM = (
     *("--steps", "50000", "--train-ratio", "32"),
     *("--behavior.gamma", "0.95", "--behavior.entropy", "1e-3"),
 )
-#: Rendered worlds at 32 pixels; the weight of the image loss follows the number of pixels.
-_SEEN = (*_EXACT, "--envs.image-size", "32", "--loss.image", "4", "--train-ratio", "16")
+#: Rendered worlds at 32 pixels.
+_SEEN = (*_EXACT, "--envs.image-size", "32", "--train-ratio", "16")
 _DOOM = (*_SEEN, "--env", "vizdoom:Basic", "--steps", "40000", "--behavior.gamma", "0.97")
 _HALLWAY = (*_SEEN, "--env", "miniworld:Hallway", "--steps", "50000", "--behavior.gamma", "0.99")
 _FRUITBOT = (
