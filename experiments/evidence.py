@@ -3,9 +3,10 @@
 Command: python -m experiments.evidence NAME [--seeds 0 1 2]
     NAME is quickstart, minatar, pendulum, doom, hallway, fruitbot, crafter or pong. The same
     command resumes a stopped run, and skips seeds that have a result.
-Time: quickstart 3 minutes a seed on two CPU cores, minatar 60 on one. Estimated: pendulum 60,
+Time: quickstart 3 minutes a seed on two CPU cores, minatar 60 and pendulum 35 on one. Estimated:
     crafter 25 minutes and pong some hours on a GPU.
-Result: results/quickstart, ten seeds, and results/minatar, one seed: all reach our goals.
+Result: results/quickstart, ten seeds, results/minatar, two, and results/pendulum: all reach our
+    goals.
 """
 
 from __future__ import annotations
