@@ -228,14 +228,15 @@ def main() -> None:
     print(write_seeds_page(out, run.goal))
 
 
-def draw(run: Run, folder: Path) -> None:
+def draw(run: Run, folder: Path) -> Path:
     """``curve.png``: all seeds with a result."""
     seeds = {}
     for path in sorted(folder.glob("seed_*.json")):
         curve = np.array(json.loads(path.read_text())["curve"], np.float64)
         seeds[path.stem] = (curve[:, 0], curve[:, 1])
     title = f"{run.title}: mean return, up to {LAST} episodes"
-    seeds_figure(seeds, title=title, goal=run.goal).savefig(folder / "curve.png")
+    figure = seeds_figure(seeds, title=title, goal=run.goal)
+    return figures.save(figure, folder / "curve.png")
 
 
 def seeds_figure(seeds: figures.Series, *, title: str, goal: float | None = None) -> Figure:

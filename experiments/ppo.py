@@ -86,11 +86,10 @@ def train(game: str, steps: int, seeds: int) -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path) -> Path:
-    """Draw ``curve.png`` of all results in the folder, and write its page."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+def draw(folder: Path) -> Path:
+    """``curve.png``: all seeds of all results in the folder, a panel for each game."""
+    found = _results(folder)
     figure, axes = figures.new_figure(4.2 * len(found), 3.4, columns=len(found))
-    rows = []
     for axis, result in zip(axes, found, strict=True):
         curves = np.array(result["curve"])
         steps = np.linspace(0, result["steps"], curves.shape[1] + 1)[1:]
@@ -98,11 +97,22 @@ def write_results(folder: Path) -> Path:
             axis.plot(steps, curve, color=figures.BLUE, linewidth=1)
         figures.heading(axis, result["game"])
         figures.over_steps(axis)
+    return figures.save(figures.fit(figure), folder / "curve.png")
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def write_results(folder: Path) -> Path:
+    """Draw the results in the folder, and write its page."""
+    draw(folder)
+    found, rows = _results(folder), []
+    for result in found:
         each = zip(result["return"], result["error"], strict=True)
         each = ", ".join(f"{value:.2f} ± {error:.2f}" for value, error in each)
         mean, cpu = f"{np.mean(result['return']):.2f}", f"{result['cpu_seconds']:,.1f}"
         rows.append((result["game"], f"{result['steps']:,}", mean, each, cpu))
-    figures.save(figures.fit(figure), folder / "curve.png")
     columns = ("game", "env steps", "mean return", "seeds, 128 episodes each", "CPU s a seed")
     settings = ", ".join(f"`{name}` {value}" for name, value in SETTINGS.items())
     machines = "\n".join(dict.fromkeys(f"- machine: {r['machine']}" for r in found))

@@ -14,7 +14,7 @@ import pytest
 
 from emerald_jax.commands.train import parse_train
 from emerald_jax.run.directory import EPISODES_FILE, read_rows
-from experiments import evidence, overfit, ppo
+from experiments import evidence, overfit, plot, ppo
 from experiments.study import page
 from experiments.study.plan import config_of
 from experiments.study.run import run as run_study
@@ -221,3 +221,36 @@ def test_evidence_refuses_in_one_line(run, tmp_path, capsys):
         assert message.startswith("evidence: ")
         assert why in message
         assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "drawn"),
+    [
+        ("backbone_minatar", "result.json", {"curves.png", "points.png"}),
+        ("decoders_space_invaders", "result.json", {"points.png"}),
+        ("minatar_stages", "seed_0.json", {"curve.png"}),
+        ("ppo", "Breakout-MinAtar-1000000.json", {"curve.png"}),
+    ],
+)
+def test_figures_are_drawn_again_from_their_numbers(name, file, drawn, tmp_path, capsys):
+    folder = tmp_path / name
+    shutil.copytree(plot.RESULTS / name, folder)
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"")
+    plot.main([str(folder)])
+    assert {path.name for path in folder.glob("*.png") if path.stat().st_size} == drawn
+    assert capsys.readouterr().out.count("\n") == len(drawn)
+    first = {name: (folder / name).read_bytes() for name in drawn}
+    # Other numbers, another figure.
+    numbers = json.loads((folder / file).read_text(), parse_float=lambda x: float(x) + 1)
+    (folder / file).write_text(json.dumps(numbers))
+    plot.main([str(folder)])
+    assert all((folder / name).read_bytes() != first[name] for name in drawn)
+
+
+def test_only_folders_can_be_drawn(tmp_path, capsys):
+    plot.main([str(tmp_path)])
+    assert capsys.readouterr().out == "", "nothing to draw"
+    with pytest.raises(SystemExit, match="2"):
+        plot.main([str(tmp_path / "absent")])
+    assert capsys.readouterr().err.endswith("is no folder: name one of experiments/results\n")

@@ -25,6 +25,8 @@ from experiments.study.plan import BASELINES, Scale, Study, Variant
 
 #: Results of a study: row label -> metric -> one array `[W]` or `[W, H]` per seed.
 Results = dict[str, dict[str, list[np.ndarray]]]
+#: Their means and intervals, as in ``result.json``: row label -> metric -> see :func:`means`.
+Means = dict[str, dict[str, Any]]
 
 #: Times of decoding, measured apart from the cells.
 TIMING_FILE = "timing.json"
@@ -102,7 +104,7 @@ def _table(
     return Table(columns=("", *headings.values()), rows=rows, notes=(note,))
 
 
-def _present(results: Results, headings: Mapping[str, str]) -> dict[str, str]:
+def _present(results: Results | Means, headings: Mapping[str, str]) -> dict[str, str]:
     """The headings of metrics that some row has."""
     return {k: v for k, v in headings.items() if any(k in m for m in results.values())}
 
@@ -114,19 +116,24 @@ def _places(value: float) -> int:
     return max(0, _DIGITS - 1 - int(np.floor(np.log10(abs(value)))))
 
 
-def means(results: Results) -> dict[str, dict[str, Any]]:
+def means(results: Results) -> Means:
     """The numbers behind table and figures as JSON, by label and metric.
 
-    ``mean``, ``low`` and ``high`` of :func:`bootstrap` (of each step, for a metric over steps), and
-    the means of the ``seeds``.
+    ``mean``, ``low`` and ``high`` of :func:`bootstrap`, and the means of the ``seeds``. A metric
+    over steps has those three of each step, and as ``whole`` those of all steps together.
     """
 
     def summary(samples: Sequence[np.ndarray]) -> dict[str, Any]:
-        values = _by_step(samples) if samples[0].ndim > 1 else bootstrap(samples)
-        named = dict(zip(("mean", "low", "high"), map(digits, values), strict=True))
-        return named | {"seeds": [digits(x.mean()) for x in samples]}
+        found = _named(bootstrap(samples))
+        if samples[0].ndim > 1:
+            found = _named(_by_step(samples)) | {"whole": found}
+        return found | {"seeds": [digits(x.mean()) for x in samples]}
 
     return {k: {name: summary(x) for name, x in row.items()} for k, row in results.items()}
+
+
+def _named(values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(("mean", "low", "high"), map(digits, values), strict=True))
 
 
 def digits(values: np.ndarray | float) -> Any:
@@ -134,9 +141,20 @@ def digits(values: np.ndarray | float) -> Any:
     return np.vectorize(lambda x: float(f"{x:.5g}"), otypes=[float])(values).tolist()
 
 
+def draw_study(study: Study, found: Means, out: Path) -> list[Path]:
+    """Write ``curves.png`` and ``points.png``, as far as ``found`` has numbers for them."""
+    panel = partial(sweep, swept=study.swept) if study.swept else points
+    figures = {"curves.png": (steps, study.curves), "points.png": (panel, study.points)}
+    return [
+        draw_figure(how, found, present, out / name)
+        for name, (how, metrics) in figures.items()
+        if (present := _present(found, metrics))
+    ]
+
+
 def draw_figure(
-    panel: Callable[[Axes, Results, str], None],
-    results: Results,
+    panel: Callable[[Axes, Means, str], None],
+    found: Means,
     metrics: Mapping[str, str],
     out: Path,
 ) -> Path:
@@ -147,7 +165,7 @@ def draw_figure(
     figure, axes = new_figure(4.2 * len(metrics), 3.4, columns=len(metrics))
     named: set[str] = set()
     for axis, (name, title) in zip(axes, metrics.items(), strict=True):
-        panel(axis, {label: m for label, m in results.items() if name in m}, name)
+        panel(axis, {label: m for label, m in found.items() if name in m}, name)
         heading(axis, title)
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handle.set_label("" if label in named else label)
@@ -156,40 +174,45 @@ def draw_figure(
     return save(fit(figure), out)
 
 
-def steps(axis: Axes, results: Results, name: str) -> None:
+def steps(axis: Axes, found: Means, name: str) -> None:
     """A metric against imagined steps: one line per label, with its interval as a band."""
-    for label, metrics in results.items():
-        mean, low, high = _by_step(metrics[name])
+    for label, metrics in found.items():
+        mean, low, high = (metrics[name][key] for key in ("mean", "low", "high"))
         places = np.arange(1, len(mean) + 1)
         (line,) = axis.plot(places, mean, label=label)
-        if len(results) <= _BANDS:
+        if len(found) <= _BANDS:
             axis.fill_between(places, low, high, color=line.get_color(), alpha=0.15, lw=0)
     simple, label, style = BASELINES.get(name, ("", "", ""))
-    if known := [m[simple] for m in results.values() if simple in m]:
-        values = np.mean([x.mean(axis=0) for x in known[0]], axis=0)
-        axis.plot(np.arange(1, len(values) + 1), values, style, color=GREY, label=label)
+    if known := [m[simple]["mean"] for m in found.values() if simple in m]:
+        axis.plot(np.arange(1, len(known[0]) + 1), known[0], style, color=GREY, label=label)
     axis.set_xlabel("imagined steps")
     axis.set_ylim(bottom=0)
 
 
-def points(axis: Axes, results: Results, name: str) -> None:
+def points(axis: Axes, found: Means, name: str) -> None:
     """One point with its interval per label."""
-    _with_errors(axis, range(len(results)), [bootstrap(m[name]) for m in results.values()], fmt="o")
-    axis.set_xticks(range(len(results)), results, rotation=30, ha="right", fontsize=SMALL)
+    _with_errors(axis, range(len(found)), [_whole(m[name]) for m in found.values()], fmt="o")
+    axis.set_xticks(range(len(found)), found, rotation=30, ha="right", fontsize=SMALL)
 
 
-def sweep(axis: Axes, results: Results, name: str, *, swept: str) -> None:
+def sweep(axis: Axes, found: Means, name: str, *, swept: str) -> None:
     """Points against NUMBER, one line per NAME, of labels ``NAME, SWEPT = NUMBER``."""
     lines: dict[str, dict[float, Interval]] = {}
-    for label, metrics in results.items():
+    for label, metrics in found.items():
         line, number = label.rsplit(f", {swept} = ", 1)
-        lines.setdefault(line, {})[float(number)] = bootstrap(metrics[name])
-    for line, found in lines.items():
-        _with_errors(axis, list(found), list(found.values()), marker="o", label=line)
-    numbers = sorted({number for found in lines.values() for number in found})
+        lines.setdefault(line, {})[float(number)] = _whole(metrics[name])
+    for line, values in lines.items():
+        _with_errors(axis, list(values), list(values.values()), marker="o", label=line)
+    numbers = sorted({number for values in lines.values() for number in values})
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, [f"{x:g}" for x in numbers])
     axis.set_xlabel(swept)
+
+
+def _whole(metric: Mapping[str, Any]) -> Interval:
+    """Over all steps, of a metric of :func:`means`."""
+    values = metric.get("whole", metric)
+    return Interval(values["mean"], values["low"], values["high"])
 
 
 def _with_errors(
@@ -226,11 +249,7 @@ def write_results(
         "machine": sorted({cell["machine"] for _, cell in rows}),
     }
     write_json(out / RESULT_FILE, content)
-    if curves := _present(results, study.curves):
-        draw_figure(steps, results, curves, out / "curves.png")
-    if study.points:
-        panel = partial(sweep, swept=study.swept) if study.swept else points
-        draw_figure(panel, results, study.points, out / "points.png")
+    draw_study(study, content["means"], out)
     return write_study_page(out)
 
 

@@ -76,14 +76,16 @@ def test_means_by_hand():
     assert found["two"]["error"]["mean"] == [4.5, 5.5, 6.5]
     assert found["two"]["error"]["seeds"] == [5.5, 5.5]
     assert found["one"]["error"]["low"] == [0.25] * 3
+    assert found["two"]["error"]["whole"]["mean"] == 5.5
+    assert found["one"]["error"]["whole"]["high"] == 0.25
     assert found["one"]["speed"]["mean"] == 1234.5
 
 
 def test_figures_are_drawn(tmp_path):
-    error = {"error": "error"}
-    drawn = draw_figure(steps, RESULTS, error, tmp_path / "a" / "curves.png")
-    dots = draw_figure(points, RESULTS, error | {"speed": "us"}, tmp_path / "points.png")
-    swept = {f"{name}, k = {k}": RESULTS["two"] for name in ("x", "y, z") for k in (4, 16)}
+    error, found = {"error": "error"}, means(RESULTS)
+    drawn = draw_figure(steps, found, error, tmp_path / "a" / "curves.png")
+    dots = draw_figure(points, found, error | {"speed": "us"}, tmp_path / "points.png")
+    swept = {f"{name}, k = {k}": found["two"] for name in ("x", "y, z") for k in (4, 16)}
     lines = draw_figure(partial(sweep, swept="k"), swept, error, tmp_path / "sweep.png")
     for path in (drawn, dots, lines):
         with Image.open(path) as image:
