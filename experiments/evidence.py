@@ -84,7 +84,11 @@ _PENDULUM = (
 #: Rendered worlds at 32 pixels.
 _SEEN = (*_EXACT, "--envs.image-size", "32", "--train-ratio", "16")
 _DOOM = (*_SEEN, "--env", "vizdoom:Basic", "--steps", "40000", "--behavior.gamma", "0.97")
-_HALLWAY = (*_SEEN, "--env", "miniworld:Hallway", "--steps", "50000", "--behavior.gamma", "0.99")
+#: Returns are far below 1 at first: the quickstart's entropy bonus would drown their differences.
+_HALLWAY = (
+    *(*_SEEN, "--env", "miniworld:Hallway", "--steps", "30000"),
+    *("--behavior.gamma", "0.99", "--behavior.entropy", "1e-3"),
+)
 _FRUITBOT = (
     *(*_SEEN, "--env", "procgen:fruitbot", "--envs.distribution-mode", "easy"),
     *("--steps", "80000", "--behavior.gamma", "0.97"),
