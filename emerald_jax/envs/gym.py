@@ -299,7 +299,7 @@ def make_env(
 
 def make_image_env(name: str, game: str | EnvFactory, envs: EnvsConfig) -> ImageEnv:
     """One wrapped environment; see :func:`make_spec`."""
-    if envs.image_key == RENDER:
+    if envs.image_key == RENDER or not isinstance(game, str):
         _let_pygame_draw()
     if isinstance(game, str):
         env = make_registered(name, game, envs)

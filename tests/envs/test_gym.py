@@ -319,6 +319,19 @@ def test_classic_control_is_seen_by_its_renders(name, sizes, capfd):
     assert capfd.readouterr().err == ""  # such as that there is no sound card
 
 
+def test_your_own_environment_draws_without_a_sound_card(monkeypatch):
+    monkeypatch.setenv("SDL_AUDIODRIVER", "restored after the test")
+    monkeypatch.delenv("SDL_AUDIODRIVER")
+    chosen = []
+
+    def make():
+        chosen.append(os.environ.get("SDL_AUDIODRIVER"))
+        return Counter()
+
+    make_image_env("mine", make, EnvsConfig(image_size=4)).close()
+    assert chosen == ["dummy"]
+
+
 def test_classic_control_without_pygame_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     for name in ("CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "Acrobot-v1"):
