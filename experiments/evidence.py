@@ -141,9 +141,9 @@ def run_seed(run: Run, seed: int, logdir: Path, cores: str) -> dict[str, Any]:
     return {"seed": seed, "seconds": seconds, **known, **read_run(logdir)}
 
 
-def refuse(why: str) -> NoReturn:
+def refuse(why: str, program: str = "evidence") -> NoReturn:
     """Exit with one line and code 2."""
-    sys.stderr.write(f"evidence: {why}\n")
+    sys.stderr.write(f"{program}: {why}\n")
     sys.exit(2)
 
 

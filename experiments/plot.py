@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import evidence, ppo
@@ -39,6 +38,9 @@ def redraw(folder: Path) -> list[Path]:
 def _run_of(folder: Path) -> evidence.Run:
     """The run whose name the folder's begins with, such as minatar of minatar_stages."""
     names = [name for name in evidence.RUNS if folder.name.startswith(name)]
+    if not names:
+        known = ", ".join(evidence.RUNS)
+        evidence.refuse(f"{folder}: its name must begin with that of a run ({known})", "plot")
     return evidence.RUNS[max(names, key=len)]
 
 
@@ -47,16 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="*", metavar="FOLDER")
     folders = parser.parse_args(arguments).folders or sorted(RESULTS.iterdir())
-    for path in _redrawn(folders):
-        print(path)
-
-
-def _redrawn(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         if not folder.is_dir():
-            sys.stderr.write(f"plot: {folder} is no folder: name one of experiments/results\n")
-            sys.exit(2)
-        yield from redraw(folder)
+            evidence.refuse(f"{folder} is no folder: name one of experiments/results", "plot")
+        for path in redraw(folder):
+            print(path)
 
 
 if __name__ == "__main__":

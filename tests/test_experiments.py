@@ -254,3 +254,10 @@ def test_only_folders_can_be_drawn(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         plot.main([str(tmp_path / "absent")])
     assert capsys.readouterr().err.endswith("is no folder: name one of experiments/results\n")
+    unknown = tmp_path / "mine"
+    unknown.mkdir()
+    for name in ("curve.png", "seed_0.json"):
+        (unknown / name).touch()
+    with pytest.raises(SystemExit, match="2"):
+        plot.main([str(unknown)])
+    assert "its name must begin with that of a run (quickstart, " in capsys.readouterr().err
