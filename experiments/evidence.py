@@ -95,8 +95,8 @@ _FRUITBOT = (
 )
 _CARTPOLE = (
     *(*_EXACT, "--env", "dmc:cartpole-swingup", "--envs.frame-skip", "4"),
-    *("--envs.image-size", "32", "--steps", "50000", "--train-ratio", "32"),
-    *("--behavior.gamma", "0.98", "--behavior.entropy", "1e-3"),
+    *("--envs.image-size", "32", "--envs.fast-render", "--steps", "50000", "--train-ratio", "32"),
+    *("--optim.model-lr", "1e-3", "--behavior.gamma", "0.98", "--behavior.entropy", "1e-3"),
 )
 RUNS = {
     "quickstart": Run(("quickstart",), (0, 1, 2, 3, 4), 0.9, "Catch"),
