@@ -31,8 +31,7 @@ from emerald_jax.config import Config, ConfigError
 
 _log = logging.getLogger(__name__)
 
-LOCK_FILE = "lock"
-SUMS_FILE = "SHA256SUMS"
+LOCK_FILE, SUMS_FILE = "lock", "SHA256SUMS"
 #: Files that have no digest in checkpoints of versions up to a5675e2; they hold only times.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 CONFIG_FILE = "config.json"
@@ -291,12 +290,13 @@ def read_config(run: str | Path) -> Config:
     """The settings of a run or of an export; ConfigError if it is neither, or not readable."""
     run = Path(run).expanduser()
     path = run / CONFIG_FILE
-    if not run.exists():
-        raise ConfigError(f"{run} does not exist: give the directory of a run")
     if not run.is_dir():
-        raise ConfigError(f"{run} is a file: give the directory of a run")
+        what = "is a file" if run.exists() else "does not exist"
+        raise ConfigError(f"{run} {what}: give the directory of a run")
     if not path.is_file():
-        raise ConfigError(f"{run} is not a run: it holds no {CONFIG_FILE}")
+        inside = [config.parent for config in run.glob(f"*/{CONFIG_FILE}")]
+        hint = f"; give a run in it, such as {min(inside)}" if inside else ""
+        raise ConfigError(f"{run} is not a run: it holds no {CONFIG_FILE}{hint}")
     try:
         return Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ConfigError as error:

@@ -213,6 +213,13 @@ def test_other_directories_are_refused(tmp_path: Path, text: str | None, message
         read_config(tmp_path)
 
 
+def test_a_folder_of_runs_names_one_of_them(tmp_path: Path) -> None:
+    for name in ("crafter-1", "crafter-0"):
+        write_config(tmp_path / name, TINY)
+    with pytest.raises(ConfigError, match=rf"give a run in it, such as {tmp_path}/crafter-0$"):
+        read_config(tmp_path)
+
+
 def at(logdir: Path, config: Config = TINY) -> Config:
     return dataclasses.replace(config, logdir=str(logdir))
 
