@@ -5,7 +5,7 @@ Command: python -m experiments.evidence NAME [--seeds 0 1 2]
     The same command resumes a stopped run, and skips seeds that have a result.
 Time: quickstart 3 minutes a seed on two CPU cores, minatar 60, pendulum 35 to 50 and hallway 20 on
     one. Estimated: crafter 25 minutes and pong some hours on a GPU.
-Result: results/quickstart, ten seeds, results/minatar, two, and results/hallway, one: all reach
+Result: results/quickstart, ten seeds, results/minatar and results/hallway, one each: all reach
     our goals. results/pendulum: one of two seeds does. Doom was not learned.
 """
 
