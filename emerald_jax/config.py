@@ -74,9 +74,10 @@ class ModelConfig:
     the flattened grid (D)."""
     sequence: Literal["tssm", "rssm"] = "tssm"
     """Network that computes h_t from the past: a transformer with a KV cache (P), or a GRU (D)."""
-    prior: Literal["maskgit", "linear", "autoregressive"] = "maskgit"
+    prior: Literal["maskgit", "linear", "flow", "autoregressive"] = "maskgit"
     """Predictor of z_t from h_t in imagination: MaskGIT (P); only the linear dynamics head (P,
-    ablation); or autoregressive, one position after another (O)."""
+    ablation); flow, discrete flow matching from noise (O); or autoregressive, one position after
+    another (O)."""
     decoder_input: Literal["zh", "z"] = "zh"
     """Input of the image decoder: z_t and h_t (P), or only z_t (O)."""
     posterior: Literal["auto", "o", "oh"] = "auto"
@@ -106,9 +107,9 @@ class ModelConfig:
     context: int = 64
     """Left attention context C of the temporal transformer, in steps. (R)"""
     predictor_width: int = 256
-    """Width of the MaskGIT or autoregressive predictor. (R)"""
+    """Width of the MaskGIT, flow or autoregressive predictor. (R)"""
     predictor_blocks: int = 2
-    """Transformer blocks of the MaskGIT or autoregressive predictor. (R)"""
+    """Transformer blocks of the MaskGIT, flow or autoregressive predictor. (R)"""
     token_width: int = 32
     """Width of one embedded token (a class or MASK) in the predictor. (R)"""
     head_layers: int = 2
@@ -159,7 +160,7 @@ class LossConfig:
     rep: float = 0.1
     """Weight of KL(posterior || sg(dynamics)). (P)"""
     mask: float = 0.5
-    """Weight of the MaskGIT or autoregressive predictor's KL. (P)"""
+    """Weight of the MaskGIT, flow or autoregressive predictor's KL. (P)"""
     free_nats: float = 1.0
     """Floor of the dynamics and representation KL, nats per latent position. (P)"""
     mask_free_nats: float = 1.0
@@ -175,7 +176,7 @@ class BehaviorConfig:
     start_stride: int = 4
     """Distance between two rollout starts, in posterior states. (R)"""
     decode_steps: int = 3
-    """MaskGIT decoding steps S; 0 samples the linear dynamics head with any prior. The
+    """Decoding steps S of MaskGIT and flow; 0 samples the linear dynamics head with any prior. The
     autoregressive prior always takes one step per position. (P)"""
     decode_method: Literal["maskgit", "mdlm", "remdm", "halton"] = "maskgit"
     """Tokens that a MaskGIT decoding step draws again: the least confident of those drawn before

@@ -29,6 +29,7 @@ from emerald_jax.ops.random import uniform
 from emerald_jax.types import (
     AnyArray,
     Array,
+    FlowFn,
     Key,
     OrderedFn,
     Params,
@@ -47,7 +48,8 @@ class Decoded(NamedTuple):
     Attributes:
         z: `[..., P, G]` int32 class indices.
         log_prob: `[..., P, G]` float32, of each token under the prediction it was sampled from.
-        masked: one array `[..., P, G]` bool per decoding step, the tokens masked at its start.
+        masked: one array `[..., P, G]` bool per decoding step, the tokens masked at its start (of
+            the prior ``flow``: drawn in it).
     """
 
     z: Array
@@ -138,6 +140,31 @@ def _next_mask(
     return again.reshape(masked.shape)
 
 
+def flow_decode(
+    probs_fn: FlowFn, key: Key, *, steps: int, shape: tuple[int, ...], classes: int
+) -> Decoded:
+    """S steps of discrete flow matching from uniform noise (arXiv 2407.15595).
+
+    Step s predicts all classes at time s / S and draws each token again with probability
+    1 / (S - s): the last step draws all. Tokens drawn before may change again. With an exact
+    predictor the samples converge to its joint distribution as S grows.
+
+    ``probs_fn`` is an :data:`emerald_jax.types.FlowFn`; ``key`` is consumed, or numbers in [0, 1),
+    `[2 S, ..., P, G]`; ``steps`` S >= 1; ``shape`` is `(..., P, G)`; K = ``classes``.
+    """
+    u = uniform(key, (2 * steps, *shape[key.ndim :]), before=1)
+    z = jnp.minimum((u[0] * classes).astype(jnp.int32), classes - 1)
+    sure, history = jnp.zeros(shape), []
+    for s in range(steps):
+        probs = probs_fn(z, s / steps)
+        drawn = choose(u[2 * s + 1], probs)
+        again = u[2 * s + 2] * (steps - s) < 1 if s < steps - 1 else jnp.ones(shape, bool)
+        z = jnp.where(again, drawn, z)
+        sure = jnp.where(again, jnp.log(take_class(probs, drawn)), sure)
+        history.append(again)
+    return Decoded(z, sure, tuple(history))
+
+
 def ordered_decode(
     probs_fn: OrderedFn, cache: Any, key: Key, *, shape: tuple, classes: int
 ) -> Decoded:
@@ -183,9 +210,9 @@ def decode(
         key: consumed: one key, keys of the leading axes, or numbers of the shape
             :func:`decoding_draws`. The same key gives the same tokens.
         model: the world model.
-        steps: S of MaskGIT; 1 is one parallel sample; 0 samples the linear dynamics head with any
-            prior. The linear prior always samples that head; the autoregressive prior always takes
-            P steps.
+        steps: S of MaskGIT and flow; 1 is one parallel sample; 0 samples the linear dynamics head
+            with any prior. The linear prior always samples that head; the autoregressive prior
+            always takes P steps.
         temperature: divides the log-probabilities (with the uniform share) before each draw; below
             1 likely tokens become likelier. None (as in training) compiles to no operation.
         method: the tokens that MaskGIT draws again, see :func:`maskgit_decode`.
@@ -213,6 +240,8 @@ def decoding_draws(model: WorldModel, steps: int, lead: tuple[int, ...]) -> tupl
     c = model.config
     if c.prior == "autoregressive" and steps > 0:
         return (c.positions, *lead, c.groups)
+    if c.prior == "flow" and steps > 0:
+        return (2 * steps, *lead, c.positions, c.groups)
     draws = 1 if c.prior == "linear" else max(1, 2 * steps - 1)
     return (draws, *lead, c.positions, c.groups)
 
@@ -244,6 +273,16 @@ def _decode_rows(
 
         cache = empty_cache(c, h.shape[:-1], model.dtype)
         return ordered_decode(next_fn, cache, u, shape=shape, classes=c.classes)
+
+    if c.prior == "flow":
+
+        def flow_fn(tokens: Array, time: float) -> Array:
+            logits = model.apply(
+                variables, features, tokens, time, method=lambda net, *x: net.flow(*x)
+            )
+            return probs_of(logits)
+
+        return flow_decode(flow_fn, u, steps=options["steps"], shape=shape, classes=c.classes)
 
     def probs_fn(tokens: Array | None) -> Array:
         return probs_of(

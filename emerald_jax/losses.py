@@ -93,6 +93,8 @@ def latent_losses(
         return {**terms, "mask": jnp.zeros_like(terms["dyn"])}
     if net.config.prior == "maskgit":
         mask = masked_divergence(net, out, key, drop_key)
+    elif net.config.prior == "flow":
+        mask = flow_divergence(net, out, key, drop_key)
     else:
         mask = ordered_divergence(net, out, drop_key)
     return {**terms, "mask": jnp.maximum(config.mask_free_nats, mask)}
@@ -108,6 +110,27 @@ def masked_divergence(net: WorldModel, out: Pass, key: Key, drop_key: Key | None
     predicted = net.masked_prior(out.features, tokens, drop_key)
     kl = kl_divergence(sg(out.posterior), predicted)
     return groups * jnp.sum(kl * masked, axis=(-2, -1)) / jnp.sum(masked, axis=(-2, -1))
+
+
+def flow_divergence(net: WorldModel, out: Pass, key: Key, drop_key: Key | None) -> Array:
+    """`[..., L]` G times the mean KL(sg(r) || p_flow) over all tokens, at a random time per step.
+
+    r is the distribution of a token's class given its own noisy value: q times the probability of
+    that value. Where the value says nothing, at time 0, it is q.
+    """
+    *shape, classes = out.posterior.shape[-4:]
+    time_key, noise_key = split(key, 2)
+    time = uniform(time_key, (shape[0],))
+    u = uniform(noise_key, (2, *shape), before=1)
+    share = time[..., None, None]
+    noise = jnp.minimum((u[1] * classes).astype(jnp.int32), classes - 1)
+    tokens = jnp.where(u[0] < share, out.state.z, noise)
+    own = jax.nn.one_hot(tokens, classes)
+    likelihood = (1 - share[..., None]) / classes + share[..., None] * own
+    seen = jnp.log(jnp.maximum(likelihood, jnp.finfo(jnp.float32).tiny))
+    r = jax.nn.log_softmax(sg(out.posterior) + seen)
+    predicted = net.flow_prior(out.features, tokens, time, drop_key)
+    return kl_divergence(r, predicted).sum(-1).mean(-1)
 
 
 def ordered_divergence(net: WorldModel, out: Pass, drop_key: Key | None) -> Array:

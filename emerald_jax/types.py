@@ -151,6 +151,10 @@ StepFn = Callable[[Params, Any, State, Array, Array, Key], tuple[Any, State]]
 #: tokens after those of the position before it, `[..., G]`; K stands before the first position.
 OrderedFn = Callable[[Array, Array, Any], tuple[Array, Any]]
 
+#: ``flow(tokens, time) -> [..., P, G, K]``: probabilities of every token's class given noisy tokens
+#: `[..., P, G]` at a time in [0, 1].
+FlowFn = Callable[[Array, float], Array]
+
 #: ``probs(tokens) -> [..., P, G, K]``: probabilities of every token given the unmasked ones;
 #: tokens `[..., P, G]` may be MASK (= K); None means that all are.
 ProbsFn = Callable[[Array | None], Array]

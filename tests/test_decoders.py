@@ -16,7 +16,7 @@ import pytest
 
 from emerald_jax import imagination
 from emerald_jax.agent.dream import dream_step
-from emerald_jax.imagination import maskgit_decode, starts_from
+from emerald_jax.imagination import flow_decode, maskgit_decode, starts_from
 from emerald_jax.ops.maskgit import halton_ranks
 from emerald_jax.training.update import rollout
 from tests.model_cases import make_batch, small_learner, state_shapes
@@ -46,6 +46,22 @@ class Joint:
             scores += known.reshape(len(tokens), -1) @ logs.T
         probs = jax.nn.softmax(scores) @ self.probs.reshape(PARTS, -1).astype(jnp.float32)
         return probs.reshape(-1, P, G, K)
+
+    def denoise(self, tokens, time):
+        """The exact p(token | noisy tokens `[n, P, G]` at a time) `[n, P, G, K]`."""
+        table = jnp.asarray(self.probs, jnp.float32)
+        seen = jax.nn.one_hot(tokens.reshape(len(tokens), -1), K)
+        noisy = time * jnp.einsum("mtk,ntk->nmt", table, seen) + (1 - time) / K
+        parts = jax.nn.softmax(
+            jnp.tile(jnp.log(self.weights).astype(jnp.float32), (len(tokens), 1))
+            + jnp.log(noisy).sum(-1)
+        )
+        # Given its part, a token is its own class with the time's probability, else any class.
+        shown = jnp.einsum(
+            "nm,nmt->nt", parts, time * jnp.einsum("mtk,ntk->nmt", table, seen) / noisy
+        )
+        other = jnp.einsum("nmt,mtk->ntk", parts[..., None] * (1 - time) / K / noisy, table)
+        return (shown[..., None] * seen + other).reshape(-1, P, G, K)
 
     def pair_error(self, z):
         """Total variation between the tables of token pairs in z `[n, P, G]` and the true ones."""
@@ -86,6 +102,17 @@ def test_more_steps_bring_samples_nearer_to_the_joint(error, method):
     assert found[1] < 0.8 * found[0]
     assert found[2] < 0.5 * found[1], found
     assert found[2] < 0.05
+
+
+def test_more_steps_of_flow_bring_samples_nearer_to_the_joint(joint):
+    floor, found = joint.pair_error(joint.sample(np.random.default_rng(1))), []
+    for steps in (1, 3, 8):
+        options = {"steps": steps, "shape": (DRAWS, P, G), "classes": K}
+        draw = jax.jit(lambda key, o=options: flow_decode(joint.denoise, key, **o).z)
+        found.append(joint.pair_error(draw(jax.random.key(steps))) - floor)
+    assert found[1] < 0.25 * found[0]
+    assert found[2] < 0.3 * found[1]
+    assert found[2] < 0.01
 
 
 def test_more_steps_make_maskgit_worse(error):

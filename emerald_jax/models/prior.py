@@ -1,7 +1,8 @@
 """Priors p(z_t | h_t), on the features of :class:`Spread`.
 
 :class:`DynamicsHead` is one linear layer. :class:`MaskGit` (section 3) predicts masked tokens given
-the others. :class:`Autoregressive` predicts one position after another, for comparison.
+the others. For comparison, :class:`Flow` predicts them from noise instead of MASK, and
+:class:`Autoregressive` one position after another.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from emerald_jax.models.layers import (
     spread_rows,
 )
 from emerald_jax.types import Array, Key
+
+#: Cosines that tell :class:`Flow` the time, from 0 to 7.5 periods.
+WAVES = 16
 
 
 class Spread(nn.Module):
@@ -65,7 +69,7 @@ class DynamicsHead(nn.Module):
 
 
 class TokenPredictor(nn.Module):
-    """Layers shared by predictors whose input includes tokens of z_t; subclasses add the attention.
+    """Layers shared by predictors whose input includes tokens of z_t.
 
     Each of a position's G tokens is a class or the extra token K. Tokens are embedded (K + 1
     embeddings), flattened and projected together with the position's features. Embedding and
@@ -85,10 +89,15 @@ class TokenPredictor(nn.Module):
         self.from_words = self.param("from_words", lecun_normal, flat)
         self.from_features = Dense(width, dtype=self.dtype)
         self.places = self.param("places", learned_vector, (c.positions, width))
+        self.attention = [self.mixer() for _ in range(c.predictor_blocks)]
         self.feed_forward = [
             FeedForward(c.ff_ratio, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
         ]
         self.out = Dense(c.groups * c.classes, dtype=self.dtype)
+
+    def mixer(self) -> nn.Module:
+        """The attention of one block: every position to every position."""
+        return PositionAttention(self.config.heads, self.config.dropout, self.dtype)
 
     def table(self) -> Array:
         """`[G, K + 1, F]`: contribution of each group's token to its position's input."""
@@ -141,13 +150,6 @@ class MaskGit(TokenPredictor):
     The extra token is MASK.
     """
 
-    def setup(self) -> None:
-        super().setup()
-        c = self.config
-        self.attention = [
-            PositionAttention(c.heads, c.dropout, self.dtype) for _ in range(c.predictor_blocks)
-        ]
-
     def __call__(self, features: Array, tokens: Array | None, key: Key | None = None) -> Array:
         """Logits `[..., P, G, K]` of every token, masked or not, in the compute type.
 
@@ -155,6 +157,30 @@ class MaskGit(TokenPredictor):
         ``key`` as in :meth:`blocks`.
         """
         return self.leave(self.blocks(self.enter(features, tokens, self.places), key))
+
+
+class Flow(TokenPredictor):
+    """p_flow(z_t | h_t, noisy tokens, s): discrete flow matching from uniform noise.
+
+    At time s in [0, 1] each token has its class with probability s, else one of the K at random
+    (arXiv 2407.15595, the linear path from a uniform source). The extra token is not used.
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        self.from_time = Dense(self.config.predictor_width, dtype=self.dtype)
+
+    def __call__(
+        self, features: Array, tokens: Array, time: Array, key: Key | None = None
+    ) -> Array:
+        """Logits `[..., P, G, K]` of every token's class, in the compute type.
+
+        features `[..., P, F]`; tokens `[..., P, G]` int32 in [0, K); time s `[...]` float32, or one
+        number for all; ``key`` as in :meth:`blocks`.
+        """
+        waves = jnp.cos(jnp.multiply.outer(jnp.pi * jnp.asarray(time), jnp.arange(WAVES)))
+        x, late = self.enter(features, tokens, self.places), self.from_time(waves)[..., None, :]
+        return self.leave(self.blocks(x + jnp.broadcast_to(late, x.shape), key))
 
 
 class CausalAttention(nn.Module):
@@ -213,13 +239,10 @@ class Autoregressive(TokenPredictor):
     :class:`MaskGit`. Decoding caches keys and values and computes each position once.
     """
 
-    def setup(self) -> None:
-        super().setup()
+    def mixer(self) -> nn.Module:
+        """The attention of one block, to the positions before."""
         c = self.config
-        self.attention = [
-            CausalAttention(c.heads, c.dropout, c.predictor_width, self.dtype)
-            for _ in range(c.predictor_blocks)
-        ]
+        return CausalAttention(c.heads, c.dropout, c.predictor_width, self.dtype)
 
     def __call__(self, features: Array, tokens: Array, key: Key | None = None) -> Array:
         """Logits `[..., P, G, K]` of every position given the true tokens of the positions before

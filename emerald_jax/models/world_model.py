@@ -17,7 +17,7 @@ from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.heads import Head
 from emerald_jax.models.layers import compute_dtype, init_together
-from emerald_jax.models.prior import Autoregressive, DynamicsHead, MaskGit, Spread
+from emerald_jax.models.prior import Autoregressive, DynamicsHead, Flow, MaskGit, Spread
 from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
 from emerald_jax.models.vision import (
@@ -83,6 +83,8 @@ class WorldModel(nn.Module):
         self.dynamics_head = DynamicsHead(c, dtype)
         if c.prior == "maskgit":
             self.maskgit = MaskGit(c, dtype)
+        elif c.prior == "flow":
+            self.flow = Flow(c, dtype)
         elif c.prior == "autoregressive":
             self.autoregressive = Autoregressive(c, dtype)
         decoder = Decoder if c.latent == "spatial" else VectorDecoder
@@ -198,6 +200,13 @@ class WorldModel(nn.Module):
         logits = self.maskgit(features, tokens, drop_key)
         return mixed_log_probs(logits, self.config.unimix)
 
+    def flow_prior(
+        self, features: Array, tokens: Array, time: Array, drop_key: Key | None = None
+    ) -> Array:
+        """Log-probabilities p_flow `[..., P, G, K]` float32, given noisy tokens at time `[...]`."""
+        logits = self.flow(features, tokens, time, drop_key)
+        return mixed_log_probs(logits, self.config.unimix)
+
     def ordered_prior(self, features: Array, tokens: Array, drop_key: Key | None = None) -> Array:
         """Log-probabilities p_ar `[..., P, G, K]` float32, each given the positions before it."""
         logits = self.autoregressive(features, tokens, drop_key)
@@ -223,6 +232,8 @@ class WorldModel(nn.Module):
         parts = [self.dynamics(out.features), *(head(out.z, out.state.h) for head in heads)]
         if self.config.prior == "maskgit":
             parts.append(self.masked_prior(out.features, out.state.z))
+        elif self.config.prior == "flow":
+            parts.append(self.flow_prior(out.features, out.state.z, jnp.float32(0)))
         elif self.config.prior == "autoregressive":
             parts.append(self.ordered_prior(out.features, out.state.z))
         return jnp.stack([part.sum() for part in parts])

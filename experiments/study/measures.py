@@ -44,7 +44,8 @@ def joint_log_prob(
     revealing the tokens in a uniformly random order, in each of the S steps as many as its schedule
     reveals: the sum over steps of log p(tokens revealed | tokens revealed before). Averaged over
     orders this is a lower bound (Jensen). ``method`` "halton" takes its own order, for which the
-    likelihood is exact. S = 0 takes the dynamics head.
+    likelihood is exact. For the flow it is a loose lower bound: it counts only paths on which a
+    token leaves its noise once. S = 0 takes the dynamics head.
     """
     c = model.config
     net = model.bind({"params": params})
@@ -53,6 +54,8 @@ def joint_log_prob(
         return take_class(net.dynamics(features), z).sum((-2, -1))
     if c.prior == "autoregressive":
         return take_class(net.ordered_prior(features, z), z).sum((-2, -1))
+    if c.prior == "flow":
+        return _flow_log_prob(net, features, z, key, steps)
     tokens = c.positions * c.groups
     if method == "halton":  # the rank 0 is shown first
         order = jnp.broadcast_to(tokens - 1 - halton_ranks(c.positions, c.groups), z.shape)
@@ -64,6 +67,26 @@ def joint_log_prob(
         masked = jnp.where(order < now, c.classes, z)
         log_probs = take_class(net.masked_prior(features, masked), z)
         total += jnp.where((order < now) & (order >= then), log_probs, 0).sum((-2, -1))
+    return total
+
+
+def _flow_log_prob(net: WorldModel, features: Array, z: Array, key: Key, steps: int) -> Array:
+    """One draw of the bound sum_s log p(x_{s+1} | x_s) - log q(x_{s+1} | x_s, z), per latent.
+
+    x_0 is noise and x_S = z. Under q a token stays as it is or, once, becomes z; p is a step of
+    :func:`emerald_jax.imagination.flow_decode`.
+    """
+    noise_key, time_key = jax.random.split(key)
+    noise = jax.random.randint(noise_key, z.shape, 0, net.config.classes)
+    leaves = jax.random.uniform(time_key, z.shape)
+    total = jnp.zeros(z.shape[:-2])
+    for s in range(steps):
+        now, then = (jnp.where(leaves < t / steps, z, noise) for t in (s, s + 1))
+        jump = 1 / (steps - s)
+        probs = jnp.exp(take_class(net.flow_prior(features, now, s / steps), then))
+        p = jump * probs + (1 - jump) * (then == now)
+        q = jnp.where(now == z, 1.0, jnp.where(then == z, jump, 1 - jump))
+        total += (jnp.log(p) - jnp.log(q)).sum((-2, -1))
     return total
 
 

@@ -45,7 +45,7 @@ def test_parameters_keep_their_names_and_shapes(variant):
     assert jax.tree.map(lambda x: x.shape, plain) == jax.tree.map(lambda x: x.shape, remat)
 
 
-@pytest.mark.parametrize("prior", ["maskgit", "autoregressive"])
+@pytest.mark.parametrize("prior", ["maskgit", "flow", "autoregressive"])
 def test_the_gradient_is_the_same_dropout_included(prior):
     found = []
     for learner in learners(prior=prior, predictor_blocks=2, dropout=0.3):

@@ -31,7 +31,7 @@ from tests.model_cases import (
 VARIANTS = {
     "spatial-tssm": dict(prior="autoregressive", decoder_input="z"),
     "spatial-rssm": dict(sequence="rssm", prior="maskgit", decoder_input="z"),
-    "vector-tssm": dict(latent="vector", prior="maskgit"),
+    "vector-tssm": dict(latent="vector", prior="flow"),
     "vector-rssm": dict(latent="vector", sequence="rssm", prior="linear"),
 }
 
@@ -73,7 +73,7 @@ def test_every_array_moves(case):
 def test_only_the_configured_prior_is_built(case):
     learner, before, _, _, (_, _, metrics) = case
     prior = learner.config.model.prior
-    built = {"maskgit", "autoregressive"} & before.params["world_model"].keys()
+    built = {"maskgit", "flow", "autoregressive"} & before.params["world_model"].keys()
     assert built == {prior} - {"linear"}
     assert (metrics["loss/mask"] == 0) == (prior == "linear")
     weights = {"image": 1, "reward": 1, "cont": 1, "dyn": 0.5, "rep": 0.1, "mask": 0.5}
