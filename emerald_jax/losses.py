@@ -127,8 +127,7 @@ def flow_divergence(net: WorldModel, out: Pass, key: Key, drop_key: Key | None) 
     tokens = jnp.where(u[0] < share, out.state.z, noise)
     own = jax.nn.one_hot(tokens, classes)
     likelihood = (1 - share[..., None]) / classes + share[..., None] * own
-    seen = jnp.log(jnp.maximum(likelihood, jnp.finfo(jnp.float32).tiny))
-    r = jax.nn.log_softmax(sg(out.posterior) + seen)
+    r = jax.nn.log_softmax(sg(out.posterior) + jnp.log(likelihood))
     predicted = net.flow_prior(out.features, tokens, time, drop_key)
     return kl_divergence(r, predicted).sum(-1).mean(-1)
 
