@@ -1,8 +1,8 @@
 """Does the agent learn? Complete runs with the commands of a user, seed by seed.
 
 Command: python -m experiments.evidence NAME [--seeds 0 1 2]
-    NAME is quickstart, minatar, pendulum, doom, hallway, cartpole, crafter or pong. The same command
-    resumes a stopped run, and skips seeds that have a result.
+    NAME is quickstart, minatar, pendulum, doom, hallway, cartpole, crafter or pong. The same
+    command resumes a stopped run, and skips seeds that have a result.
 Time: quickstart 3 minutes a seed on two CPU cores, minatar 60, pendulum 35 to 50 and hallway 20 on
     one. Estimated: crafter 25 minutes and pong some hours on a GPU.
 Result: results/quickstart, ten seeds, results/hallway, two, and results/minatar: all reach our
