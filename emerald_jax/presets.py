@@ -53,12 +53,10 @@ _QUICKSTART = Config(
 # the 10 x 10 board would take more than half of the compute. The ball is one pixel: with fewer
 # channels or a lighter image loss, dreams contain it late. No dropout, since the game is
 # deterministic, and few free nats: 0.1 at each of 25 positions is 2.5 nats per frame, more than the
-# ball's information. A frame has 100 categories: with a uniform share of 1 % in each, 63 % of
-# dreamt frames would have a class drawn at random, with 0.1 % a tenth of them. Environment steps
-# are cheap compared with updates: train_ratio 2 reads each step twice on average. Without
-# ``noise_hold`` and ``best_of`` the return stays at about 6, since the agent hardly ever goes where
-# it has not been; with a replay of a million and constant rates, not examined apart, it rose to 12
-# and fell again (docs/notes/breakout.md).
+# ball's information. Environment steps are cheap compared with updates: train_ratio 2 reads each
+# step twice on average. Without ``noise_hold`` and ``best_of`` the return stays at about 6, since
+# the agent hardly ever goes where it has not been; with a replay of a million and constant rates,
+# not examined apart, it rose to 12 and fell again (docs/notes/breakout.md).
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
     preset="minatar",
@@ -66,7 +64,7 @@ _MINATAR = dataclasses.replace(
     steps=1_000_000,
     train_ratio=2.0,
     envs=EnvsConfig(image_size=10),
-    model=_small_model(grid=5, channels=32, dropout=0.0, unimix=1e-3, center=True),
+    model=_small_model(grid=5, channels=32, dropout=0.0, center=True),
     loss=dataclasses.replace(_QUICKSTART.loss, image=32.0, free_nats=0.01, mask_free_nats=0.01),
     behavior=BehaviorConfig(horizon=15, entropy=1e-2, noise_hold=3),
     optim=dataclasses.replace(_QUICKSTART.optim, model_lr=2e-3, anneal=True),
