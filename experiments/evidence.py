@@ -5,8 +5,8 @@ Command: python -m experiments.evidence NAME [--seeds 0 1 2]
     command resumes a stopped run, and skips seeds that have a result.
 Time: quickstart 3 minutes a seed on two CPU cores, minatar 60, pendulum 35 to 50 and hallway 20 on
     one. Estimated: crafter 25 minutes and pong some hours on a GPU.
-Result: results/quickstart, ten seeds, results/hallway and results/minatar, two each: all reach
-    our goals. results/pendulum: one of two seeds does. Doom and cartpole were not learned.
+Result: results/quickstart, ten seeds, results/hallway, three, and results/minatar, two: all
+    reach our goals. results/pendulum: one of two seeds does. Doom and cartpole were not learned.
 """
 
 from __future__ import annotations
