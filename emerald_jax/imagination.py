@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from emerald_jax.models.prior import empty_cache
 from emerald_jax.models.world_model import Pass, WorldModel
-from emerald_jax.ops.distributions import choose, gumbel, mixed_probs, take_class
+from emerald_jax.ops.distributions import any_class, choose, gumbel, mixed_probs, take_class
 from emerald_jax.ops.maskgit import (
     halton_ranks,
     lowest_confidence,
@@ -153,7 +153,7 @@ def flow_decode(
     `[2 S, ..., P, G]`; ``steps`` S >= 1; ``shape`` is `(..., P, G)`; K = ``classes``.
     """
     u = uniform(key, (2 * steps, *shape[key.ndim :]), before=1)
-    z = jnp.minimum((u[0] * classes).astype(jnp.int32), classes - 1)
+    z = any_class(u[0], classes)
     sure, history = jnp.zeros(shape), []
     for s in range(steps):
         probs = probs_fn(z, s / steps)

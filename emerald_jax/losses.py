@@ -17,7 +17,7 @@ from jaxtyping import Float
 from emerald_jax.config import BehaviorConfig, LossConfig
 from emerald_jax.models.heads import ActorCritic
 from emerald_jax.models.world_model import Pass, WorldModel
-from emerald_jax.ops.distributions import entropy, kl_divergence
+from emerald_jax.ops.distributions import any_class, entropy, kl_divergence
 from emerald_jax.ops.maskgit import random_mask
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import lambda_returns, survival_weights
@@ -123,8 +123,7 @@ def flow_divergence(net: WorldModel, out: Pass, key: Key, drop_key: Key | None) 
     time = uniform(time_key, (shape[0],))
     u = uniform(noise_key, (2, *shape), before=1)
     share = time[..., None, None]
-    noise = jnp.minimum((u[1] * classes).astype(jnp.int32), classes - 1)
-    tokens = jnp.where(u[0] < share, out.state.z, noise)
+    tokens = jnp.where(u[0] < share, out.state.z, any_class(u[1], classes))
     own = jax.nn.one_hot(tokens, classes)
     likelihood = (1 - share[..., None]) / classes + share[..., None] * own
     r = jax.nn.log_softmax(sg(out.posterior) + jnp.log(likelihood))

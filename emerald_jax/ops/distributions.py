@@ -51,6 +51,11 @@ def choose(u: Float32[AnyArray, "*n"], probs: Float32[AnyArray, "*n K"]) -> Int3
     return jnp.minimum(jnp.sum(below, axis=-1, dtype=jnp.int32), classes - 1)
 
 
+def any_class(u: Float32[AnyArray, "*n"], classes: int) -> Int32[Array, "*n"]:
+    """Class indices in [0, K), K = ``classes``, all equally probable, from ``u`` in [0, 1)."""
+    return jnp.minimum((u * classes).astype(jnp.int32), classes - 1)
+
+
 def sample_categorical(key: Key, log_probs: Float32[AnyArray, "*n K"]) -> Int32[Array, "*n"]:
     """Sample class indices of normalised ``log_probs``; see :func:`choose`.
 
