@@ -78,7 +78,7 @@ _EXACT = (
 #: Numbers as actions. The discount is short: the critic learns the returns of 20 steps, not of 100.
 _PENDULUM = (
     *(*_EXACT, "--env", "experiments.study.pendulum:make_env", "--envs.frame-skip", "2"),
-    *("--steps", "50000", "--train-ratio", "32"),
+    *("--steps", "50000", "--train-ratio", "32", "--optim.model-lr", "1e-3"),
     *("--behavior.gamma", "0.95", "--behavior.entropy", "1e-3"),
 )
 #: Rendered worlds at 32 pixels.
@@ -91,7 +91,7 @@ _HALLWAY = (
 )
 _CARTPOLE = (
     *(*_EXACT, "--env", "dmc:cartpole-swingup", "--envs.frame-skip", "4"),
-    *("--envs.image-size", "32", "--envs.fast-render", "--steps", "50000", "--train-ratio", "32"),
+    *("--envs.image-size", "32", "--envs.fast-render", "--steps", "30000", "--train-ratio", "96"),
     *("--optim.model-lr", "1e-3", "--behavior.gamma", "0.98", "--behavior.entropy", "1e-3"),
 )
 RUNS = {
