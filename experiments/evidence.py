@@ -91,7 +91,7 @@ _HALLWAY = (
 )
 _CARTPOLE = (
     *(*_EXACT, "--env", "dmc:cartpole-swingup", "--envs.frame-skip", "4"),
-    *("--envs.image-size", "32", "--envs.fast-render", "--steps", "30000", "--train-ratio", "96"),
+    *("--envs.image-size", "32", "--envs.fast-render", "--steps", "20000", "--train-ratio", "96"),
     *("--optim.model-lr", "1e-3", "--behavior.gamma", "0.98", "--behavior.entropy", "1e-3"),
 )
 RUNS = {
