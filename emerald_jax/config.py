@@ -57,6 +57,8 @@ class EnvsConfig:
     """Number of different `procgen:` levels; 0 is all. (D)"""
     start_level: int = 0
     """First of the `procgen:` levels. (D)"""
+    backgrounds: bool = True
+    """Pictures behind the `procgen:` levels; without them black: not the benchmark's. (D)"""
     fast_render: bool = False
     """Draw `dmc:` tasks without smooth edges and with coarse shadows: not the benchmark's. (O)"""
     worker_timeout: float = 120.0

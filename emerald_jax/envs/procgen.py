@@ -28,7 +28,8 @@ class ProcgenGames(VectorEnv):
     Reward: the game's own.
     Terminated: the level is won or lost.
     Truncated: after 500 to 6000 steps, the game's own limit, or ``envs.time_limit``.
-    Levels: ``envs.num_levels`` from ``envs.start_level`` on, 0 for all; ``envs.distribution_mode``.
+    Levels: ``envs.num_levels`` from ``envs.start_level`` on, 0 for all; ``envs.distribution_mode``,
+        ``envs.backgrounds``.
     Seeds: environment i has its own, independent of E; it decides all levels.
     Source: EnvPool's port of https://github.com/openai/procgen (Cobbe et al., 2020).
     """
@@ -90,6 +91,7 @@ def _make_pool(name: str, game: str, envs: EnvsConfig, seeds: list[int]) -> Any:
             seed=seeds,
             num_levels=envs.num_levels,
             start_level=envs.start_level,
+            use_backgrounds=envs.backgrounds,
             channel_first=False,
         )
     except ImportError as error:

@@ -59,7 +59,7 @@ _ANY = ("ANY-ID",)
 #: Settings that not every family supports.
 _GYM = ("frame_skip", "image_key", "both_ends")
 _ATARI = ("frame_skip", "sticky", "full_actions")
-_LEVELS = ("distribution_mode", "num_levels", "start_level")
+_LEVELS = ("distribution_mode", "num_levels", "start_level", "backgrounds")
 _CONTROL = ("frame_skip", "fast_render")
 _OPTIONAL = tuple(dict.fromkeys((*_GYM, *_ATARI, *_LEVELS, *_CONTROL)))
 

@@ -190,6 +190,8 @@ def _procgen_deviations(config: Config) -> list[str]:
         found.append(f"{envs.distribution_mode} levels, not hard")
     if envs.num_levels:
         found.append(f"{envs.num_levels:,} levels, not all")
+    if not envs.backgrounds:
+        found.append("no backgrounds")
     if envs.time_limit:
         found.append(f"time limit {envs.time_limit:,}")
     return found

@@ -94,6 +94,11 @@ def test_levels():
     assert hard != easy
 
 
+def test_levels_without_backgrounds_are_mostly_black():
+    shown, black = (make("bossfight", backgrounds=b).reset().image[0] for b in (True, False))
+    assert (black.max(-1) == 0).mean() > 0.8 > (shown.max(-1) == 0).mean()
+
+
 def test_other_sizes_are_resized_by_area():
     image, small = make(seed=3).reset().image[0], make(seed=3, image_size=16).reset().image[0]
     assert (small == np.rint(resize_area(image, 16))).all()
