@@ -9,12 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from emerald_jax.commands.train import parse_train
 from emerald_jax.run.directory import EPISODES_FILE, read_rows
-from experiments import evidence, overfit, plot, ppo
+from experiments import evidence, last_ball, overfit, plot, ppo
 from experiments.study import page
 from experiments.study.plan import config_of
 from experiments.study.run import run as run_study
@@ -121,6 +122,25 @@ def test_a_page_is_its_result(tmp_path):
     shutil.copytree(committed, folder)
     page.write_study_page(folder)
     assert (folder / "README.md").read_text() == (committed / "README.md").read_text()
+
+
+def test_a_driven_paddle_reaches_its_column_and_the_game_decides():
+    game, params = last_ball.load_game()
+    keys = jax.random.split(jax.random.key(0), 8)
+    _, state = jax.vmap(lambda key: game.reset_env(key, params))(keys)
+    steps = 14  # the first ball is at the paddle after six or seven
+    actions, saved = map(np.asarray, last_ball.drive_all(state, steps))
+    assert actions.shape == (8, last_ball.COLUMNS, steps)
+    # The ball comes straight down a diagonal: a paddle saves it in one column or in its neighbour.
+    assert (saved.sum(1) >= 1).all()
+    assert (saved.sum(1) <= 2).all()
+    for column in range(last_ball.COLUMNS):
+        now, lost = jax.tree.map(lambda x: x[0], state), False
+        for action in actions[0, column]:
+            _, now, _, over = last_ball.step_game(game, params, now, action)
+            lost |= bool(over)
+        assert lost != saved[0, column]
+        assert now.pos == column
 
 
 @pytest.mark.slow
