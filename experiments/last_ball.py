@@ -4,7 +4,7 @@ Every game that an agent lost is rewound by some steps. From there the paddle is
 the ten columns, in the game and in a dream of the same actions. The agent dreams on by itself too.
 
 Command: python -m experiments.last_ball [RUN] (four minutes on one CPU core)
-Result: results/last_ball.
+Result: results/last_ball: in nine of ten dreams it does; the policy mostly loses in its own.
 """
 
 from __future__ import annotations
