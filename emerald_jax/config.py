@@ -190,6 +190,9 @@ class BehaviorConfig:
     """Discount per agent step. (D)"""
     lam: float = 0.95
     """Lambda of the lambda-return. (D)"""
+    soft_continue: bool = False
+    """Weigh what follows an imagined step by the probability that the episode continues, not by 0
+    or 1. (D, version of 2024)"""
     entropy: float = 3e-4
     """Weight of the policy entropy bonus. (D)"""
     return_decay: float = 0.99

@@ -157,7 +157,7 @@ class Returns(NamedTuple):
         value: `[H, ...]` the critic's values of the same states.
         weight: `[H, ...]` survival weights.
         reward: `[H, ...]` imagined rewards r_1 .. r_H.
-        cont: `[H, ...]` imagined continuation c_1 .. c_H, 0 or 1.
+        cont: `[H, ...]` imagined continuation c_1 .. c_H: 0 or 1, or probabilities.
     """
 
     target: Array
@@ -184,8 +184,8 @@ def evaluate_trajectory(
     state, frozen = trajectory.state, {"params": params["world_model"]}
     reached = jax.tree.map(lambda x: x[1:], state)
     reward = two_hot_mean(model.apply(frozen, reached.z, reached.h, method=WorldModel.reward))
-    alive = model.apply(frozen, reached.z, reached.h, method=WorldModel.cont) > 0
-    cont = alive.astype(jnp.float32)
+    logit = model.apply(frozen, reached.z, reached.h, method=WorldModel.cont)
+    cont = jax.nn.sigmoid(logit) if config.soft_continue else (logit > 0).astype(jnp.float32)
     value = two_hot_mean(actor_critic.value_logits(params["critic"], state))
     target = lambda_returns(reward, cont, value, gamma=config.gamma, lam=config.lam)
     cont_t = jnp.concatenate([cont_0[None].astype(jnp.float32), cont])

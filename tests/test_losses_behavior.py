@@ -5,6 +5,8 @@ The oracles start from the heads' outputs over a random trajectory and do the re
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -33,6 +35,25 @@ def trajectory():
     z = rng.integers(0, K, (H + 1, STARTS, P, G)).astype(np.int32)
     h = rng.normal(size=(H + 1, STARTS, 24)).astype(np.float32)
     return Trajectory(State(z, h), rng.integers(0, NUM_ACTIONS, (H, STARTS)).astype(np.int32))
+
+
+def test_soft_continuation_is_a_probability(params, trajectory):
+    learner = small_learner()
+    model, agent = learner.model, learner.actor_critic
+
+    def run(soft):
+        config = dataclasses.replace(learner.config.behavior, soft_continue=soft)
+        shared = {"model": model, "actor_critic": agent, "config": config}
+        cont_0 = np.ones(STARTS, np.float32)
+        return jax.jit(lambda *x: evaluate_trajectory(*x, cont_0, **shared))(params, trajectory)
+
+    soft, hard = run(True), run(False)
+    state = jax.tree.map(lambda x: x[1:], trajectory.state)
+    frozen = {"params": params["world_model"]}
+    logit = jax.jit(lambda *x: model.apply(frozen, *x, method=WorldModel.cont))(*state)
+    np.testing.assert_allclose(soft.cont, scipy.special.expit(logit), rtol=1e-5)
+    np.testing.assert_array_equal(hard.cont, soft.cont > 0.5)
+    np.testing.assert_allclose(soft.weight[1], 0.997 * soft.cont[0], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

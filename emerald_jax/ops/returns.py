@@ -27,7 +27,7 @@ def lambda_returns(
 
     Args:
         r_tp1: `[H, ...]` rewards of states 1 .. H.
-        c_tp1: `[H, ...]` continuation of states 1 .. H, 0 or 1.
+        c_tp1: `[H, ...]` continuation of states 1 .. H, in [0, 1].
         v_t: `[H + 1, ...]` values of states 0 .. H.
         gamma: discount per step.
         lam: 0 bootstraps after one step, 1 sums discounted rewards up to v_H.
