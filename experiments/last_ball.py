@@ -126,7 +126,10 @@ def play(agent: ej.Agent, count: int) -> Games:
 
 
 def measure(agent: ej.Agent, games: Games, rewind: int) -> dict[str, np.ndarray]:
-    """One value of every :data:`MEANING` for each lost game; a dream counts by its survival."""
+    """The values of every :data:`MEANING`; a dream counts by its probability to continue.
+
+    One for each lost game, of ``saving`` and ``fatal`` one for each of its columns.
+    """
     lost = np.flatnonzero(games.length >= CONTEXT + rewind)
     start, horizon = games.length[lost] - rewind, rewind + BEYOND
     state = jax.tree.map(lambda x: x[start, lost], games.state)
@@ -161,8 +164,7 @@ def survival(
 
     ``action`` `[G, T]` led into the images; ``future`` `[G, H]` are the actions of the dream.
     """
-    keys = jax.random.key(1)
-    dream = agent.imagine(image, action, key=keys, horizon=horizon, future=future)
+    dream = agent.imagine(image, action, key=jax.random.key(1), horizon=horizon, future=future)
     return dream.continues.prod(axis=1)
 
 
