@@ -21,6 +21,7 @@ from benchmarks.suite.flops import trace_flops
 from benchmarks.suite.harness import Options, on_cpu
 from benchmarks.suite.report import Row
 from benchmarks.train import starts_per_sequence
+from emerald_jax.models.world_model import no_before
 
 NAME = "decode"
 
@@ -68,8 +69,12 @@ def measure_point(config: ej.Config, point: Point, options: Options) -> tuple[li
     learner = ej.build_learner(config, harness.NUM_ACTIONS)
     h = jax.random.normal(jax.random.key(0), (point.batch, config.model.width))
     params = harness.random_state(learner).params["world_model"]
-    arguments = (params, h.astype(jnp.dtype(point.dtype)), jax.random.key(1))
-    draw = partial(ej.decode, model=learner.model, steps=point.steps)
+    before = no_before(learner.model, point.batch)
+    arguments = (params, h.astype(jnp.dtype(point.dtype)), jax.random.key(1), before)
+
+    def draw(params: Any, h: Any, key: Any, before: Any) -> Any:
+        return ej.decode(params, h, key, model=learner.model, steps=point.steps, before=before)
+
     program, facts = harness.compile_for(jax.jit(lambda *inputs: draw(*inputs).z), *arguments)
     work, call = trace_flops(draw, *arguments)[0], partial(program, *arguments)
     names = {"benchmark": NAME, "case": _case(config, point), "unit": "latents/s"}

@@ -21,6 +21,7 @@ from emerald_jax.look.inspect import decoding_trace
 from emerald_jax.models.tssm import episode_mask
 from emerald_jax.ops.maskgit import mask_counts
 from emerald_jax.run.recordings import Recordings
+from emerald_jax.types import Before
 
 IMAGES = Path(__file__).resolve().parent / "images"
 TOKENS = 512
@@ -78,7 +79,7 @@ def draw_decoding(run: str, path: Path) -> None:
     images, actions = clip.image[:, None], clip.action[:, None]
     states = jax.jit(partial(read, learner=agent.learner))(agent.params, images, actions, key)[1]
     trace = jax.jit(partial(decoding_trace, learner=agent.learner, steps=3))
-    found = trace(agent.params, states.h[-1, 0], key)
+    found = trace(agent.params, states.h[-1, 0], Before(states.z[-2, 0], clip.action[-1]), key)
     side = round(found.masked.shape[1] ** 0.5)
     masked, sure = (
         np.asarray(x).mean(-1).reshape(-1, side, side) for x in (found.masked, found.confidence)

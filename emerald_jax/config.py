@@ -80,6 +80,9 @@ class ModelConfig:
     """Predictor of z_t from h_t in imagination: MaskGIT (P); only the linear dynamics head (P,
     ablation); flow, discrete flow matching from noise (O); or autoregressive, one position after
     another (O)."""
+    prior_input: Literal["h", "hz"] = "h"
+    """Input of the priors of z_t: h_t (P), or h_t with the action and what z_{t-1} shows at and
+    around each position, for spatial latents (O)."""
     decoder_input: Literal["zh", "z"] = "zh"
     """Input of the image decoder: z_t and h_t (P), or only z_t (O)."""
     posterior: Literal["auto", "o", "oh"] = "auto"
@@ -451,6 +454,8 @@ def _networks_fit(config: Config) -> Iterator[str]:
             "model.posterior oh needs model.sequence rssm: the transformer reads all z_t at once, "
             "before any h_t is known; choose --model.posterior o"
         )
+    if m.prior_input == "hz" and m.latent == "vector":
+        yield "model.prior_input hz needs positions: choose --model.latent spatial"
     if m.prior == "autoregressive" and m.latent == "vector":
         yield (
             "model.prior autoregressive predicts one position after another, and model.latent "

@@ -29,6 +29,7 @@ from emerald_jax.ops.random import uniform
 from emerald_jax.types import (
     AnyArray,
     Array,
+    Before,
     FlowFn,
     Key,
     OrderedFn,
@@ -198,6 +199,7 @@ def decode(
     *,
     model: WorldModel,
     steps: int,
+    before: Before | None = None,
     temperature: Array | float | None = None,
     method: str = "maskgit",
     noise: float = 1.0,
@@ -213,6 +215,7 @@ def decode(
         steps: S of MaskGIT and flow; 1 is one parallel sample; 0 samples the linear dynamics head
             with any prior. The linear prior always samples that head; the autoregressive prior
             always takes P steps.
+        before: :class:`Before` `[...]`, what led into h, if ``model.prior_input`` is ``hz``.
         temperature: divides the log-probabilities (with the uniform share) before each draw; below
             1 likely tokens become likelier. None (as in training) compiles to no operation.
         method: the tokens that MaskGIT draws again, see :func:`maskgit_decode`.
@@ -230,8 +233,10 @@ def decode(
     # All latents are rows: accelerators lay out nested batches badly.
     u = uniform(key, decoding_draws(model, steps, lead[key.ndim :]), before=1)
     u, h = u.reshape(u.shape[0], -1, *u.shape[1 + len(lead) :]), h.reshape(-1, h.shape[-1])
+    before = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), before)
+    features = model.apply(variables, h, before, method=WorldModel.prior_features)
     options = {"steps": steps, "method": method, "noise": noise}
-    decoded = _decode_rows(variables, h, u, model, probs_of, options)
+    decoded = _decode_rows(variables, features, u, model, probs_of, options)
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), decoded)
 
 
@@ -247,15 +252,14 @@ def decoding_draws(model: WorldModel, steps: int, lead: tuple[int, ...]) -> tupl
 
 
 def _decode_rows(
-    variables: dict, h: Array, u: Array, model: WorldModel, probs_of: Callable, options: dict
+    variables: dict, features: Array, u: Array, model: WorldModel, probs_of: Callable, options: dict
 ) -> Decoded:
-    """:func:`decode` of h `[n, D]` with the numbers u of :func:`decoding_draws`.
+    """:func:`decode` of features `[n, P, F]` with the numbers u of :func:`decoding_draws`.
 
     ``options``: those of :func:`maskgit_decode`.
     """
-    c = model.config
-    features = model.apply(variables, h, method=WorldModel.prior_features)
-    shape = (*h.shape[:-1], c.positions, c.groups)
+    c, lead = model.config, features.shape[:-2]
+    shape = (*lead, c.positions, c.groups)
     if options["steps"] == 0 or c.prior == "linear":
         linear = model.apply(variables, features, method=lambda net, x: net.dynamics_head(x))
         probs = probs_of(linear)
@@ -271,7 +275,7 @@ def _decode_rows(
             logits, cache = model.apply(variables, method=step)
             return probs_of(logits), cache
 
-        cache = empty_cache(c, h.shape[:-1], model.dtype)
+        cache = empty_cache(c, lead, model.dtype)
         return ordered_decode(next_fn, cache, u, shape=shape, classes=c.classes)
 
     if c.prior == "flow":
@@ -349,7 +353,7 @@ def world_model_step(
 
         h, cache = model.apply({"params": params["world_model"]}, method=advance)
         options = {"model": model, "steps": decode_steps, **decoding}
-        decoded = decode(params["world_model"], h, key, **options)
+        decoded = decode(params["world_model"], h, key, before=Before(state.z, action), **options)
         return cache, State(decoded.z, h)
 
     return starts.past.room(horizon), step

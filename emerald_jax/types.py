@@ -117,6 +117,20 @@ class State(NamedTuple):
     h: Array
 
 
+class Before(NamedTuple):
+    """What led into a state; read by the priors if ``model.prior_input`` is ``hz``.
+
+    Attributes:
+        z: `[..., P, G]` int32 class indices, or `[..., P, G, K]` float32, z_{t-1}.
+        action: `[...]` int32 or `[..., A]` float32, taken in it.
+        reset: `[...]` bool, True where z_{t-1} is unknown; None if nowhere.
+    """
+
+    z: Array
+    action: Array
+    reset: Array | None = None
+
+
 class Starts(NamedTuple):
     """Starts of imagination: n states of one real sequence, and their shared past.
 

@@ -20,7 +20,7 @@ from emerald_jax.agent.state import Learner, init_carry
 from emerald_jax.imagination import decode, imagine
 from emerald_jax.models.world_model import WorldModel
 from emerald_jax.ops.scalars import two_hot_mean
-from emerald_jax.types import Array, Batch, Carry, Key, Params, PolicyFn, State
+from emerald_jax.types import Array, Batch, Before, Carry, Key, Params, PolicyFn, State
 
 
 class Dreamt(NamedTuple):
@@ -127,6 +127,7 @@ def dream_step(
     h, memory = net.advance(carry.z[:, None], action[:, None], never, carry.memory)
     keys = jax.random.split(key, len(action))
     options |= learner.config.behavior.decoding
+    options |= {"before": Before(carry.z, action)}
     decoded = decode(params["world_model"], h[:, 0], keys, **options)
     return Carry(memory, decoded.z), Dreamt(decoded.z, h[:, 0], jnp.exp(decoded.log_prob))
 

@@ -204,6 +204,7 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
 
     from emerald_jax.envs.registry import spec_of
     from emerald_jax.imagination import decode, starts_from
+    from emerald_jax.models.world_model import no_before
     from emerald_jax.run.data import open_data
     from emerald_jax.training.devices import (
         TrainingAgent,
@@ -225,8 +226,9 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
         passed = learner.model.apply({"params": params}, batch, keys)
         return split((starts_from(passed, positions), keys), len(devices))
 
-    def draw(params: Any, h: Any, key: Any) -> Any:
+    def draw(params: Any, h: Any, key: Any, before: Any) -> Any:
         options = {"steps": config.behavior.decode_steps, **config.behavior.decoding}
+        options["before"] = before
         return decode(params, h, key, model=learner.model, **options).z
 
     def imagination() -> Any:
@@ -235,10 +237,11 @@ def _programs(config: Config, devices: list[Any]) -> dict[str, Callable[[], Any]
 
     rows = replay.batch // len(devices) * len(positions)
     h = jax.ShapeDtypeStruct((rows, config.model.width), learner.model.dtype)
+    before = jax.eval_shape(lambda: no_before(learner.model, rows))
     run = agent.programs()
     return {
         "act": run["act"],
-        "decode": partial(jax.jit(draw).lower, params["world_model"], h, key),
+        "decode": partial(jax.jit(draw).lower, params["world_model"], h, key, before),
         "imagination": imagination,
         "train": run["train"],
     }

@@ -50,7 +50,7 @@ from emerald_jax.run.pictures import report_strip
 from emerald_jax.run.recordings import Clip, Recordings
 from emerald_jax.run.weights import load
 from emerald_jax.scores import crafter_score, success_rates
-from emerald_jax.types import Array, Batch, Key, Params, State, key_of
+from emerald_jax.types import Array, Batch, Before, Key, Params, State, key_of
 
 #: Number of clips shown, the frames read of each, and the steps imagined after them.
 CLIPS, CONTEXT, HORIZON = 3, 4, 15
@@ -243,7 +243,8 @@ def _decoding(source: Source) -> Section:
     reading = jax.jit(partial(read, learner=agent.learner))
     _, states = reading(agent.params, clip.image[:, None], clip.action[:, None], source.key)
     tracing = jax.jit(partial(decoding_trace, learner=agent.learner, steps=steps))
-    trace = jax.device_get(tracing(agent.params, states.h[at, 0], source.key))
+    before = Before(states.z[at - 1, 0], clip.action[at])
+    trace = jax.device_get(tracing(agent.params, states.h[at, 0], before, source.key))
     side = round(trace.masked.shape[1] ** 0.5)
     shape = (steps, side, side, -1)
     masked, sure = (x.reshape(shape).mean(-1) for x in (trace.masked, trace.confidence))
@@ -419,16 +420,22 @@ class DecodingTrace(NamedTuple):
 
 
 def decoding_trace(
-    params: dict[str, Params], h: Float[Array, " D"], key: Key, *, learner: Learner, steps: int
+    params: dict[str, Params],
+    h: Float[Array, " D"],
+    before: Before,
+    key: Key,
+    *,
+    learner: Learner,
+    steps: int,
 ) -> DecodingTrace:
     """Decode `h` `[D]` with MaskGIT in ``steps`` >= 1 and record the tokens after each step.
 
-    Makes the same draws as :func:`imagination.decode` with the same key and the run's settings of
-    the decoding. Decoding in s steps is not a prefix of decoding in S steps, so all steps are taken
-    from one decoding.
+    ``before`` led into `h`. Makes the same draws as :func:`imagination.decode` with the same key
+    and the run's settings of the decoding. Decoding in s steps is not a prefix of decoding in S
+    steps, so all steps are taken from one decoding.
     """
     model, variables = learner.model, {"params": params["world_model"]}
-    features = model.apply(variables, h, method=WorldModel.prior_features)
+    features = model.apply(variables, h, before, method=WorldModel.prior_features)
     # Record the prediction of each of the S steps.
     predicted: list[Array] = []
 

@@ -11,12 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emerald_jax.actions import ActionSpace
 from emerald_jax.config import ModelConfig
 from emerald_jax.models.layers import (
     HIDDEN,
     Dense,
     FeedForward,
     Initial,
+    LatentProjection,
     Norm,
     NormSilu,
     PositionAttention,
@@ -28,7 +30,9 @@ from emerald_jax.models.layers import (
     recomputed,
     spread_rows,
 )
-from emerald_jax.types import Array, Key
+from emerald_jax.models.sequence import encode_action
+from emerald_jax.models.vision import Conv
+from emerald_jax.types import Array, Before, Key
 
 #: Cosines that tell :class:`Flow` the time, from 0 to 7.5 periods.
 WAVES = 16
@@ -52,6 +56,32 @@ class Spread(nn.Module):
         x = Dense(c.grid**2 * c.latent_width, dtype=self.dtype)(h)
         x = x.reshape(*h.shape[:-1], c.grid**2, c.latent_width)
         return Dense(c.predictor_width, dtype=self.dtype)(NormSilu(dtype=self.dtype)(x))
+
+
+class Around(nn.Module):
+    """Features of what lies at and next to each position in z_{t-1}, and of the action.
+
+    One 3x3 convolution between two linear layers, equal at all positions: what moves by one
+    position and what touches is learned once, not for each place. All of it is also in h_t, but
+    flattened. (Own choice, ``model.prior_input`` hz.)
+    """
+
+    config: ModelConfig
+    actions: ActionSpace
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, before: Before) -> Array:
+        """:class:`Before` `[...]` -> `[..., P, F]`, F the predictor's width."""
+        c, dtype = self.config, self.dtype
+        x = LatentProjection(c.groups, c.classes, c.latent_width, dtype)(before.z)
+        action = encode_action(before.action, self.actions, dtype)
+        x = NormSilu(dtype=dtype)(x + Dense(c.latent_width, dtype=dtype)(action)[..., None, :])
+        if before.reset is not None:
+            x = jnp.where(before.reset[..., None, None], 0, x)
+        x = Conv(c.predictor_width, dtype=dtype)(x.reshape(-1, c.grid, c.grid, c.latent_width))
+        x = Dense(c.predictor_width, dtype=dtype)(NormSilu(dtype=dtype)(x))
+        return x.reshape(*action.shape[:-1], c.positions, c.predictor_width)
 
 
 class DynamicsHead(nn.Module):

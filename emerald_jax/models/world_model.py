@@ -17,7 +17,14 @@ from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.heads import Head
 from emerald_jax.models.layers import compute_dtype, init_together
-from emerald_jax.models.prior import Autoregressive, DynamicsHead, Flow, MaskGit, Spread
+from emerald_jax.models.prior import (
+    Around,
+    Autoregressive,
+    DynamicsHead,
+    Flow,
+    MaskGit,
+    Spread,
+)
 from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
 from emerald_jax.models.vision import (
@@ -30,7 +37,7 @@ from emerald_jax.models.vision import (
 )
 from emerald_jax.ops.distributions import choose, mixed_log_probs, straight_through
 from emerald_jax.ops.random import uniform
-from emerald_jax.types import Array, Batch, Carry, Key, Params, Recurrent, State
+from emerald_jax.types import Array, Batch, Before, Carry, Key, Params, Recurrent, State
 
 SEQUENCES: dict[str, type[SequenceModel]] = {"tssm": Tssm, "rssm": Rssm}
 
@@ -80,6 +87,7 @@ class WorldModel(nn.Module):
             self.posterior_head = PosteriorHead(c, dtype)
         self.sequence = SEQUENCES[c.sequence](c, self.actions, dtype)
         self.spread = Spread(c, dtype)
+        self.around = Around(c, self.actions, dtype) if c.prior_input == "hz" else None
         self.dynamics_head = DynamicsHead(c, dtype)
         if c.prior == "maskgit":
             self.maskgit = MaskGit(c, dtype)
@@ -126,16 +134,20 @@ class WorldModel(nn.Module):
         u = uniform(key, shape)
         if self.config.posterior_sees_h:
             posterior, index, z, h = self._filter(image, action, reset, carry, before, u)
+            z_prev = previous(before, z)
             memory = Recurrent(h[..., -1, :], jnp.ones_like(carry.memory.valid))
             history = NoPast()
         else:
             posterior = self.encode(image)
             index = choose(u, jnp.exp(posterior))
             z = straight_through(index, posterior)
-            z_prev = jnp.concatenate([before[..., None, :, :, :], z[..., :-1, :, :, :]], axis=-4)
+            z_prev = previous(before, z)
             h, memory, history = self.sequence(z_prev, action, reset, carry.memory, drop_key)
+        known = carry.memory.valid.reshape(*reset.shape[:-1], -1)[..., -1]
+        led = Before(z_prev, action, first_reset(reset, known))
         carry = Carry(memory, index[..., -1, :, :])
-        return Pass(posterior, State(index, h), z, self.spread(h), carry, history)
+        features = self.prior_features(h, led)
+        return Pass(posterior, State(index, h), z, features, carry, history)
 
     def _filter(
         self, image: Array, action: Array, reset: Array, carry: Carry, before: Array, u: Array
@@ -185,9 +197,16 @@ class WorldModel(nn.Module):
         """h `[..., T, D]` from z_{t-1} `[..., T, P, G]` and actions, and the next memory."""
         return self.sequence(z_prev, action, reset, memory)[:2]
 
-    def prior_features(self, h: Array) -> Array:
-        """h `[..., D]` -> `[..., P, F]`, input of all priors."""
-        return self.spread(h)
+    def prior_features(self, h: Array, before: Before | None = None) -> Array:
+        """h `[..., D]` -> `[..., P, F]`, input of all priors.
+
+        ``before`` `[...]` is read only if ``model.prior_input`` is ``hz``; ValueError without it.
+        """
+        if self.around is None:
+            return self.spread(h)
+        if before is None:
+            raise ValueError("model.prior_input is hz: the priors also need what led into h")
+        return self.spread(h) + self.around(before)
 
     def dynamics(self, features: Array) -> Array:
         """Log-probabilities p_dyn `[..., P, G, K]` float32 of the linear head."""
@@ -239,6 +258,11 @@ class WorldModel(nn.Module):
         return jnp.stack([part.sum() for part in parts])
 
 
+def previous(before: Array, z: Array) -> Array:
+    """z_{t-1} `[..., L, P, G, K]`: ``before`` `[..., P, G, K]`, then z but for the last step."""
+    return jnp.concatenate([before[..., None, :, :, :], z[..., :-1, :, :, :]], axis=-4)
+
+
 def build_world_model(config: Config, actions: ActionSpace) -> WorldModel:
     """The world model of a configuration; parameters come from :func:`init_world_model`."""
     dtype = compute_dtype(config.model.dtype)
@@ -265,6 +289,14 @@ def empty_carry(model: WorldModel) -> Carry:
     c = model.config
     memory = SEQUENCES[c.sequence].empty_memory(c, model.dtype)
     return Carry(memory, jnp.zeros((c.positions, c.groups), jnp.int32))
+
+
+def no_before(model: WorldModel, *lead: int) -> Before:
+    """A :class:`Before` `[*lead]` of zeros, where only shapes matter."""
+    c, a = model.config, model.actions
+    return Before(
+        jnp.zeros((*lead, c.positions, c.groups), jnp.int32), jnp.zeros((*lead, *a.shape), a.dtype)
+    )
 
 
 def init_world_model(model: WorldModel, key: Key) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,11 @@ from benchmarks.suite.harness import Budget, repeat
 from emerald_jax.agent.dream import open_loop
 from emerald_jax.agent.state import Learner, init_carry
 from emerald_jax.imagination import decode
-from emerald_jax.models.world_model import WorldModel
+from emerald_jax.models.world_model import WorldModel, no_before
 from emerald_jax.ops.distributions import take_class
 from emerald_jax.ops.maskgit import halton_ranks, mask_counts
 from emerald_jax.run.machine import compile_program
-from emerald_jax.types import Array, Batch, Key, Params
+from emerald_jax.types import Array, Batch, Before, Key, Params
 from experiments.study.worlds import World
 
 #: Windows measured at a time, which bounds the memory.
@@ -37,6 +38,7 @@ def joint_log_prob(
     model: WorldModel,
     steps: int,
     method: str = "maskgit",
+    before: Before | None = None,
 ) -> Array:
     """Log-likelihood `[...]` in nats of latents `z` `[..., P, G]` given `h` `[..., D]`.
 
@@ -45,11 +47,12 @@ def joint_log_prob(
     reveals: the sum over steps of log p(tokens revealed | tokens revealed before). Averaged over
     orders this is a lower bound (Jensen). ``method`` "halton" takes its own order, for which the
     likelihood is exact. For the flow it is a loose lower bound: it counts only paths on which a
-    token leaves its noise once. S = 0 takes the dynamics head.
+    token leaves its noise once. S = 0 takes the dynamics head. ``before`` `[...]` led
+    into h.
     """
     c = model.config
     net = model.bind({"params": params})
-    features = net.prior_features(h)
+    features = net.prior_features(h, before)
     if steps == 0 or c.prior == "linear":
         return take_class(net.dynamics(features), z).sum((-2, -1))
     if c.prior == "autoregressive":
@@ -149,13 +152,16 @@ def _measure_batch(
     def latents(sequence: Batch, pass_key: Key, order_key: Key, decode_key: Key) -> tuple:
         passed = learner.model.apply({"params": params}, sequence, pass_key)
         h, z = passed.state.h[context:], passed.state.z[context:]
+        action, reset = sequence.action[context:], sequence.reset[context:]
+        before = Before(passed.state.z[context - 1 : -1], action, reset)
         likeliest = jnp.argmax(passed.posterior[context:], -1)
         many = jnp.broadcast_to(h, (draws, *h.shape))
-        drawn = decode(params, many, decode_key, **options).z
+        each = jax.tree.map(lambda x: jnp.broadcast_to(x, (draws, *x.shape)), before)
+        drawn = decode(params, many, decode_key, before=each, **options).z
         equal = drawn == jnp.broadcast_to(likeliest, drawn.shape)
         found = {
             "token_accuracy": jnp.mean(equal, dtype=jnp.float32),
-            "nats": -joint_log_prob(params, h, z, order_key, **likelihood).mean(),
+            "nats": -joint_log_prob(params, h, z, order_key, before=before, **likelihood).mean(),
         }
         if draws > 1:
             score, alike = pair_scores(drawn, z)
@@ -222,6 +228,10 @@ def moved_share(real: Array, shown: Array) -> Array:
     return jnp.where(total, jnp.sum(moved & right, axis=(-2, -1)) / jnp.maximum(total, 1), 1.0)
 
 
+def _drawn(params: Params, h: Array, key: Key, before: Before, **options: Any) -> Array:
+    return decode(params, h, key, before=before, **options).z
+
+
 def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
     """Microseconds `[rounds]` that each world model needs to decode one of 256 latents.
 
@@ -231,10 +241,9 @@ def decoding_times(worlds: dict[str, World]) -> dict[str, np.ndarray]:
     for name, world in worlds.items():
         model, behavior = world.learner.model, world.learner.config.behavior
         h = jax.random.normal(jax.random.key(0), (_DECODED, model.config.width), model.dtype)
-        arguments = (world.params, h, jax.random.key(1))
-        options = {"steps": behavior.decode_steps, **behavior.decoding}
-        draw = partial(decode, model=model, **options)
-        lowered = jax.jit(lambda *inputs, draw=draw: draw(*inputs).z).lower(*arguments)
+        arguments = (world.params, h, jax.random.key(1), no_before(model, _DECODED))
+        draw = partial(_drawn, model=model, steps=behavior.decode_steps, **behavior.decoding)
+        lowered = jax.jit(draw).lower(*arguments)
         programs[name] = partial(compile_program(lowered), *arguments)
         jax.block_until_ready(programs[name]())
     rounds = [[repeat(call, budget)[0] for call in programs.values()] for _ in range(_REPEATS)]

@@ -12,6 +12,7 @@ import pytest
 from emerald_jax.imagination import decode
 from emerald_jax.look.inspect import attention_weights, by_distance, decoding_trace
 from emerald_jax.models.tssm import RelativeAttention
+from emerald_jax.models.world_model import no_before
 from emerald_jax.ops.maskgit import mask_counts
 from tests.model_cases import (
     LENGTH,
@@ -38,12 +39,13 @@ def test_a_trace_ends_in_what_decode_draws(params, method) -> None:
     key = jax.random.key(3)
     h = np.random.default_rng(0).normal(size=24).astype(np.float32)
 
-    def both(params, h, key):
+    def both(params, h, key, before):
         options = {"model": learner.model, "steps": STEPS, "method": method}
         drawn = decode(params["world_model"], h, key, **options)
-        return decoding_trace(params, h, key, learner=learner, steps=STEPS), drawn
+        return decoding_trace(params, h, before, key, learner=learner, steps=STEPS), drawn
 
-    trace, drawn = compiled(both, params, h, key)(params, h, key)
+    inputs = (params, h, key, no_before(learner.model))
+    trace, drawn = compiled(both, *inputs)(*inputs)
     np.testing.assert_array_equal(trace.tokens[-1], drawn.z)
     np.testing.assert_allclose(trace.confidence[-1], np.exp(drawn.log_prob), rtol=1e-5)
     assert trace.frame.shape == (STEPS, 16, 16, 3)
