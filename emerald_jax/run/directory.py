@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from emerald_jax.config import Config, ConfigError
+from emerald_jax.run.pretrained import find_run
 
 _log = logging.getLogger(__name__)
 
@@ -288,8 +289,7 @@ def write_config(logdir: Path, config: Config) -> None:
 
 def read_config(run: str | Path) -> Config:
     """The settings of a run or of an export; ConfigError if it is neither, or not readable."""
-    run = Path(run).expanduser()
-    path = run / CONFIG_FILE
+    path = (run := find_run(run)) / CONFIG_FILE
     if not run.is_dir():
         what = "is a file" if run.exists() else "does not exist"
         raise ConfigError(f"{run} {what}: give the directory of a run")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from emerald_jax.config import ConfigError
-from emerald_jax.run.directory import CONFIG_FILE
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
@@ -19,7 +18,7 @@ def find_run(run: str | Path) -> Path:
     path = Path(run).expanduser()
     if len(path.parts) != 2 or path.parts[0] != PRETRAINED.name or path.exists():
         return path
-    known = sorted(one.parent.name for one in PRETRAINED.glob(f"*/{CONFIG_FILE}"))
+    known = sorted(card.stem for card in PRETRAINED.glob("*.md"))
     if path.name not in known:
         raise ConfigError(f"there is no agent {path.name!r} in the package: {', '.join(known)}")
     return PRETRAINED / path.name

@@ -96,7 +96,7 @@ def read_weights(
     if ``source`` is neither; CheckpointError, which names a setting, if it is damaged or does not
     fit the networks. ``checkpoint`` None takes a run's newest sound one.
     """
-    source = Path(source).expanduser()
+    source = find_run(source)
     config = read_config(source)
     if (source / EXPORT_FILE).is_file():
         leaves, step, metadata = _read_export(source, checkpoint)

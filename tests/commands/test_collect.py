@@ -66,3 +66,19 @@ def test_the_settings_of_a_run_are_kept(tmp_path, capsys):
     # A run without a checkpoint has no policy to play.
     assert main(arguments) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_an_agent_of_the_package_plays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--steps", "40", "--count", "4", "--out", "played"]
+    assert main(["collect", "--policy", "pretrained/catch", *arguments]) == 0
+    found = read_dataset(tmp_path / "played")
+    assert found.facts["policy"] == "pretrained/catch"
+    ends = found.replay.columns["reward"][found.replay.columns["is_last"]]
+    assert ends.mean() > 0.5, "random play has -0.6"
+
+
+def test_an_agent_that_the_package_lacks_is_named(tmp_path, capsys):
+    arguments = ["collect", "--policy", "pretrained/pong", "--steps", "9", "--out"]
+    assert main([*arguments, str(tmp_path / "x")]) == 2
+    assert "there is no agent 'pong' in the package: breakout, catch" in capsys.readouterr().err

@@ -137,6 +137,7 @@ def test_the_settings_of_a_checkpoint_precede_config_json(tmp_path: Path) -> Non
 def test_init_from_is_for_new_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         check_run_dir(at(tmp_path / "run", init_from=str(tmp_path / "nowhere")))
+    check_run_dir(at(tmp_path / "run", init_from="pretrained/catch"))
     pretend_checkpoint(tmp_path / "run", at(tmp_path / "run", init_from="elsewhere"))
     # The same command resumes, even if the weights are gone; so does one without the setting.
     check_run_dir(at(tmp_path / "run", init_from="elsewhere"))
