@@ -79,7 +79,7 @@ _EXACT = (
 #: Numbers as actions. The discount is short: the critic learns the returns of 20 steps, not of 100.
 _PENDULUM = (
     *(*_EXACT, "--env", "experiments.study.pendulum:make_env", "--envs.frame-skip", "2"),
-    *("--steps", "50000", "--train-ratio", "32", "--optim.model-lr", "1e-3"),
+    *("--steps", "50000", "--train-ratio", "32"),
     *("--behavior.gamma", "0.95", "--behavior.entropy", "1e-3"),
 )
 #: Rendered worlds at 32 pixels.
