@@ -41,6 +41,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("train crafter --model.widht 3", "unknown setting --model.widht; nearest: --model.width"),
         ("train crafter --modle.width=3", "unknown setting --modle.width; nearest: --model.width"),
         ("train crafter --widht 3", "unknown setting --widht; nearest: --model.width"),
+        ("train crafter --no-log.quiet", "unknown setting --no-log.quiet; nearest: --log.no-quiet"),
         ("train crafter --step 3", "unknown setting --step; nearest: --steps"),
         ("train crafter -steps 3", "unknown setting -steps; nearest: --steps"),
         ("train crafter --preset tiny", "unknown setting --preset"),

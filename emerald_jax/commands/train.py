@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -139,6 +140,7 @@ def _unknown_setting(argument: str, names: Sequence[str]) -> str:
     """The error for a setting that does not exist, with the nearest one that does."""
     spellings = {name: name for name in names}
     name = argument.lstrip("-").replace("_", "-")
+    name = re.sub(r"^no-(\w+)\.", r"\1.no-", name)  # where most programs have it
     if "." not in name:  # the group may be missing: also compare with names without their group
         spellings = {full.rpartition(".")[2]: full for full in reversed(names)} | spellings
     near = difflib.get_close_matches(name, spellings, n=1)
