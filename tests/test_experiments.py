@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 PAGES = [FOLDER / "README.md", *sorted(FOLDER.glob("results/*/README.md"))]
 STUDIES = (
     *("latent", "backbone", "decoding_steps", "decoders", "prior"),
-    *("horizon", "memory", "agents"),
+    *("prior_input", "horizon", "memory", "agents"),
 )
 
 #: Pictures that a study draws.
