@@ -4,7 +4,7 @@ Command: python -m experiments.on_device minatar --seeds 0 1 --agent behavior.ga
         --agent behavior.gamma=0.97,optim.actor_lr=3e-4 --out DIR
     Every --agent is a set of changes to the preset, made for every seed; "" is none.
 Time: with 10 agents 51 updates of each per second on an H200; on a CPU use `emerald-jax train`.
-Result: results/on_device: on Breakout none of 18 other sets of settings is clearly better than
+Result: results/on_device: on Breakout none of 19 other sets of settings is clearly better than
     minatar's own.
 
 The update, the acting step and the game are those of `emerald-jax train`. Replay and sampler are
