@@ -32,7 +32,7 @@ from emerald_jax.run.directory import EPISODES_FILE, read_rows, write_atomic, wr
 from emerald_jax.run.machine import prepare_jax
 from emerald_jax.run.pictures import report_strip
 from emerald_jax.training.train import INTERRUPTED, train
-from emerald_jax.types import Batch
+from emerald_jax.types import Batch, Before
 from experiments.study import measures, tiles, worlds
 from experiments.study.plan import PROBE, Scale, Study, Variant, change, config_of
 from experiments.study.results import TIMING_FILE, digits, write_results
@@ -253,7 +253,8 @@ def draw(world: World, windows: Batch, context: int, path: Path) -> None:
         sequence = (part.image[0, : context + 1, None], part.action[0, : context + 1, None])
         _, states = jax.jit(partial(read, learner=learner))(params, *sequence, key)
         trace = jax.jit(partial(decoding_trace, learner=learner, steps=steps))
-        made = jax.device_get(trace(params, states.h[-1, 0], key))
+        before = Before(states.z[-2, 0], part.action[0, context])
+        made = jax.device_get(trace(params, states.h[-1, 0], before, key))
         masked, sure = (
             x.astype(np.float32).mean(-1).reshape(steps, model.grid, model.grid)
             for x in (made.masked, made.confidence)
