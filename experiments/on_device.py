@@ -2,7 +2,7 @@
 
 Command: python -m experiments.on_device minatar --seeds 0 1 --agent behavior.gamma=0.97 \
         --agent behavior.gamma=0.97,optim.actor_lr=3e-4 --out DIR
-    Every --agent is a set of changes to the preset, made for every seed; "" is none.
+    Every --agent trains one agent for each seed, with these changes to the preset ("" for none).
 Time: with 10 agents 51 updates of each per second on an H200; on a CPU use `emerald-jax train`.
 Result: results/on_device: on Breakout none of 19 other sets of settings is clearly better than
     minatar's own.
@@ -17,6 +17,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -420,12 +421,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = Trainer(config)
     updates = options.updates or config.total_updates
     found = train(trainer, agents, updates, options.every, options.minutes)
-    command = f"python -m experiments.on_device {options.preset} --env {config.env} "
-    command += f"--steps {config.steps}" + (f" --all {options.all}" if options.all else "")
-    write_json(
-        options.out / f"{options.name}.json",
-        {"command": command, "machine": machine_line(), **found},
-    )
+    words = [options.preset, "--env", config.env, "--steps", config.steps, "--all", options.all]
+    words += ["--seeds", *options.seeds, *(x for text in options.agent for x in ("--agent", text))]
+    command = f"python -m experiments.on_device {shlex.join(map(str, words))}"
+    result = {"command": command, "machine": machine_line(), **found}
+    write_json(options.out / f"{options.name}.json", result)
     print(write_results(options.out))
 
 

@@ -17,14 +17,7 @@ from emerald_jax.actions import ActionSpace
 from emerald_jax.config import Config, ModelConfig
 from emerald_jax.models.heads import Head
 from emerald_jax.models.layers import compute_dtype, init_together
-from emerald_jax.models.prior import (
-    Around,
-    Autoregressive,
-    DynamicsHead,
-    Flow,
-    MaskGit,
-    Spread,
-)
+from emerald_jax.models.prior import Around, Autoregressive, DynamicsHead, Flow, MaskGit, Spread
 from emerald_jax.models.sequence import NoPast, Rssm, SequenceModel, first_reset
 from emerald_jax.models.tssm import Tssm
 from emerald_jax.models.vision import (

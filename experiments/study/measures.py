@@ -47,8 +47,7 @@ def joint_log_prob(
     reveals: the sum over steps of log p(tokens revealed | tokens revealed before). Averaged over
     orders this is a lower bound (Jensen). ``method`` "halton" takes its own order, for which the
     likelihood is exact. For the flow it is a loose lower bound: it counts only paths on which a
-    token leaves its noise once. S = 0 takes the dynamics head. ``before`` `[...]` led
-    into h.
+    token leaves its noise once. S = 0 takes the dynamics head. ``before`` `[...]` led into h.
     """
     c = model.config
     net = model.bind({"params": params})
