@@ -12,14 +12,17 @@ from jaxtyping import Float
 
 from emerald_jax.types import AnyArray, Array
 
+#: A setting; an array where programs are traced for many values of it.
+Number = Float[Array, ""] | float
+
 
 def lambda_returns(
     r_tp1: Float[AnyArray, "H *n"],
     c_tp1: Float[AnyArray, "H *n"],
     v_t: Float[AnyArray, "H+1 *n"],
     *,
-    gamma: float,
-    lam: float,
+    gamma: Number,
+    lam: Number,
 ) -> Float[Array, "H *n"]:
     """Lambda-returns of an imagined rollout (DreamerV3, arXiv 2301.04104, equation 7).
 
@@ -48,7 +51,7 @@ def lambda_returns(
     return returns
 
 
-def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: float) -> Float[Array, "T *n"]:
+def survival_weights(c_t: Float[AnyArray, "T *n"], *, gamma: Number) -> Float[Array, "T *n"]:
     """Weight `[H + 1, ...]` of each imagined state: w_0 = c_0, w_k = w_{k-1} gamma c_k.
 
     c_0 is the real continuation of the start: a rollout from a real terminal state has weight 0.
