@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+#: Settings that runs of earlier versions may still name.
+_GONE = ("behavior.noise_hold",)
 #: Seeds lie in 0 … SEEDS - 1.
 SEEDS = 2**63
 
@@ -47,8 +49,7 @@ class EnvsConfig:
     """How to store an episode that a `gym:` environment or your own ends terminated and truncated
     at once. `auto`: truncated, or terminated if Gymnasium's TimeLimit counted the steps. (O)"""
     sticky: float = 0.0
-    """Probability that a frame of an `atari:` game repeats the action of the frame before; 0.25 in
-    `atari200m`, 0 in Atari 100k. (P)"""
+    """Probability that a frame of an `atari:` game repeats the last action. (P)"""
     full_actions: bool = False
     """All 18 actions in `atari:` games instead of those that the game uses. (P)"""
     distribution_mode: Literal["hard", "easy"] = "hard"
@@ -72,22 +73,19 @@ class ModelConfig:
     """Kinds and sizes of the networks; grid, groups, classes define the latent z [h, w, G, K]."""
 
     latent: Literal["spatial", "vector"] = "spatial"
-    """`spatial`: G categoricals at each of grid x grid positions (P); `vector`: G in total, from
-    the flattened grid (D)."""
+    """`spatial`: G categoricals at each of grid x grid positions (P); `vector`: G in total (D)."""
     sequence: Literal["tssm", "rssm"] = "tssm"
     """Network that computes h_t from the past: a transformer with a KV cache (P), or a GRU (D)."""
     prior: Literal["maskgit", "linear", "flow", "autoregressive"] = "maskgit"
-    """Predictor of z_t from h_t in imagination: MaskGIT (P); only the linear dynamics head (P,
-    ablation); flow, discrete flow matching from noise (O); or autoregressive, one position after
-    another (O)."""
+    """Predictor of z_t from h_t: MaskGIT (P); only the linear dynamics head (P, ablation); discrete
+    flow matching from noise (O); or autoregressive, one position after another (O)."""
     prior_input: Literal["h", "hz"] = "h"
-    """Input of the priors of z_t: h_t (P), or h_t with the action and what z_{t-1} shows at and
-    around each position, for spatial latents (O)."""
+    """Input of the priors of z_t: h_t (P); or h_t with the action and z_{t-1} around each position,
+    for spatial latents (O)."""
     decoder_input: Literal["zh", "z"] = "zh"
     """Input of the image decoder: z_t and h_t (P), or only z_t (O)."""
     posterior: Literal["auto", "o", "oh"] = "auto"
-    """Input of the posterior of z_t: the image (P), or the image and h_t (D), possible only with
-    the rssm. `auto`: `o` for the tssm, `oh` for the rssm. (O)"""
+    """Input of the posterior of z_t: image (P), or also h_t (D); `auto`: `oh` for the rssm. (O)"""
     grid: int = 4
     """Positions per side of the smallest feature maps and of a spatial latent, h = w. (P)"""
     groups: int = 32
@@ -126,9 +124,8 @@ class ModelConfig:
     dropout: float = 0.1
     """Dropout rate of the transformers, only in the world-model loss. (R)"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type. Parameters, probabilities, KLs, head outputs and returns stay float32; latent
-    logits have the compute type. `auto`: bfloat16 on a TPU or a GPU with units for it
-    (NVIDIA: from compute capability 8.0), else float32. (O)"""
+    """Compute type. Parameters, probabilities, KLs, head outputs and returns stay float32. `auto`:
+    bfloat16 on a TPU or a GPU with units for it (NVIDIA: capability 8.0 on), else float32. (O)"""
     remat: bool = False
     """Recompute every convolution stage and transformer block of the world model in the backward
     pass: less memory, more time; no effect on a CPU. (O)"""
@@ -204,10 +201,11 @@ class BehaviorConfig:
     """Share of the critic that is mixed into the slow critic per update. (D)"""
     slow_weight: float = 1.0
     """Weight of the critic's cross-entropy to the slow critic's mean. (D)"""
-    noise_hold: int = 1
-    """Vector steps for which a training environment keeps the random number that selects its
-    action; 1 draws one per step, as evaluation does. (R) Larger values keep each action's
-    probability, but an undecided policy repeats its action and explores further. (O)"""
+    real_weight: float = 0.0
+    """Weight of the actor's and the critic's losses on the steps just played, with their real
+    rewards, beside those in imagination, as in Dyna; 0: imagination alone. (P)"""
+    detours: float = 0.0
+    """Probability per step that training repeats a random action for 1 to H steps. (O)"""
 
     @property
     def decoding(self) -> dict[str, Any]:
@@ -237,8 +235,8 @@ class OptimConfig:
     agent_clip: float = 100.0
     """Largest global gradient norm of the actor and of the critic. (D)"""
     micro_batch: int = 0
-    """Most sequences whose gradients are computed at once, then summed; fewer need less memory. 0:
-    all on a GPU or TPU, on a CPU as many as fit its caches. (O)"""
+    """Most sequences whose gradients are computed at once; fewer need less memory. 0: all on a GPU
+    or TPU, on a CPU as many as fit its caches. (O)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,8 +300,8 @@ class Config:
     seed: int = 0
     """Seed of parameters, sampling, replay and environments."""
     logdir: str = ""
-    """Run directory; empty means runs/PRESET-SEED, or runs/PRESET-ENV-SEED with another environment
-    than the preset's. An existing run in the directory is resumed."""
+    """Run directory; an existing run in it is resumed. Empty: runs/PRESET-SEED, or
+    runs/PRESET-ENV-SEED with another environment than the preset's."""
     devices: int = 0
     """Local devices to train on with pmap; 0 uses all accelerators, and on a CPU two virtual
     devices for a small model, else one."""
@@ -383,6 +381,8 @@ def _build(cls: type, values: dict[str, Any], path: str) -> Any:
     types = get_type_hints(cls)
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
+        if f"{path}{key}" in _GONE:
+            continue
         if key not in types:
             raise ConfigError(f"unknown setting {path}{key}{nearest(key, types, path)}")
         is_group = dataclasses.is_dataclass(types[key])
@@ -399,13 +399,14 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda value: value >= 0,
         """envs.time_limit envs.processes envs.frame_skip envs.max_worker_failures
         envs.num_levels envs.start_level
+        behavior.real_weight
         optim.micro_batch max_minutes log.pictures log.eval_episodes""",
     ),
     (
         "be at least 1",
         lambda value: value >= 1,
         """envs.count model.grid model.groups model.channels model.blocks model.heads model.context
-        behavior.horizon behavior.start_stride behavior.noise_hold replay.batch replay.best_of
+        behavior.horizon behavior.start_stride replay.batch replay.best_of
         log.every log.keep steps""",
     ),
     ("be at least 2", lambda value: value >= 2, "model.classes replay.length"),
@@ -413,11 +414,10 @@ _BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "be at least 0 and below 1",
         lambda value: 0 <= value < 1,
-        "model.dropout model.unimix envs.sticky",
+        "model.dropout model.unimix envs.sticky behavior.detours",
     ),
     ("lie in 0 … 1000", lambda value: 0 <= value <= 1000, "behavior.decode_noise"),
     (f"lie in 0 … {SEEDS - 1}", lambda value: 0 <= value < SEEDS, "seed"),
-    ("be at most 10000", lambda value: value <= 10_000, "behavior.noise_hold"),
 )
 
 

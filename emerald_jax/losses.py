@@ -22,7 +22,7 @@ from emerald_jax.ops.maskgit import random_mask
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import lambda_returns, survival_weights
 from emerald_jax.ops.scalars import two_hot_loss, two_hot_mean
-from emerald_jax.types import AnyArray, Array, Batch, Key, Params, Trajectory
+from emerald_jax.types import AnyArray, Array, Batch, Key, Params, Played, Trajectory
 
 sg = jax.lax.stop_gradient
 
@@ -191,6 +191,47 @@ def evaluate_trajectory(
     cont_t = jnp.concatenate([cont_0[None].astype(jnp.float32), cont])
     weight = survival_weights(cont_t, gamma=config.gamma)[:-1]
     return sg(Returns(target, value[:-1], weight, reward, cont))
+
+
+def played_returns(
+    critic: Params,
+    played: Played,
+    *,
+    actor_critic: ActorCritic,
+    config: BehaviorConfig,
+    count: int,
+) -> tuple[Trajectory, Returns]:
+    """The oldest ``count`` played steps as one rollout of each environment, and their returns.
+
+    Rewards and continuation are the real ones. A return ends with the critic's value where an
+    episode was cut, where a detour begins, and at the newest step. The weight is 0 where a step is
+    not due or its episode had ended, and 1 on average over all.
+
+    Args:
+        critic: the critic's parameters.
+        played: :class:`Played` `[E, W]`, W > ``count``.
+        actor_critic: the networks.
+        config: discount and lambda.
+        count: steps to learn from.
+
+    Returns:
+        :class:`Trajectory` `[count + 1, E]` and :class:`Returns` `[count, E]`.
+    """
+    state, action, reward, first, terminal, due = jax.tree.map(
+        lambda x: jnp.swapaxes(x, 0, 1), tuple(played)
+    )
+    value = two_hot_mean(actor_critic.value_logits(critic, state))
+    # Another episode begins, or (among steps that are newer than the due ones) a detour.
+    over = first[1:] | ~due[:-1]
+    reward = jnp.where(over, value[:-1], reward[1:])
+    cont = jnp.where(over | terminal[1:], 0.0, 1.0)
+    target = lambda_returns(reward, cont, value, gamma=config.gamma, lam=config.lam)
+    weight = (~over)[:count].astype(jnp.float32)
+    weight /= jnp.maximum(weight.mean(), 1 / weight.size)
+    trajectory = Trajectory(jax.tree.map(lambda x: x[: count + 1], state), action[:count])
+    parts = (target, value[:-1], reward, cont)
+    target, value, reward, cont = (x[:count] for x in parts)
+    return trajectory, sg(Returns(target, value, weight, reward, cont))
 
 
 def actor_losses(

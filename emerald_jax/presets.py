@@ -66,7 +66,7 @@ _MINATAR = dataclasses.replace(
     envs=EnvsConfig(image_size=10),
     model=_small_model(grid=5, channels=32, dropout=0.0, center=True),
     loss=dataclasses.replace(_QUICKSTART.loss, image=32.0, free_nats=0.01, mask_free_nats=0.01),
-    behavior=BehaviorConfig(horizon=15, entropy=1e-2, noise_hold=3),
+    behavior=BehaviorConfig(horizon=15, entropy=1e-2, real_weight=1.0, detours=0.01),
     optim=dataclasses.replace(_QUICKSTART.optim, model_lr=2e-3, anneal=True),
     replay=dataclasses.replace(_QUICKSTART.replay, best_of=16),
     log=dataclasses.replace(_QUICKSTART.log, pictures=5000),

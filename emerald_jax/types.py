@@ -79,6 +79,38 @@ class Carry(NamedTuple):
     z: Array
 
 
+class State(NamedTuple):
+    """The model state s_t = (z_t, h_t), input of the actor, the critic and the other heads.
+
+    Attributes:
+        z: `[..., P, G]` int32 class indices.
+        h: `[..., D]` output of the sequence model for z_{1:t-1}, a_{1:t-1}.
+    """
+
+    z: Array
+    h: Array
+
+
+class Played(NamedTuple):
+    """The newest W steps of E training environments, oldest first, for ``behavior.real_weight``.
+
+    Attributes:
+        state: :class:`State` `[E, W]` that the agent was in.
+        action: `[E, W]` int32 or `[E, W, A]` float32, taken in it.
+        reward: `[E, W]` float32, the reward that came with the state.
+        is_first: `[E, W]` bool, an episode's first frame.
+        is_terminal: `[E, W]` bool, termination (never a time limit).
+        due: `[E, W]` bool, the policy's own steps that no update has learned from yet.
+    """
+
+    state: State
+    action: Array
+    reward: Array
+    is_first: Array
+    is_terminal: Array
+    due: Array
+
+
 class Batch(NamedTuple):
     """A training batch from the replay. Without the leading B, one sequence.
 
@@ -93,6 +125,7 @@ class Batch(NamedTuple):
         reset: `[B, L]` bool, forget everything before this frame: True wherever ``is_first`` is,
             and where a sequence starts in the middle of an episode.
         carry: :class:`Carry` `[B]` of each sequence's past, set by the training loop; else None.
+        played: :class:`Played`, set by the training loop if ``behavior.real_weight`` is not 0.
     """
 
     image: Array
@@ -103,18 +136,7 @@ class Batch(NamedTuple):
     is_terminal: Array
     reset: Array
     carry: Carry | None = None
-
-
-class State(NamedTuple):
-    """The model state s_t = (z_t, h_t), input of the actor, the critic and the other heads.
-
-    Attributes:
-        z: `[..., P, G]` int32 class indices.
-        h: `[..., D]` output of the sequence model for z_{1:t-1}, a_{1:t-1}.
-    """
-
-    z: Array
-    h: Array
+    played: Played | None = None
 
 
 class Before(NamedTuple):

@@ -38,8 +38,9 @@ from emerald_jax.presets import get_preset
 from emerald_jax.reports.runs import Table
 from emerald_jax.run.directory import write_json
 from emerald_jax.run.machine import prepare_jax
+from emerald_jax.training.played import due_steps, nothing_played, with_step
 from emerald_jax.training.update import train_step
-from emerald_jax.types import Array, Batch, Carry, Key, key_of
+from emerald_jax.types import Array, Batch, Carry, Key, Played, key_of
 from experiments.evidence import refuse
 from experiments.study.page import write_page
 from experiments.study.plan import change
@@ -47,10 +48,11 @@ from experiments.study.plan import change
 #: Settings that may differ between the agents of one program.
 VARIED = (
     *("optim.model_lr", "optim.actor_lr", "optim.critic_lr", "behavior.gamma", "behavior.lam"),
-    *("behavior.entropy", "behavior.noise_hold", "behavior.slow_rate", "replay.best_of"),
+    *("behavior.entropy", "behavior.real_weight", "behavior.detours", "behavior.slow_rate"),
+    "replay.best_of",
 )
 #: Those of them that are whole numbers.
-_WHOLE = ("behavior.noise_hold", "replay.best_of")
+_WHOLE = ("replay.best_of",)
 #: Episodes of one agent that can be held, and candidates when one is drawn.
 EPISODES, DRAWS = 2**15, 16
 #: Leading episodes that a vector step may forget.
@@ -92,6 +94,8 @@ class Pupil(NamedTuple):
         record: the newest records `[E]`, without ``reset`` and ``carry``.
         replay: the same, `[R, E]`; row r is at ``r % R``.
         episodes: where they lie.
+        played: :class:`Played` `[E, W]`, which the update learns from too.
+        away: `[2, E]` int32, steps left of each environment's detour, and its action.
         slots: `[2, B]` int32, environment and next row of each sequence; row -1: nothing read yet.
         keys: `[3]` base keys of acting, updates and sampling.
     """
@@ -103,6 +107,8 @@ class Pupil(NamedTuple):
     record: Batch
     replay: Batch
     episodes: Episodes
+    played: Played
+    away: Array
     slots: Array
     keys: Key
 
@@ -161,6 +167,8 @@ class Trainer:
             record=record,
             replay=replay,
             episodes=episodes,
+            played=jax.tree.map(jnp.asarray, nothing_played(learner, count)),
+            away=jnp.zeros((2, count), jnp.int32),
             slots=jnp.stack([jnp.zeros(batch, jnp.int32), jnp.full(batch, -1)]),
             keys=jnp.stack(keys),
         )
@@ -201,13 +209,22 @@ class Trainer:
         """Vector step ``number``: act on the newest records, row ``number``, and store the next."""
         record, act_key, sample_key = pupil.record, pupil.keys[0], pupil.keys[2]
         seen = Observation(record.image, record.action, record.is_first)
-        step = jnp.stack([number, values["behavior.noise_hold"]]).astype(jnp.uint32)
         options = {"learner": self.learner(values)}
-        acted = act_numbered(pupil.state.params, pupil.memory, seen, act_key, step, **options)
+        acted = act_numbered(
+            pupil.state.params, pupil.memory, seen, act_key, number.astype(jnp.uint32), **options
+        )
         key, shape = jax.random.fold_in(sample_key, 2 * number), acted.action.shape
         random = jax.random.randint(key, shape, 0, self.env.spec.num_actions)
         early = number < self.prefill
-        action = jnp.where(early, random, acted.action)
+        away = self.detour(pupil.away, values, random, record.is_first, key)
+        own = away[0] == 0
+        action = jnp.where(early, random, jnp.where(own, acted.action, away[1]))
+        away = jnp.where(early, pupil.away, away.at[0].add(jnp.where(own, 0, -1)))
+        step = Played(
+            acted.state, action, record.reward, record.is_first, record.is_terminal, own & ~early
+        )
+        played = with_step(pupil.played, step, jnp.concatenate)
+        pupil = pupil._replace(played=played, away=away)
         memory = jax.tree.map(partial(jnp.where, early), pupil.memory, acted.carry)
         game, outcome = jax.vmap(self.env._step_or_begin_one)(pupil.game, action)
         first = record.is_last
@@ -221,6 +238,18 @@ class Trainer:
             reset=None,
         )
         return self.remember(pupil._replace(game=game, memory=memory), record, number + 1)
+
+    def detour(
+        self, away: Array, values: dict[str, Array], random: Array, first: Array, key: Key
+    ) -> Array:
+        """Detours `[2, E]` of this step, as ``training/detours.py`` draws them."""
+        longest, count = self.config.behavior.horizon, len(first)
+        chance, length = jax.random.split(key)
+        left = jnp.where(first, 0, away[0])
+        rates = values["behavior.detours"] * (2 * jnp.arange(count) + 1) / count
+        begins = (left == 0) & (jax.random.uniform(chance, (count,)) < rates)
+        drawn = jax.random.randint(length, (count,), 1, longest + 1)
+        return jnp.stack([jnp.where(begins, drawn, left), jnp.where(begins, random, away[1])])
 
     def sample(self, pupil: Pupil, values: dict[str, Array], row: Array) -> tuple[Pupil, Batch]:
         """A batch `[B, L]` as ``StreamSampler`` draws it; ``row`` is the newest row."""
@@ -278,10 +307,13 @@ class Trainer:
         pupil, (scores, ends) = jax.lax.scan(step, pupil, jnp.arange(self.every))
         pupil, batch = self.sample(pupil, values, first + self.every)
         keys = jax.random.split(jax.random.fold_in(pupil.keys[1], update), len(batch.action))
+        played, batch = pupil.played, batch._replace(played=pupil.played)
+        due = played.due.at[:, : due_steps(self.config)].set(False)
         state, carry, metrics = train_step(pupil.state, batch, keys, learner=self.learner(values))
         found = {"score": scores.sum(), "episodes": ends.sum().astype(jnp.float32)}
         found |= {name: metrics[name] for name in METRICS}
-        return pupil._replace(state=state, carry=carry), found
+        played = played._replace(due=due)
+        return pupil._replace(state=state, carry=carry, played=played), found
 
 
 def with_values(config: Config, values: dict[str, Array]) -> Config:

@@ -70,13 +70,11 @@ def act(
     *,
     learner: Learner,
     mode: bool = False,
-    noise: Key | None = None,
 ) -> Acted:
     """Choose one action for every environment; ``learner`` and ``mode`` are static.
 
     ``params`` are ``world_model`` and ``actor``. ``mode`` takes the most probable action instead of
-    a sample (the paper samples). ``noise`` are `[E]` keys for the actions, from :func:`held_noise`;
-    None derives them from ``key``.
+    a sample (the paper samples).
     """
     latent_key, action_key = split(jax.random.split(key, observation.action.shape[0]), 2)
     net = learner.model.bind({"params": params["world_model"]})
@@ -84,33 +82,12 @@ def act(
     passed = net.observe(image, led, first, carry, latent_key)
     state = jax.tree.map(lambda x: x[:, 0], passed.state)
     policy = learner.actor_critic.policy(params["actor"], state)
-    action = policy.act(None if mode else action_key if noise is None else noise)
+    action = policy.act(None if mode else action_key)
     return Acted(action, passed.carry, policy.finite(), state)
 
 
-def held_noise(base: Key, number: Array, hold: Array, count: int) -> Key:
-    """`[count]` keys for the actions of one vector step; each is used for ``hold`` steps in a row.
-
-    An action is sampled by comparing the policy's cumulative probabilities with one uniform number
-    per entry. Holding the number keeps each step's action distribution and correlates successive
-    actions: a confident policy is unaffected; a near-uniform one repeats its action for ``hold``
-    steps instead of dithering. (Own choice; related to coloured noise for continuous actions,
-    Eberhard et al., ICLR 2023.) The environments change their keys at different steps. A hold of 1
-    gives the keys that :func:`act` derives from ``base`` with ``number`` folded in; hold x count
-    must fit uint32.
-    """
-    periods = number // hold
-    offset = jnp.arange(count, dtype=jnp.uint32) * hold // count
-    old, new = (jax.random.split(jax.random.fold_in(base, periods + i), count) for i in (0, 1))
-    keys = jnp.where(number % hold + offset >= hold, new, old)
-    return jax.vmap(jax.random.split)(keys)[:, 1]
-
-
 def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
-    """:func:`act` jitted: ``(params, carry, observation, base key, step) -> Acted``, carry donated.
-
-    ``step`` is `[2]` uint32, the vector step's number and the steps that noise is held for.
-    """
+    """:func:`act` jitted: ``(params, carry, observation, base key, number) -> Acted``."""
     return jax.jit(partial(act_numbered, learner=learner, mode=mode), donate_argnums=1)
 
 
@@ -119,30 +96,25 @@ def act_numbered(
     carry: Carry,
     observation: Observation,
     base: Key,
-    step: Array,
+    number: Array,
     *,
     learner: Learner,
     mode: bool = False,
 ) -> Acted:
-    """:func:`act` in E environments, with keys made from the vector step's number.
-
-    ``base`` is the base key of all actions; ``step`` as in :func:`compile_acting`.
-    """
-    number, hold = step
+    """:func:`act` with a key made from a base key and the ``number`` `[]` of a vector step."""
     key = jax.random.fold_in(base, number)
-    noise = held_noise(base, number, hold, observation.action.shape[0])
-    return act(params, carry, observation, key, learner=learner, mode=mode, noise=noise)
+    return act(params, carry, observation, key, learner=learner, mode=mode)
 
 
 def abstract_acting(learner: Learner, spec: EnvSpec, count: int) -> tuple[Any, Observation, Array]:
-    """Shapes of carry, observation and step of ``count`` environments."""
+    """Shapes of carry, observation and vector step's number of ``count`` environments."""
     carry = jax.eval_shape(partial(init_carry, learner, count))
     observation = Observation(
         image=jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.uint8),
         action=jax.ShapeDtypeStruct((count, *spec.actions.shape), spec.actions.dtype),
         is_first=jax.ShapeDtypeStruct((count,), jnp.bool_),
     )
-    return carry, observation, jax.ShapeDtypeStruct((2,), jnp.uint32)
+    return carry, observation, jax.ShapeDtypeStruct((), jnp.uint32)
 
 
 class Player:
@@ -161,7 +133,6 @@ class Player:
         params: dict[str, Params],
         carry: Carry,
         key: Key,
-        hold: int = 1,
         place: Callable[[Any], Any] = jax.device_put,
     ) -> None:
         """Play with ``act`` of :func:`compile_acting`; ``key`` is the base key of all actions.
@@ -170,13 +141,13 @@ class Player:
         """
         self.params, self.carry, self.number = params, carry, 0
         self.state: State | None = None
-        self._act, self._key, self._hold, self._place = act, key, hold, place
+        self._act, self._key, self._place = act, key, place
 
     def __call__(self, record: VectorStep) -> np.ndarray:
         """Actions `[E]` or `[E, A]`; RunError if a policy output is not finite."""
         seen = self._place(Observation(record.image, record.action, record.is_first))
-        step = self._place(np.array([self.number, self._hold], np.uint32))
-        acted = self._act(self.params, self.carry, seen, self._key, step)
+        number = self._place(np.array(self.number, np.uint32))
+        acted = self._act(self.params, self.carry, seen, self._key, number)
         self.carry, self.state = acted.carry, acted.state
         self.number += 1
         action, finite = jax.device_get((acted.action, acted.finite))

@@ -36,6 +36,7 @@ from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.run.machine import compile_program
 from emerald_jax.target import target
+from emerald_jax.training.played import Recent, nothing_played
 from emerald_jax.training.update import batch_parts, rollout, train_step
 from emerald_jax.types import Array, Batch, Key, Params, Starts, Trajectory, key_of
 
@@ -86,6 +87,8 @@ class TrainingAgent:
         update_keys = partial(_update_keys, config=config, devices=self.devices)
         all_keys = jax.eval_shape(partial(_all_keys, config=config, devices=count), base, index)
         batch = abstract_batch(self.learner, self.spec, config.replay.batch, config.replay.length)
+        if config.behavior.real_weight:
+            batch = batch._replace(played=nothing_played(self.learner, config.envs.count))
         zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), batch)
         shards = jax.eval_shape(lambda: split(zeros(), count))
         carry, observation, step = abstract_acting(self.learner, self.spec, self._envs)
@@ -119,7 +122,9 @@ class TrainingAgent:
         if params is not None:
             state = fresh_state(self.learner, params)
         self._place(state, init_carry(self.learner, self._batch))
-        self.player = self._player(self._act_key, config.behavior.noise_hold)
+        self.player = self._player(self._act_key)
+        real = config.behavior.real_weight
+        self._recent = Recent(self.learner, self._envs) if real else None
         # Made here: inside the hot loop even zeros would be an implicit transfer.
         self._picture_carry = init_carry(self.learner, picture_shape(config)[0])
         self.seconds = time.monotonic() - self._began
@@ -159,6 +164,8 @@ class TrainingAgent:
         """Start update ``number`` on a batch of :meth:`put`; returns its metrics on the device."""
         keys = self._programs["update_keys"](self._update_key, put_index(number))
         keys, batch = place_shares(keys, self.devices), batch._replace(carry=self._carry)
+        if self._recent:
+            batch = batch._replace(played=put_batch(self._recent.take(), self.devices))
         self.state, self._carry, metrics = self._programs["train"](self.state, batch, keys)
         return metrics
 
@@ -167,9 +174,14 @@ class TrainingAgent:
         self.player.params, self.player.number = self.params, number
         return self.player(record)
 
+    def remember(self, record: VectorStep, action: np.ndarray, own: np.ndarray) -> None:
+        """After :meth:`act`: these actions were taken, where ``own`` `[E]` the policy's."""
+        if self._recent:
+            self._recent.add(record, jax.device_get(self.player.state), action, own)
+
     def evaluator(self, updates: int) -> Player:
         """A player of other episodes in the same environments, with the current parameters."""
-        return self._player(jax.random.fold_in(self._act_key, 2**31 + updates), hold=1)
+        return self._player(jax.random.fold_in(self._act_key, 2**31 + updates))
 
     def picture(self, batch: Batch, number: int) -> OpenLoop:
         """Open-loop prediction of a few host sequences, as host arrays; see `picture_shape`."""
@@ -183,20 +195,24 @@ class TrainingAgent:
         On several hosts they are host arrays, and carries are those of this host.
         """
         state, acting = self.state, self.player.carry
+        played = {"played": self._recent.played} if self._recent else {}
         if jax.process_count() == 1:
             carry = join(self._carry, len(self.devices))
-            return {"state": state, "carry": carry, "acting": acting}
+            return {"state": state, "carry": carry, "acting": acting, **played}
         carry = jax.tree.map(_own_shares, self._carry)
-        return {"state": jax.device_get(state), "carry": carry, "acting": jax.device_get(acting)}
+        state, acting = jax.device_get((state, acting))
+        return {"state": state, "carry": carry, "acting": acting, **played}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Continue from the arrays of :meth:`tree`."""
         self._place(tree["state"], tree["carry"])
         self.player.carry = jax.device_put(tree["acting"])
+        if self._recent:
+            self._recent.played = tree["played"]
 
-    def _player(self, key: Key, hold: int) -> Player:
+    def _player(self, key: Key) -> Player:
         carry = init_carry(self.learner, self._envs)
-        return Player(self._programs["act"], self.params, carry, key, hold)
+        return Player(self._programs["act"], self.params, carry, key)
 
     def _place(self, state: TrainState, carry: Any) -> None:
         """Send state and carry to the devices."""
@@ -340,8 +356,8 @@ def join(tree: Any, num_devices: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), tree)
 
 
-def put_batch(batch: Batch, devices: list[jax.Device]) -> Batch:
-    """Start copying a host batch to the devices of the next update; returns at once."""
+def put_batch(batch: Any, devices: list[jax.Device]) -> Any:
+    """Start copying host arrays `[B, ...]` to the devices of the next update; returns at once."""
     if len(devices) == 1:
         return jax.device_put(batch, devices[0])
     return place_shares(shares(batch, devices), devices)

@@ -40,6 +40,7 @@ from emerald_jax.run.directory import (
     writing_in,
 )
 from emerald_jax.run.evaluations import EvalReport
+from emerald_jax.training.detours import Detours
 from emerald_jax.training.devices import TrainingAgent, gather
 from emerald_jax.training.evaluate import report_of
 from emerald_jax.training.faults import check_updates
@@ -86,6 +87,8 @@ class Loop:
         batch = r.batch // hosts.count
         self.sampler = make_sampler(r.sampler, replay, batch, r.length, seed, r.best_of)
         self.random = np.random.default_rng(seed)
+        b, count = config.behavior, env.num_envs if env else 0
+        self.detours = Detours(b.detours, b.horizon, agent.spec.actions, count)
         self.env_steps = self.updates = self.vector_steps = 0
         #: Metrics of the newest update until they are logged.
         self.metrics: dict[str, Any] | None = None
@@ -227,7 +230,7 @@ class Loop:
             self._warned.add(kind)
 
     def _actions(self) -> np.ndarray:
-        """One action per environment: random during prefill, the policy's afterwards."""
+        """One action per environment: random during prefill, then the policy's or a detour's."""
         if self.env_steps < self.config.replay.prefill:
             return self.env.spec.actions.sample(self.random, self.env.num_envs)
         try:
@@ -240,6 +243,10 @@ class Loop:
                 f"{self.logdir} is valid: continue with smaller learning rates"
             ) from error
         self.check()
+        own = np.ones(len(action), bool)
+        if self.config.behavior.detours:
+            action, own = self.detours(action, self.record.is_first, self.random)
+        self.agent.remember(self.record, action, own)
         return action
 
     def _update(self) -> None:
@@ -305,7 +312,8 @@ class Loop:
     def _own_state(self) -> dict[str, Any]:
         """What this host draws from."""
         random = self.random.bit_generator.state
-        return {"sampler": self.sampler.state_dict(), "random": random}
+        state = {"sampler": self.sampler.state_dict(), "random": random}
+        return {**state, "detours": self.detours.state_dict()}
 
     def _finish(self) -> None:
         """Log, draw and save the last point."""
@@ -332,6 +340,8 @@ class Loop:
         if len(own) == self.hosts.count:
             self.sampler.load_state_dict(own[self.hosts.index]["sampler"])
             self.random.bit_generator.state = own[self.hosts.index]["random"]
+            if known := own[self.hosts.index].get("detours"):
+                self.detours.load_state_dict(known)
         else:  # the replay has been dealt again: all sequences begin anywhere in it
             seed = [self.hosts.seed(self.config.seed), self.generation]
             self.sampler.rng, self.random = map(np.random.default_rng, (seed, [*seed, 1]))

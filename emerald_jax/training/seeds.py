@@ -57,6 +57,7 @@ from emerald_jax.training.devices import (
     put_index,
     sharding,
 )
+from emerald_jax.training.played import Recent, nothing_played
 from emerald_jax.training.update import train_step
 from emerald_jax.types import Array, Batch, Carry, Key, Params, key_of
 
@@ -143,7 +144,7 @@ class Group:
         self.temporaries, self.memory = memory_needed(self.programs["train"])
         keys = jnp.stack([agent.update_key for agent in self.agents])
         self._update_keys = [self._spread(keys[row.start : row.stop]) for row in self._rows]
-        self._blank["train"] = [(0, agent.put(agent.blank_batch())) for agent in self.agents]
+        self._blank["train"] = [(0, agent.blank_update()) for agent in self.agents]
         self._blank["act"] = [agent.blank_acting() for agent in self.agents]
         self.seconds = time.monotonic() - began
 
@@ -250,6 +251,9 @@ class Group:
         key, state = jax.eval_shape(partial(jax.random.key, 0)), alone.shapes()
         carry = jax.eval_shape(partial(init_carry, learner, replay.batch))
         batch = abstract_batch(learner, spec, replay.batch, replay.length)._replace(carry=None)
+        if learner.config.behavior.real_weight:
+            played = nothing_played(learner, learner.config.envs.count)
+            batch = batch._replace(played=played)
         number, active = (jax.ShapeDtypeStruct((), kind) for kind in ("uint32", "bool"))
         shared = _leading((state, carry, key, number, active), (devices, each))
         memory, image, step = abstract_acting(learner, spec, learner.config.envs.count)
@@ -311,7 +315,9 @@ class SeedAgent:
         if params is not None:
             state = fresh_state(self.learner, params)
         self._group.first[self._index] = state, init_carry(self.learner, config.replay.batch)
-        self.player = self._player(self._act_key, config.behavior.noise_hold)
+        self.player = self._player(self._act_key)
+        real = config.behavior.real_weight
+        self._recent = Recent(self.learner, config.envs.count) if real else None
         # Made here: inside the hot loop even zeros would be an implicit transfer.
         self._picture_carry = init_carry(self.learner, picture_shape(config)[0])
 
@@ -325,6 +331,13 @@ class SeedAgent:
         batch = abstract_batch(self.learner, self.spec, config.batch, config.length)
         return blank(batch._replace(carry=None))
 
+    def blank_update(self) -> Batch:
+        """A batch of zeros on the seed's device, as an update takes it."""
+        batch, config = self.blank_batch(), self.learner.config
+        if config.behavior.real_weight:
+            batch = batch._replace(played=nothing_played(self.learner, config.envs.count))
+        return self.put(batch)
+
     def blank_acting(self) -> tuple[Carry, tuple[Observation, Key, Array]]:
         """Memory, and the other arguments of an acting step, of environments that show nothing."""
         memory, image, step = abstract_acting(
@@ -335,6 +348,8 @@ class SeedAgent:
 
     def update(self, batch: Batch, number: int) -> dict[str, Entry]:
         """Start update ``number`` on a batch of :meth:`put` together with the other seeds'."""
+        if self._recent:
+            batch = batch._replace(played=self.put(self._recent.take()))
         return self._group.ask(self._index, "train", (number, batch))
 
     def act(self, record: VectorStep, number: int) -> np.ndarray:
@@ -342,10 +357,16 @@ class SeedAgent:
         self.player.number = number
         return self.player(record)
 
+    def remember(self, record: VectorStep, action: np.ndarray, own: np.ndarray) -> None:
+        """After :meth:`act`: these actions were taken, where ``own`` `[E]` the policy's."""
+        if self._recent:
+            state = jax.tree.map(lambda x: x[0], jax.device_get(self.player.state))
+            self._recent.add(record, state, action, own)
+
     def evaluator(self, updates: int) -> Player:
         """A player of other episodes in the same environments, with the current parameters."""
         key = jax.random.fold_in(self._act_key, 2**31 + updates)
-        return self._player(key, hold=1, wish="evaluate")
+        return self._player(key, wish="evaluate")
 
     def picture(self, batch: Batch, number: int) -> OpenLoop:
         """Open-loop prediction of a few host sequences, as host arrays; see `picture_shape`."""
@@ -358,12 +379,15 @@ class SeedAgent:
         """Every array of the seed that decides the future, as a run of its own has them."""
         state, carry = jax.device_get(self._mine())
         acting = jax.tree.map(lambda x: x[0], self.player.carry)
-        return {"state": state, "carry": carry, "acting": acting}
+        played = {"played": self._recent.played} if self._recent else {}
+        return {"state": state, "carry": carry, "acting": acting, **played}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Continue from the arrays of :meth:`tree`; only before the first update."""
         self._group.first[self._index] = tree["state"], tree["carry"]
         self.player.carry = self.put(tree["acting"])
+        if self._recent:
+            self._recent.played = tree["played"]
 
     def leave(self) -> None:
         """The seed's loop has ended: the others no longer wait for it."""
@@ -377,7 +401,7 @@ class SeedAgent:
             return self._group.first[self._index]
         return jax.tree.map(lambda x: Entry(x, *place), states)
 
-    def _player(self, key: Key, hold: int, wish: Wish = "act") -> Player:
+    def _player(self, key: Key, wish: Wish = "act") -> Player:
         memory = self.put(init_carry(self.learner, self.learner.config.envs.count))
 
         def act(params: None, memory: Carry, seen: Observation, key: Key, step: Array) -> Acted:
@@ -386,7 +410,7 @@ class SeedAgent:
             action, finite = jax.device_get((acted.action, acted.finite))
             return acted._replace(action=action[0], finite=finite[0])
 
-        return Player(act, {}, memory, self.put(key), hold, place=self.put)
+        return Player(act, {}, memory, self.put(key), place=self.put)
 
 
 def _train_all(

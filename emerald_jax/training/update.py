@@ -27,6 +27,7 @@ from emerald_jax.losses import (
     actor_losses,
     critic_losses,
     evaluate_trajectory,
+    played_returns,
     weighted_sum,
     world_model_losses,
 )
@@ -35,7 +36,8 @@ from emerald_jax.models.world_model import Pass, with_tables
 from emerald_jax.ops.random import split, uniform
 from emerald_jax.ops.returns import moving_average, percentile_range
 from emerald_jax.target import target
-from emerald_jax.types import Array, Batch, Carry, Key, Params, Starts, State, Trajectory
+from emerald_jax.training.played import due_steps
+from emerald_jax.types import Array, Batch, Carry, Key, Params, Played, Starts, State, Trajectory
 
 Metrics = dict[str, Array]
 
@@ -66,6 +68,7 @@ def train_step(
         all devices. An update with a non-finite loss or gradient changes only its counters and
         empties the carry; ``metrics["finite"]`` is then 0.
     """
+    played, batch = batch.played, batch._replace(played=None)
     model_key, dream_key = split(key, 2)
     model_grads, (passed, metrics) = model_gradient(
         state.params["world_model"], batch, model_key, learner
@@ -83,6 +86,11 @@ def train_step(
     agent_grads, agent_metrics = behavior_gradient(
         state.params, state.slow_critic, trajectory, returns, scale, learner, pace
     )
+    if played is not None:
+        weight = learner.config.behavior.real_weight
+        real_grads, real = played_gradient(state, played, scale, learner, pace)
+        agent_grads = jax.tree.map(lambda x, y: x + weight * y, agent_grads, real_grads)
+        agent_metrics |= real
     grads = {"world_model": model_grads, **agent_grads}
     metrics = {**metrics, **agent_metrics, **_dream_metrics(returns)}
     if axis_name is not None:
@@ -224,6 +232,27 @@ def behavior_gradient(
     parts = batch_parts(learner.config, len(returns.weight))
     grads, (_, metrics) = mean_gradient(loss, agent, (trajectory, returns), parts)
     return grads, metrics
+
+
+def played_gradient(
+    state: TrainState,
+    played: Played,
+    scale: Array,
+    learner: Learner,
+    pace: Array | float = 1.0,
+) -> tuple[dict[str, Params], Metrics]:
+    """:func:`behavior_gradient` of the steps ``played`` `[E, W]` that are due."""
+    shared = {"actor_critic": learner.actor_critic, "config": learner.config.behavior}
+    rollouts, returns = played_returns(
+        state.params["critic"], played, **shared, count=due_steps(learner.config)
+    )
+    one_start = partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1)[:, :, None])
+    real = one_start((rollouts, returns))
+    grads, found = behavior_gradient(state.params, state.slow_critic, *real, scale, learner, pace)
+    metrics = {f"real/{name.split('/')[1]}": value for name, value in found.items()}
+    share = (returns.weight > 0).mean()
+    metrics["real/return"] = (returns.weight * returns.target).mean()
+    return grads, {**metrics, "real/due": share}
 
 
 def _behavior_loss(

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emerald_jax.agent import Observation, act, held_noise
+from emerald_jax.agent import Observation, act
 from emerald_jax.agent.state import build_learner, init_carry
-from emerald_jax.ops.distributions import sample_categorical
 from emerald_jax.types import Batch
 from tests.model_cases import NUM_ACTIONS, compiled, make_state, small_config, to_numpy
 
@@ -157,42 +156,3 @@ def test_numbers_that_are_none_are_reported(acting, params):
     assert acting()[1].finite.all()
     actor = jax.tree.map(lambda x: x * np.nan, params["actor"])
     assert not acting(params={**params, "actor": actor})[1].finite.any()
-
-
-def test_noise_is_held_and_changes_apart():
-    keys = jax.vmap(lambda number: held_noise(jax.random.key(7), number, jnp.uint32(4), 3))
-    drawn = jax.random.key_data(keys(jnp.arange(20, dtype=jnp.uint32)))  # [20, 3, 2]
-    changed = np.any(np.asarray(drawn[1:] != drawn[:-1]), axis=-1)
-    # Environment e begins its k-th number at step 4 k - floor(4 e / 3): 4, 3 and 2 are first.
-    assert [np.flatnonzero(column).tolist() for column in changed.T] == [
-        [3, 7, 11, 15],
-        [2, 6, 10, 14, 18],
-        [1, 5, 9, 13, 17],
-    ]
-    assert len({tuple(key) for row in np.asarray(drawn) for key in row.tolist()}) == 5 + 6 + 6
-
-
-def test_noise_of_one_step_is_acting_s_own(learner, params):
-    base, number = jax.random.key(3), jnp.uint32(11)
-    frames = jax.tree.map(lambda x: x[0], make_frames())
-    noise = held_noise(base, number, jnp.uint32(1), ENVS)
-    step = jax.jit(partial(act, learner=learner))
-    carry, key = init_carry(learner, ENVS), jax.random.fold_in(base, number)
-    own, held = step(params, carry, frames, key), step(params, carry, frames, key, noise=noise)
-    assert own.action.tolist() == held.action.tolist()
-    np.testing.assert_array_equal(
-        jax.random.key_data(noise),
-        [jax.random.key_data(jax.random.split(k)[1]) for k in jax.random.split(key, ENVS)],
-    )
-
-
-def test_held_noise_repeats_actions_and_leaves_their_probabilities_alone():
-    hold, probs = 4, jnp.array([0.2, 0.5, 0.3])
-    numbers = jnp.arange(4000 * hold, dtype=jnp.uint32)
-    keys = jax.vmap(lambda n: held_noise(jax.random.key(0), n, jnp.uint32(hold), 1)[0])(numbers)
-    drawn = jax.vmap(lambda key: sample_categorical(key, jnp.log(probs)))(keys)
-    drawn = np.asarray(drawn).reshape(-1, hold)
-    assert (drawn == drawn[:, :1]).all()
-    for place in range(hold):  # three standard deviations of a share of 0.5 in 4000 are 0.024
-        counts = np.bincount(drawn[:, place], minlength=3)
-        np.testing.assert_allclose(counts / 4000, probs, atol=0.024)

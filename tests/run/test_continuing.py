@@ -95,7 +95,7 @@ def test_settings_of_shapes_and_data_must_not_change(tmp_path, setting, value, s
         ("model__remat", not TINY.model.remat),
         ("behavior__gamma", 0.9),
         ("optim__model_lr", 1e-5),
-        ("behavior__noise_hold", 3),
+        ("behavior__detours", 0.1),
         ("replay__best_of", 4),
         ("replay__capacity", 4000),
         ("log__keep", 9),

@@ -75,6 +75,32 @@ def test_every_fourth_sequence_reads_good_episodes(batches):
     assert min(scores[0], scores[4]) > max(scores[1:4] + scores[5:])
 
 
+def test_detours_and_played_steps_are_those_of_a_run(played):
+    trainer, values, pupil = played
+    values, first = values | {"behavior.detours": jnp.float32(0.1)}, trainer.prefill
+
+    @jax.jit
+    def steps(pupil):
+        def one(pupil, i):
+            pupil = trainer.act(pupil, values, first + i)
+            step, record = pupil.played, pupil.record
+            return pupil, (step.due[:, -1], record.action, step.is_first[:, -1])
+
+        return jax.lax.scan(one, pupil, jnp.arange(3000))
+
+    pupil, (own, action, is_first) = jax.device_get(steps(pupil))
+    assert own[is_first].mean() > own[~is_first].mean(), "a detour ends with its episode"
+    share = (~own).mean(0)
+    assert (np.diff(share) > 0).all()
+    assert 0.01 < share[0] < 0.15
+    assert 0.2 < share[3] < 0.7
+    goes_on = ~own[1:] & ~own[:-1] & ~is_first[1:] & (action[1:] >= 0) & (action[:-1] >= 0)
+    assert (action[1:] == action[:-1])[goes_on].mean() > 0.85
+    window = pupil.played
+    np.testing.assert_array_equal(window.due, own[-window.due.shape[1] :].T)
+    np.testing.assert_array_equal(window.is_first, is_first[-window.due.shape[1] :].T)
+
+
 def test_agents_differ_in_their_settings_alone(played):
     trainer, _, _ = played
     configs = [change(trainer.config, changes) for changes in ({}, {"behavior.gamma": 0.5})]

@@ -46,7 +46,7 @@ def settings(logdir: Path, **changes: object) -> Config:
         **{"env": ENV, "logdir": str(logdir), "devices": 1, **changes},
         envs=dataclasses.replace(config.envs, workers="inline"),
         log=dataclasses.replace(config.log, every=2, pictures=3, quiet=True, eval_episodes=2),
-        behavior=dataclasses.replace(config.behavior, noise_hold=3),
+        behavior=dataclasses.replace(config.behavior, detours=0.3, real_weight=0.5),
     )
 
 

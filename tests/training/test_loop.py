@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import pytest
 
-from emerald_jax.agent import Player
 from emerald_jax.agent.state import RunError
 from emerald_jax.config import Config
 from emerald_jax.envs import register, registry
@@ -30,13 +29,14 @@ from emerald_jax.run import replay_files
 from emerald_jax.run.checkpoint import Store
 from emerald_jax.run.directory import CheckpointError
 from emerald_jax.training import devices, loop
+from emerald_jax.training.detours import Detours
 from emerald_jax.training.devices import TrainingAgent
 from emerald_jax.training.evaluate import evaluate_run
 from emerald_jax.training.faults import out_of_memory
 from emerald_jax.training.train import INTERRUPTED, train
 
 STEPS, HALF = 160, 112
-HOLD, BEST_OF = 3, 4
+DETOURS, BEST_OF = 0.3, 4
 
 
 def tiny(logdir, *, quiet=True, eval_episodes=0, **changes) -> Config:
@@ -45,7 +45,7 @@ def tiny(logdir, *, quiet=True, eval_episodes=0, **changes) -> Config:
         config.log, every=5, pictures=10, quiet=quiet, eval_episodes=eval_episodes
     )
     search = {
-        "behavior": dataclasses.replace(config.behavior, noise_hold=HOLD),
+        "behavior": dataclasses.replace(config.behavior, detours=DETOURS, real_weight=0.5),
         "replay": dataclasses.replace(config.replay, best_of=BEST_OF),
     }
     changes = search | changes
@@ -95,9 +95,9 @@ def programs_are_shared():
 def straight(tmp_path_factory):
     logdir, asked = tmp_path_factory.mktemp("runs") / "straight", set()
 
-    def make_player(act, params, carry, key, hold=1):
-        asked.add(("hold", hold))
-        return Player(act, params, carry, key, hold)
+    def make_detours(rate, *arguments):
+        asked.add(("detours", rate))
+        return Detours(rate, *arguments)
 
     def make_sampler(*arguments):
         sampler = samplers.make_sampler(*arguments)
@@ -105,10 +105,10 @@ def straight(tmp_path_factory):
         return sampler
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "Player", make_player)
+        patch.setattr(loop, "Detours", make_detours)
         patch.setattr(loop, "make_sampler", make_sampler)
         result = train(tiny(logdir, steps=STEPS))
-    assert asked == {("hold", HOLD), ("best of", BEST_OF)}, "settings that never arrive"
+    assert asked == {("detours", DETOURS), ("best of", BEST_OF)}, "settings that never arrive"
     return result
 
 
@@ -122,6 +122,7 @@ def test_a_run_leaves_its_artefacts(straight):
     metrics = rows(logdir, "metrics.jsonl")
     assert all(np.isfinite(v) for row in metrics for k, v in row.items() if k.startswith("loss/"))
     assert metrics[-1]["train/skipped"] == 0
+    assert sum(row.get("real/due", 0) for row in metrics) > 0, "no played step was learned from"
     # What warns of a model that is being exploited: promises beside reality, and a collapse.
     told = ("imagined_reward", "value", "return", "return_scale", "policy_entropy")
     assert {*(f"behavior/{name}" for name in told), "play/reward"} <= metrics[-1].keys()

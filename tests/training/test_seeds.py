@@ -41,7 +41,8 @@ STEPS, HALF = 160, 112
 def tiny(logdir: Path, **changes: Any) -> Config:
     config = get_preset("tiny")
     log = dataclasses.replace(config.log, every=5, pictures=10, quiet=True, eval_episodes=4)
-    settings = {"seed": 5, "steps": STEPS, "log": log, **changes}
+    behavior = dataclasses.replace(config.behavior, detours=0.3, real_weight=0.5)
+    settings = {"seed": 5, "steps": STEPS, "log": log, "behavior": behavior, **changes}
     return dataclasses.replace(config, logdir=str(logdir), **settings)
 
 
