@@ -66,7 +66,7 @@ class Update:
         chosen = parallel.local_devices(devices)
         self.learner = learner = ej.build_learner(config, harness.NUM_ACTIONS)
         count = config.replay.batch
-        batch = harness.random_batch(config)._replace(carry=harness.full_carry(learner, count))
+        batch = harness.full_batch(learner)
         self.keys = jax.random.split(jax.random.key(1), count)
         self.batch = parallel.put_batch(batch, chosen)
         self._keys = parallel.place_shares(parallel.split(self.keys, devices), chosen)
@@ -107,7 +107,7 @@ def measure_seeds(config: ej.Config, seeds: int, options: Options) -> Row:
     batch, and their own random numbers.
     """
     learner, count = ej.build_learner(config, harness.NUM_ACTIONS), config.replay.batch
-    batch = harness.random_batch(config)._replace(carry=harness.full_carry(learner, count))
+    batch = harness.full_batch(learner)
     one = harness.random_state(learner), batch
     state, batch = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * seeds), one)
     keys = jax.random.split(jax.random.key(1), (seeds, count))
@@ -136,7 +136,7 @@ def kept_bytes(learner: Learner, params: Params, config: ej.Config) -> int:
         return jax.vjp(lambda p: training.model_loss(p, batch, keys, learner)[0], params)[1]
 
     size = config.replay.batch
-    batch = harness.random_batch(config)._replace(carry=harness.full_carry(learner, size))
+    batch = harness.full_batch(learner)
     kept = jax.eval_shape(backward, params, batch, jax.random.split(jax.random.key(0), size))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 

@@ -23,7 +23,6 @@ from emerald_jax.run.evaluations import EvalReport
 from emerald_jax.run.log import RunLogger
 from emerald_jax.run.pictures import report_strip, side_by_side
 from emerald_jax.training.devices import TrainingAgent, picture_shape
-from emerald_jax.types import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def draw_dreams(
         return None
     inside = np.array([_steps_inside(row) for row in batch.reset])
     best = np.argsort(-inside, kind="stable")[:rows]
-    chosen = Batch(*(x[best] for x in batch[:-1]))
+    chosen = jax.tree.map(lambda x: x[best], batch)
     seen = agent.picture(chosen, number)
     shown = [chosen.image.copy()]
     shown += [np.round(255 * x).astype(np.uint8) for x in (seen.recon, seen.dream)]

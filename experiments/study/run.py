@@ -243,7 +243,8 @@ def draw(world: World, windows: Batch, context: int, path: Path) -> None:
     """
     learner, params, key = world.learner, {"world_model": world.params}, jax.random.key(0)
     count, length = min(_SEQUENCES, len(windows.action)), min(_FRAMES, windows.action.shape[1])
-    part = Batch(*(x[:count, :length] for x in windows[:-1]), init_carry(learner, count))
+    part = jax.tree.map(lambda x: x[:count, :length], windows._replace(carry=None))
+    part = part._replace(carry=init_carry(learner, count))
     dream = jax.jit(partial(open_loop, learner=learner, context=context))
     seen = jax.device_get(dream(params, part, jax.random.split(key, count)))
     recon, dreamt = (np.round(255 * x).astype(np.uint8) for x in (seen.recon, seen.dream))
