@@ -26,6 +26,9 @@ from emerald_jax.types import AnyArray, Array, Batch, Key, Params, Played, Traje
 
 sg = jax.lax.stop_gradient
 
+#: Change of an action's probability beyond which PPO has no gradient (its authors' value).
+CLIP = 0.2
+
 
 def world_model_losses(
     params: Params,
@@ -158,6 +161,7 @@ class Returns(NamedTuple):
         weight: `[H, ...]` survival weights.
         reward: `[H, ...]` imagined rewards r_1 .. r_H.
         cont: `[H, ...]` imagined continuation c_1 .. c_H: 0 or 1, or probabilities.
+        log_prob: `[H, ...]` of the actions when they were taken; None: by the present policy.
     """
 
     target: Array
@@ -165,6 +169,7 @@ class Returns(NamedTuple):
     weight: Array
     reward: Array
     cont: Array
+    log_prob: Array | None = None
 
 
 def evaluate_trajectory(
@@ -217,7 +222,7 @@ def played_returns(
     Returns:
         :class:`Trajectory` `[count + 1, E]` and :class:`Returns` `[count, E]`.
     """
-    state, action, reward, first, terminal, due = jax.tree.map(
+    state, action, log_prob, reward, first, terminal, due = jax.tree.map(
         lambda x: jnp.swapaxes(x, 0, 1), tuple(played)
     )
     value = two_hot_mean(actor_critic.value_logits(critic, state))
@@ -229,9 +234,8 @@ def played_returns(
     weight = (~over)[:count].astype(jnp.float32)
     weight /= jnp.maximum(weight.mean(), 1 / weight.size)
     trajectory = Trajectory(jax.tree.map(lambda x: x[: count + 1], state), action[:count])
-    parts = (target, value[:-1], reward, cont)
-    target, value, reward, cont = (x[:count] for x in parts)
-    return trajectory, sg(Returns(target, value, weight, reward, cont))
+    parts = (target, value[:-1], weight, reward, cont, log_prob)
+    return trajectory, sg(Returns(*(x[:count] for x in parts)))
 
 
 def actor_losses(
@@ -247,6 +251,9 @@ def actor_losses(
     """REINFORCE with a normalised advantage and an entropy bonus, weighted by survival.
 
     -(log pi(a_k | s_k) sg((R_k - v_k) / scale) + eta H[pi]) w_k  (DreamerV3, equation 11).
+
+    Actions of a policy that has moved on since (``returns.log_prob``) have PPO's clipped ratio in
+    place of log pi (arXiv 1707.06347, equation 7).
 
     Args:
         actor: the actor's parameters.
@@ -264,8 +271,14 @@ def actor_losses(
     policy = actor_critic.policy(actor, acted)
     advantage = (returns.target - returns.value) / scale
     spread = policy.entropy()
-    taken = policy.log_prob(trajectory.action)
-    loss = -(taken * sg(advantage) + pace * config.entropy * spread) * returns.weight
+    gain = policy.log_prob(trajectory.action)
+    if returns.log_prob is None:
+        gain = gain * sg(advantage)
+    else:
+        ratio = jnp.exp(gain - returns.log_prob)
+        near = jnp.clip(ratio, 1 - CLIP, 1 + CLIP)
+        gain = jnp.minimum(ratio * sg(advantage), near * sg(advantage))
+    loss = -(gain + pace * config.entropy * spread) * returns.weight
     return loss, {"policy_entropy": sg(spread), "advantage": advantage}
 
 

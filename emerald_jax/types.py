@@ -97,6 +97,7 @@ class Played(NamedTuple):
     Attributes:
         state: :class:`State` `[E, W]` that the agent was in.
         action: `[E, W]` int32 or `[E, W, A]` float32, taken in it.
+        log_prob: `[E, W]` float32, of the action when it was taken.
         reward: `[E, W]` float32, the reward that came with the state.
         is_first: `[E, W]` bool, an episode's first frame.
         is_terminal: `[E, W]` bool, termination (never a time limit).
@@ -105,6 +106,7 @@ class Played(NamedTuple):
 
     state: State
     action: Array
+    log_prob: Array
     reward: Array
     is_first: Array
     is_terminal: Array

@@ -220,9 +220,8 @@ class Trainer:
         own = away[0] == 0
         action = jnp.where(early, random, jnp.where(own, acted.action, away[1]))
         away = jnp.where(early, pupil.away, away.at[0].add(jnp.where(own, 0, -1)))
-        step = Played(
-            acted.state, action, record.reward, record.is_first, record.is_terminal, own & ~early
-        )
+        told = record.reward, record.is_first, record.is_terminal
+        step = Played(acted.state, action, acted.log_prob, *told, own & ~early)
         played = with_step(pupil.played, step, jnp.concatenate)
         pupil = pupil._replace(played=played, away=away)
         memory = jax.tree.map(partial(jnp.where, early), pupil.memory, acted.carry)

@@ -54,12 +54,14 @@ class Acted(NamedTuple):
         carry: :class:`Carry` `[E]` for the next step.
         finite: `[]` bool, False when a policy output was NaN or infinite.
         state: :class:`State` `[E]`, s_t of every environment.
+        log_prob: `[E]` float32, of the action.
     """
 
     action: Array
     carry: Carry
     finite: Array
     state: State
+    log_prob: Array
 
 
 def act(
@@ -83,7 +85,7 @@ def act(
     state = jax.tree.map(lambda x: x[:, 0], passed.state)
     policy = learner.actor_critic.policy(params["actor"], state)
     action = policy.act(None if mode else action_key)
-    return Acted(action, passed.carry, policy.finite(), state)
+    return Acted(action, passed.carry, policy.finite(), state, policy.log_prob(action))
 
 
 def compile_acting(learner: Learner, *, mode: bool = False) -> Callable:
@@ -124,6 +126,7 @@ class Player:
         params: ``world_model`` and ``actor``; may be replaced between steps, as training does.
         carry: :class:`Carry` `[E]`.
         state: :class:`State` `[E]` of the newest frames; None before the first step.
+        log_prob: `[E]` of the newest actions; None before the first step.
         number: vector steps so far; decides the random numbers of the next one.
     """
 
@@ -141,6 +144,7 @@ class Player:
         """
         self.params, self.carry, self.number = params, carry, 0
         self.state: State | None = None
+        self.log_prob: Array | None = None
         self._act, self._key, self._place = act, key, place
 
     def __call__(self, record: VectorStep) -> np.ndarray:
@@ -148,7 +152,7 @@ class Player:
         seen = self._place(Observation(record.image, record.action, record.is_first))
         number = self._place(np.array(self.number, np.uint32))
         acted = self._act(self.params, self.carry, seen, self._key, number)
-        self.carry, self.state = acted.carry, acted.state
+        self.carry, self.state, self.log_prob = acted.carry, acted.state, acted.log_prob
         self.number += 1
         action, finite = jax.device_get((acted.action, acted.finite))
         if not finite:

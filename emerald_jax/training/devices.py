@@ -177,7 +177,7 @@ class TrainingAgent:
     def remember(self, record: VectorStep, action: np.ndarray, own: np.ndarray) -> None:
         """After :meth:`act`: these actions were taken, where ``own`` `[E]` the policy's."""
         if self._recent:
-            self._recent.add(record, jax.device_get(self.player.state), action, own)
+            self._recent.add(record, self.player, action, own)
 
     def evaluator(self, updates: int) -> Player:
         """A player of other episodes in the same environments, with the current parameters."""

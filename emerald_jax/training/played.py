@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from emerald_jax.agent import Player
 from emerald_jax.agent.state import Learner
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
@@ -38,6 +39,7 @@ def nothing_played(learner: Learner, count: int) -> Played:
             np.zeros((*shape, model.width), learner.model.dtype),
         ),
         action=np.zeros((*shape, *actions.shape), actions.dtype),
+        log_prob=np.zeros(shape, np.float32),
         reward=np.zeros(shape, np.float32),
         is_first=no,
         is_terminal=no,
@@ -71,12 +73,16 @@ class Recent:
         """Nothing has been played in ``count`` environments."""
         self.played, self._due = nothing_played(learner, count), due_steps(learner.config)
 
-    def add(self, record: VectorStep, state: State, action: np.ndarray, own: np.ndarray) -> None:
-        """Actions were taken in the states of ``record``; all are `[E]`.
+    def add(self, record: VectorStep, player: Player, action: np.ndarray, own: np.ndarray) -> None:
+        """Actions `[E]` were taken where ``player`` had seen ``record``.
 
-        ``own`` `[E]` bool: the policy's actions, which alone are learned from.
+        ``own`` `[E]` bool: the player's actions, which alone are learned from.
         """
-        step = Played(state, action, record.reward, record.is_first, record.is_terminal, own)
+        state, log_prob = jax.device_get((player.state, player.log_prob))
+        if log_prob.ndim > 1:  # of one of several seeds
+            state, log_prob = jax.tree.map(lambda x: x[0], (state, log_prob))
+        told = record.reward, record.is_first, record.is_terminal
+        step = Played(state, action, log_prob, *told, own)
         self.played = with_step(self.played, step)
 
     def take(self) -> Played:

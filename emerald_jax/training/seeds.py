@@ -360,8 +360,7 @@ class SeedAgent:
     def remember(self, record: VectorStep, action: np.ndarray, own: np.ndarray) -> None:
         """After :meth:`act`: these actions were taken, where ``own`` `[E]` the policy's."""
         if self._recent:
-            state = jax.tree.map(lambda x: x[0], jax.device_get(self.player.state))
-            self._recent.add(record, state, action, own)
+            self._recent.add(record, self.player, action, own)
 
     def evaluator(self, updates: int) -> Player:
         """A player of other episodes in the same environments, with the current parameters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -14,7 +15,7 @@ import pytest
 from emerald_jax.agent.state import apply_gradients, build_learner
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
-from emerald_jax.losses import played_returns
+from emerald_jax.losses import Returns, actor_losses, played_returns
 from emerald_jax.ops.scalars import two_hot_mean
 from emerald_jax.presets import get_preset
 from emerald_jax.run.checkpoint import Store
@@ -22,7 +23,7 @@ from emerald_jax.training import update
 from emerald_jax.training.played import Recent, due_steps, nothing_played
 from emerald_jax.training.train import train, train_seeds
 from emerald_jax.training.update import played_gradient, train_step
-from emerald_jax.types import Played, State
+from emerald_jax.types import Played, State, Trajectory
 from tests.model_cases import (
     NUM_ACTIONS,
     compiled,
@@ -57,12 +58,13 @@ def vector_step(number: int) -> VectorStep:
 def test_every_step_is_learned_from_once_and_after_a_horizon():
     rng, recent = np.random.default_rng(0), Recent(LEARNER, ENVS)
     blank = nothing_played(LEARNER, ENVS).state
-    state = State(blank.z[:, 0], blank.h[:, 0])
+    player = SimpleNamespace(state=State(blank.z[:, 0], blank.h[:, 0]))
     played, learned = 0, []
     for _ in range(50):
         for _ in range(rng.integers(0, DUE + 1)):
+            player.log_prob = np.full(ENVS, -played, np.float32)
             action = np.full(ENVS, played, np.int32)
-            recent.add(vector_step(played), state, action, np.ones(ENVS, bool))
+            recent.add(vector_step(played), player, action, np.ones(ENVS, bool))
             played += 1
         taken = recent.take()
         assert taken.due.shape == (ENVS, WINDOW)
@@ -70,6 +72,7 @@ def test_every_step_is_learned_from_once_and_after_a_horizon():
         due = np.flatnonzero(taken.due[0, :DUE])
         numbers = taken.reward[0].astype(int)
         np.testing.assert_array_equal(taken.action[0], numbers)
+        np.testing.assert_array_equal(taken.log_prob[0], -numbers)
         assert (played - 1 - numbers[due] >= LEARNER.config.behavior.horizon).all()
         learned += numbers[due].tolist()
     assert learned == list(range(len(learned))), "a step is missing, or came twice"
@@ -91,6 +94,7 @@ def make_played(seed: int = 0) -> Played:
             rng.normal(size=blank.state.h.shape).astype(np.float32),
         ),
         rng.integers(0, NUM_ACTIONS, first.shape).astype(np.int32),
+        rng.uniform(-2.5, -1.0, first.shape).astype(np.float32),
         rng.normal(size=first.shape).astype(np.float32),
         first,
         terminal,
@@ -166,15 +170,49 @@ def test_a_policy_learns_what_was_rewarded(gradient):
         policy = LEARNER.actor_critic.policy(actor, seen)
         return jnp.exp(policy.log_prob(jnp.full((ENVS, DUE), 2))).mean()
 
+    @jax.jit
+    def log_prob(actor):
+        states = jax.tree.map(jnp.asarray, played.state)
+        return LEARNER.actor_critic.policy(actor, states).log_prob(jnp.asarray(action))
+
     optimizers = {name: LEARNER.optimizers[name] for name in ("actor", "critic")}
     params = {name: state.params[name] for name in optimizers}
     moments = {name: optimizer.init(params[name]) for name, optimizer in optimizers.items()}
     apply = jax.jit(lambda *x: apply_gradients(optimizers, *x))
     before = chance(params["actor"])
     for _ in range(60):
+        played = played._replace(log_prob=log_prob(params["actor"]))
         grads, _ = gradient(state.replace(params={**state.params, **params}), played)
         params, moments = apply(grads, moments, params)
     assert chance(params["actor"]) > before + 0.1
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_an_action_is_not_pushed_further_than_its_probability_may_change(sign):
+    """PPO's clipping, without an entropy bonus: no gradient where the policy has moved on."""
+    behavior = dataclasses.replace(LEARNER.config.behavior, entropy=0.0)
+    played, actor = jax.tree.map(jnp.asarray, make_played()), make_state(LEARNER).params["actor"]
+    states, action = jax.tree.map(lambda x: x[:, :3], played.state), played.action[:, :2]
+    run = Trajectory(states, action)
+    run = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), run)
+    acted = jax.tree.map(lambda x: x[:-1], run.state)
+    now = LEARNER.actor_critic.policy(actor, acted).log_prob(run.action)
+    one, advantage = jnp.ones(now.shape), jnp.full(now.shape, 2.0 * sign)
+
+    def mean_loss(actor, before):
+        returns = Returns(advantage, 0 * one, one, one, one, before)
+        options = {"actor_critic": LEARNER.actor_critic, "config": behavior}
+        return actor_losses(actor, run, returns, 1.0, **options)[0].mean()
+
+    step = jax.jit(jax.value_and_grad(mean_loss))
+    for moved, ratio, moves in [
+        (sign * 0.1, np.exp(sign * 0.1), True),
+        (sign * 0.5, 1 + sign * 0.2, False),  # far enough: clipped
+        (sign * -0.5, np.exp(sign * -0.5), True),  # back again
+    ]:
+        loss, grads = step(actor, now - moved)
+        np.testing.assert_allclose(loss, -2 * sign * ratio, rtol=1e-4)
+        assert any(np.any(x) for x in jax.tree.leaves(grads)) == moves
 
 
 def test_an_update_adds_them_to_those_of_imagination(gradient):
