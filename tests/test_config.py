@@ -40,6 +40,12 @@ def test_missing_keys_take_their_defaults() -> None:
     assert Config.from_dict({"model": {"width": 64}}) == change(Config(), model__width=64)
 
 
+def test_settings_that_are_gone_do_not_stop_older_runs() -> None:
+    assert Config.from_dict({"behavior": {"noise_hold": 3, "gamma": 0.9}}).behavior.gamma == 0.9
+    with pytest.raises(ConfigError, match="unknown setting noise_hold"):
+        Config.from_dict({"noise_hold": 3})
+
+
 def test_the_paper_is_the_default() -> None:
     config = Config()
     assert config.tokens == 4 * 4 * 32 == 512
