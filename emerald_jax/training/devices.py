@@ -75,6 +75,8 @@ class TrainingAgent:
         if jax.process_index():  # hosts act in different environments
             self._act_key = jax.random.fold_in(self._act_key, 2**30 + jax.process_index())
         self.state: TrainState | None = None
+        real = config.behavior.real_weight
+        self._recent = Recent(self.learner, self._envs) if real else None
         self.seconds, self.temporaries, self.memory = 0.0, 0, 0
         self._began = time.monotonic()
         self._pool, self._compiling = ThreadPoolExecutor(), {}
@@ -123,8 +125,6 @@ class TrainingAgent:
             state = fresh_state(self.learner, params)
         self._place(state, init_carry(self.learner, self._batch))
         self.player = self._player(self._act_key)
-        real = config.behavior.real_weight
-        self._recent = Recent(self.learner, self._envs) if real else None
         # Made here: inside the hot loop even zeros would be an implicit transfer.
         self._picture_carry = init_carry(self.learner, picture_shape(config)[0])
         self.seconds = time.monotonic() - self._began

@@ -289,6 +289,9 @@ class SeedAgent:
         self._device = group.devices[group.seat(index)[1]]
         keys = jax.random.split(key_of(seed), 4)
         self._init_key, self.update_key, self._act_key, self._picture_key = keys
+        config = self.learner.config
+        real = config.behavior.real_weight
+        self._recent = Recent(self.learner, config.envs.count) if real else None
 
     @property
     def memory(self) -> int:
@@ -316,8 +319,6 @@ class SeedAgent:
             state = fresh_state(self.learner, params)
         self._group.first[self._index] = state, init_carry(self.learner, config.replay.batch)
         self.player = self._player(self._act_key)
-        real = config.behavior.real_weight
-        self._recent = Recent(self.learner, config.envs.count) if real else None
         # Made here: inside the hot loop even zeros would be an implicit transfer.
         self._picture_carry = init_carry(self.learner, picture_shape(config)[0])
 
