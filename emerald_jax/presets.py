@@ -54,10 +54,10 @@ _QUICKSTART = Config(
 # channels or a lighter image loss, dreams contain it late. No dropout, since the game is
 # deterministic, and few free nats: 0.1 at each of 25 positions is 2.5 nats per frame, more than the
 # ball's information. Environment steps are cheap compared with updates: train_ratio 2 reads each
-# step twice on average. Without ``detours`` the return stays at about 6: the balls after that need
-# up to nine steps one way within ten, which no policy does by chance. ``real_weight`` gets there
-# sooner. With a replay of a million and constant rates, not examined apart, an agent rose to 12 and
-# fell again (docs/notes/breakout.md).
+# step twice on average. After a return of 6 a ball needs up to nine steps one way within ten, which
+# ``detours`` try. With a replay of a million and constant rates, not examined apart, an agent rose
+# to 12 and fell again. Detours and ``real_weight`` have no complete run yet
+# (docs/notes/breakout.md).
 _MINATAR = dataclasses.replace(
     _QUICKSTART,
     preset="minatar",

@@ -38,7 +38,7 @@ from emerald_jax.imagination import starts_from
 from emerald_jax.presets import get_preset
 from emerald_jax.run.directory import write_json
 from emerald_jax.run.machine import compile_program
-from emerald_jax.training.played import nothing_played
+from emerald_jax.training.played import with_played
 from emerald_jax.training.update import start_positions
 from emerald_jax.types import Batch, Carry, Key, Starts
 
@@ -307,9 +307,7 @@ def full_batch(learner: Learner) -> Batch:
     """What one update reads: :func:`random_batch`, :func:`full_carry`, and steps just played."""
     config = learner.config
     batch = random_batch(config)._replace(carry=full_carry(learner, config.replay.batch))
-    if config.behavior.real_weight:
-        batch = batch._replace(played=nothing_played(learner, config.envs.count))
-    return batch
+    return with_played(batch, learner)
 
 
 def full_carry(learner: Learner, batch: int) -> Carry:

@@ -36,7 +36,7 @@ from emerald_jax.config import Config, ConfigError
 from emerald_jax.envs.base import EnvSpec, VectorStep
 from emerald_jax.run.machine import compile_program
 from emerald_jax.target import target
-from emerald_jax.training.played import Recent, nothing_played
+from emerald_jax.training.played import Recent, with_played
 from emerald_jax.training.update import batch_parts, rollout, train_step
 from emerald_jax.types import Array, Batch, Key, Params, Starts, Trajectory, key_of
 
@@ -89,8 +89,7 @@ class TrainingAgent:
         update_keys = partial(_update_keys, config=config, devices=self.devices)
         all_keys = jax.eval_shape(partial(_all_keys, config=config, devices=count), base, index)
         batch = abstract_batch(self.learner, self.spec, config.replay.batch, config.replay.length)
-        if config.behavior.real_weight:
-            batch = batch._replace(played=nothing_played(self.learner, config.envs.count))
+        batch = with_played(batch, self.learner)
         zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), batch)
         shards = jax.eval_shape(lambda: split(zeros(), count))
         carry, observation, step = abstract_acting(self.learner, self.spec, self._envs)

@@ -17,7 +17,7 @@ from emerald_jax.agent import Player
 from emerald_jax.agent.state import Learner
 from emerald_jax.config import Config
 from emerald_jax.envs.base import VectorStep
-from emerald_jax.types import Played, State
+from emerald_jax.types import Batch, Played, State
 
 
 def due_steps(config: Config) -> int:
@@ -47,19 +47,19 @@ def nothing_played(learner: Learner, count: int) -> Played:
     )
 
 
+def with_played(batch: Batch, learner: Learner) -> Batch:
+    """``batch`` with :func:`nothing_played` if its updates learn from played steps."""
+    if not learner.config.behavior.real_weight:
+        return batch
+    return batch._replace(played=nothing_played(learner, learner.config.envs.count))
+
+
 def with_step(played: Played, step: Played, concatenate: Callable = np.concatenate) -> Played:
     """The window `[E, W]` with a new ``step`` `[E]`, without its oldest one.
 
     ``concatenate`` is that of NumPy, or of JAX within a program.
     """
     return jax.tree.map(lambda x, new: concatenate([x[:, 1:], new[:, None]], 1), played, step)
-
-
-def learned(played: Played, count: int) -> Played:
-    """The window of host arrays after an update: its oldest ``count`` steps are not due again."""
-    due = played.due.copy()
-    due[:, :count] = False
-    return played._replace(due=due)
 
 
 class Recent:
@@ -87,6 +87,7 @@ class Recent:
 
     def take(self) -> Played:
         """The window for an update, which will learn from its steps that are due."""
-        played = self.played
-        self.played = learned(played, self._due)
+        played, due = self.played, self.played.due.copy()
+        due[:, : self._due] = False
+        self.played = played._replace(due=due)
         return played

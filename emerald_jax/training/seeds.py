@@ -57,7 +57,7 @@ from emerald_jax.training.devices import (
     put_index,
     sharding,
 )
-from emerald_jax.training.played import Recent, nothing_played
+from emerald_jax.training.played import Recent, with_played
 from emerald_jax.training.update import train_step
 from emerald_jax.types import Array, Batch, Carry, Key, Params, key_of
 
@@ -144,7 +144,9 @@ class Group:
         self.temporaries, self.memory = memory_needed(self.programs["train"])
         keys = jnp.stack([agent.update_key for agent in self.agents])
         self._update_keys = [self._spread(keys[row.start : row.stop]) for row in self._rows]
-        self._blank["train"] = [(0, agent.blank_update()) for agent in self.agents]
+        self._blank["train"] = [
+            (0, agent.put(with_played(agent.blank_batch(), self.learner))) for agent in self.agents
+        ]
         self._blank["act"] = [agent.blank_acting() for agent in self.agents]
         self.seconds = time.monotonic() - began
 
@@ -251,9 +253,7 @@ class Group:
         key, state = jax.eval_shape(partial(jax.random.key, 0)), alone.shapes()
         carry = jax.eval_shape(partial(init_carry, learner, replay.batch))
         batch = abstract_batch(learner, spec, replay.batch, replay.length)._replace(carry=None)
-        if learner.config.behavior.real_weight:
-            played = nothing_played(learner, learner.config.envs.count)
-            batch = batch._replace(played=played)
+        batch = with_played(batch, learner)
         number, active = (jax.ShapeDtypeStruct((), kind) for kind in ("uint32", "bool"))
         shared = _leading((state, carry, key, number, active), (devices, each))
         memory, image, step = abstract_acting(learner, spec, learner.config.envs.count)
@@ -331,13 +331,6 @@ class SeedAgent:
         config = self.learner.config.replay
         batch = abstract_batch(self.learner, self.spec, config.batch, config.length)
         return blank(batch._replace(carry=None))
-
-    def blank_update(self) -> Batch:
-        """A batch of zeros on the seed's device, as an update takes it."""
-        batch, config = self.blank_batch(), self.learner.config
-        if config.behavior.real_weight:
-            batch = batch._replace(played=nothing_played(self.learner, config.envs.count))
-        return self.put(batch)
 
     def blank_acting(self) -> tuple[Carry, tuple[Observation, Key, Array]]:
         """Memory, and the other arguments of an acting step, of environments that show nothing."""

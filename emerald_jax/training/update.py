@@ -250,9 +250,9 @@ def played_gradient(
     real = one_start((rollouts, returns))
     grads, found = behavior_gradient(state.params, state.slow_critic, *real, scale, learner, pace)
     metrics = {f"real/{name.split('/')[1]}": value for name, value in found.items()}
-    share = (returns.weight > 0).mean()
     metrics["real/return"] = (returns.weight * returns.target).mean()
-    return grads, {**metrics, "real/due": share}
+    metrics["real/due"] = (returns.weight > 0).mean()
+    return grads, metrics
 
 
 def _behavior_loss(

@@ -13,11 +13,13 @@ from emerald_jax.training.detours import Detours
 ENVS, LONGEST, RATE, STEPS = 4, 5, 0.05, 20_000
 
 
-def walk(detours, steps, *, actions=3, first=None):
-    """Actions `[steps, E]` of a policy that always takes -5, and where they are its own."""
+def walk(detours, first):
+    """Actions `[T, E]` of a policy that always takes -5, and where they are its own.
+
+    ``first`` `[T, E]` tells where episodes begin.
+    """
     random, policy = np.random.default_rng(0), np.full(ENVS, -5)
-    first = np.zeros((steps, ENVS), bool) if first is None else first
-    found = [detours(policy, first[i], random) for i in range(steps)]
+    found = [detours(policy, row, random) for row in first]
     return (np.array(x) for x in zip(*found, strict=True))
 
 
@@ -28,7 +30,9 @@ def lengths(own):
 
 
 def test_environments_differ_in_how_often_and_all_detours_are_short():
-    action, own = walk(Detours(RATE, LONGEST, ActionSpace.of(3), ENVS), STEPS)
+    action, own = walk(
+        Detours(RATE, LONGEST, ActionSpace.of(3), ENVS), np.zeros((STEPS, ENVS), bool)
+    )
     assert (action[own] == -5).all()
     assert set(action[~own].tolist()) == {0, 1, 2}
     for env in range(ENVS):
@@ -55,7 +59,7 @@ def test_a_detour_ends_with_its_episode():
     detours.left[:] = 3
     first = np.zeros((2, ENVS), bool)
     first[1, 2] = True
-    _, own = walk(detours, 2, first=first)
+    _, own = walk(detours, first)
     assert not own[0].any()
     assert own[1].tolist() == [False, False, True, False]
 

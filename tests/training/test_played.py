@@ -38,12 +38,9 @@ from tests.model_cases import (
 ENVS, WEIGHT = 4, 0.5
 
 
-def config(weight: float = WEIGHT) -> Config:
-    changed = small_config(behavior={"real_weight": weight})
-    return dataclasses.replace(changed, train_ratio=8.0)  # an update for every third vector step
-
-
-LEARNER = build_learner(config(), NUM_ACTIONS)
+#: An update for every third vector step.
+CONFIG = dataclasses.replace(small_config(behavior={"real_weight": WEIGHT}), train_ratio=8.0)
+LEARNER = build_learner(CONFIG, NUM_ACTIONS)
 DUE = due_steps(LEARNER.config)
 WINDOW = DUE + LEARNER.config.behavior.horizon
 
@@ -258,7 +255,8 @@ def test_two_devices_and_seeds_trained_together_do_the_same(tmp_path):
     alone, together = saved(tmp_path / "one"), saved(tmp_path / "seeds-5")
     np.testing.assert_array_equal(alone["played"]["due"], together["played"]["due"])
     for x, y in zip(*map(jax.tree.leaves, (alone, together)), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-3)  # another program: rounded otherwise
+        # Another program, which rounds otherwise; moments of the optimisers reach 20.
+        np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-3)
     train(tiny(tmp_path / "two", 140, devices=2))
     two = saved(tmp_path / "two")
     for x, y in zip(*(jax.tree.leaves(x["state"]["params"]) for x in (alone, two)), strict=True):
